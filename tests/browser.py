@@ -1,0 +1,127 @@
+"""A headless Chromium for tests, driven over its DevTools protocol. No test in here.
+
+Debian's chromium needs no driver program: it is started with a debugging port, and a websocket carries the commands.
+"""
+
+import asyncio
+import base64
+import contextlib
+import itertools
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--remote-debugging-port=0",
+]
+READY = """
+for (let i = 0; i < 600 && !(window.app?.graph && window.app.extensionManager?.spinner === false); i++)
+  await new Promise(done => setTimeout(done, 100));
+return Boolean(window.app?.graph)
+"""
+
+
+def chromium():
+    """The path of the browser, or None."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+class PageError(RuntimeError):
+    """JavaScript threw an exception in the page."""
+
+
+class Page:
+    """One page of the browser: `await page.run(js)` evaluates the body of an async function and returns its value."""
+
+    def __init__(self, socket):
+        self.socket, self.ids, self.waiting, self.errors = socket, itertools.count(1), {}, []
+        self.reader = asyncio.create_task(self.read())
+
+    async def read(self):
+        async for message in self.socket:
+            data = json.loads(message.data)
+            if data.get("id") in self.waiting:
+                self.waiting.pop(data["id"]).set_result(data)
+            elif data.get("method") == "Runtime.exceptionThrown":
+                self.errors.append(data["params"]["exceptionDetails"])
+
+    async def command(self, method, **parameters):
+        number = next(self.ids)
+        self.waiting[number] = future = asyncio.get_running_loop().create_future()
+        await self.socket.send_str(json.dumps({"id": number, "method": method, "params": parameters}))
+        answer = await asyncio.wait_for(future, 120)
+        if "error" in answer:
+            raise PageError(f"{method}: {answer['error']}")
+        return answer["result"]
+
+    async def run(self, body):
+        expression = "(async () => {" + body + "})()"
+        answer = await self.command("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in answer:
+            details = answer["exceptionDetails"]
+            raise PageError(details.get("exception", {}).get("description", details["text"]))
+        return answer["result"].get("value")
+
+    async def screenshot(self, path):
+        kind = "jpeg" if Path(path).suffix == ".jpg" else "png"
+        answer = await self.command("Page.captureScreenshot", format=kind)
+        Path(path).write_bytes(base64.b64decode(answer["data"]))
+
+
+@contextlib.asynccontextmanager
+async def open_editor(url, profile, size=(1600, 900)):
+    """The editor of the ComfyUI at `url`, loaded and ready; `profile` is a fresh folder for the browser."""
+    import aiohttp
+
+    window = "--window-size={},{}".format(*size)
+    command = [chromium(), *FLAGS, window, f"--user-data-dir={profile}", "about:blank"]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        port = await debugging_port(Path(profile), process)
+        async with aiohttp.ClientSession() as session:
+            async with session.get(f"http://127.0.0.1:{port}/json") as answer:
+                target = next(t for t in await answer.json(content_type=None) if t["type"] == "page")
+            async with session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+                page = Page(socket)
+                await page.command("Runtime.enable")
+                await page.command("Page.enable")
+                await page.command("Page.navigate", url=url)
+                await wait_for_editor(page)
+                yield page
+                page.reader.cancel()
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def debugging_port(profile, process):
+    """The port the browser chose, which it writes into its profile."""
+    file = profile / "DevToolsActivePort"
+    for _ in range(300):
+        if process.poll() is not None:
+            raise PageError(f"{chromium()} ended with status {process.returncode}.")
+        with contextlib.suppress(OSError, IndexError):
+            return int(file.read_text().split()[0])
+        await asyncio.sleep(0.1)
+    raise PageError("The browser opened no debugging port.")
+
+
+async def wait_for_editor(page):
+    for _ in range(20):
+        # While the page is still being replaced an evaluation may fail; then the next one finds the new page.
+        with contextlib.suppress(PageError):
+            if await page.run(READY):
+                return
+        await asyncio.sleep(0.5)
+    raise PageError("The editor did not load.")

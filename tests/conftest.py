@@ -1,0 +1,100 @@
+"""What the tests share: the pack under the name `personalize`, ComfyUI in this process, and a real server.
+
+The repository root is loaded as a package by its path, as ComfyUI does it, and never stands on sys.path: its folder
+`nodes/` would hide ComfyUI's own nodes.py. ComfyUI's folder does stand there, for tests marked `comfy`.
+"""
+
+import importlib.util
+import logging
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+COMFYUI = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".dev" / "ComfyUI").resolve()
+LIBRARIES = ("diffusers", "transformers", "peft")
+
+
+def load_pack():
+    """`import personalize` from now on means this repository."""
+    if not (ROOT / "__init__.py").exists():  # TEMPORARY
+        import types
+
+        sys.modules["personalize"] = m = types.ModuleType("personalize")
+        m.__path__ = [str(ROOT)]
+        return
+    spec = importlib.util.spec_from_file_location(
+        "personalize", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    sys.modules["personalize"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+def use_comfyui():
+    """Puts ComfyUI on sys.path, on the CPU where there is no accelerator, with its folders below .dev/."""
+    sys.path.insert(0, str(COMFYUI))
+    from comfy.cli_args import args
+
+    # Both are read once, when other modules of ComfyUI are imported, so they are set before any of them is.
+    args.cpu = not has_accelerator()
+    base = ROOT / ".dev" / "tests"
+    base.mkdir(parents=True, exist_ok=True)
+    args.base_directory = str(base)
+
+
+def has_accelerator():
+    import torch
+
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+class DeprecationsRaise(logging.Handler):
+    """The libraries announce some deprecations in their log only; those fail a test, too."""
+
+    def emit(self, record):
+        if "deprecated" in record.getMessage():
+            raise DeprecationWarning(record.getMessage())
+
+
+def pytest_configure(config):
+    # `python -m pytest` puts the working directory first.
+    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
+    load_pack()
+    if (COMFYUI / "main.py").exists():
+        use_comfyui()
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_count() or 1)))
+    for name in LIBRARIES:
+        logging.getLogger(name).addHandler(DeprecationsRaise())
+
+
+def pytest_collection_modifyitems(items):
+    reasons = {"gpu": None if has_accelerator() else "no accelerator", "comfy": None, "browser": None}
+    if not (COMFYUI / "main.py").exists():
+        reasons["comfy"] = f"no ComfyUI in {COMFYUI}"
+    from personalize.tests import browser
+
+    if browser.chromium() is None:
+        reasons["browser"] = "no chromium (Debian: apt-get install chromium)"
+    for item in items:
+        for marker, reason in reasons.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """One real ComfyUI for the whole session, with this pack, demo/host_node and the tiny checkpoint: a Host."""
+    from personalize.tests import host
+
+    with host.start(COMFYUI, tmp_path_factory.mktemp("comfyui"), cpu=not has_accelerator()) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def object_info(server):
+    """/object_info of the server: every node it knows and that node's inputs."""
+    return server.client.object_info()

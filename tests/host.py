@@ -1,0 +1,53 @@
+"""A real ComfyUI for tests: the process, its base directory and the client that talks to it. No test in here."""
+
+import contextlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..demo import client as api
+
+ROOT = Path(__file__).resolve().parent.parent
+CHECKPOINT = "personalize-tiny.safetensors"
+
+
+@dataclass(frozen=True)
+class Host:
+    """A running server: what `server` is in a test."""
+
+    client: api.Client
+    base: Path
+    checkpoint: str = CHECKPOINT
+
+    @property
+    def url(self):
+        return self.client.url
+
+    @property
+    def log(self):
+        return (self.base / "server.log").read_text(encoding="utf-8", errors="replace")
+
+    def run(self, prompt, timeout=300):
+        """Queues an API prompt and returns its history; a failing node raises HostError with its message."""
+        return self.client.run(prompt, timeout)
+
+    def images(self, history):
+        """The pictures of a history as PIL images: {node id: [image, ...]}."""
+        from io import BytesIO
+
+        from PIL import Image
+
+        files = self.client.images(history)
+        return {node: [Image.open(BytesIO(data)) for data in pictures] for node, pictures in files.items()}
+
+
+@contextlib.contextmanager
+def start(comfyui, base, *, cpu, arguments=()):
+    """Starts ComfyUI on a free port with this pack and demo/host_node, and stops it at the end."""
+    from ..demo import build
+
+    api.make_base_directory(base, {"personalize": ROOT, "personalize_demo_host": ROOT / "demo" / "host_node"})
+    build.build_checkpoint(base / "models" / "checkpoints" / CHECKPOINT)
+    server = api.Server(comfyui, sys.executable, base, cpu=cpu, arguments=arguments)
+    with server as client:
+        yield Host(client, base)
