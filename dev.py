@@ -50,7 +50,7 @@ FAST = "not slow and not gpu and not browser"
 
 
 def main():
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 - pyproject.toml says the same, but nothing has read it yet
         stop(f"Python 3.10 or newer is needed; this one is {sys.version.split()[0]}.")
     # The default action of SIGTERM would leave the server running behind us.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

@@ -48,8 +48,10 @@ def link_folder(link, target):
 
 def make_base_directory(base, custom_nodes):
     """The folders of `--base-directory`, with links to the custom nodes: {name: folder}."""
-    for folder in ("models/checkpoints", "models/loras", "models/embeddings", "input", "output", "temp", "user"):
+    for folder in ("models/checkpoints", "models/loras", "models/embeddings", "input", "output", "temp", "user/default"):
         (Path(base) / folder).mkdir(parents=True, exist_ok=True)
+    # Otherwise the editor greets a new user with a dialog of templates.
+    (Path(base) / "user" / "default" / "comfy.settings.json").write_text('{"Comfy.TutorialCompleted": true}')
     for name, folder in custom_nodes.items():
         link_folder(Path(base) / "custom_nodes" / name, folder)
 
@@ -346,7 +348,7 @@ def read_widgets(specs, values, inputs, prefix=""):
             chosen = next((option["inputs"] for option in options["options"] if option["key"] == value), {})
             for section in ("required", "optional"):
                 read_widgets(chosen.get(section) or {}, values, inputs, f"{prefix}{name}.")
-        for _ in range(hidden_slots(name, kind, options)):
+        for _ in range(hidden_slots(prefix + name, kind, options)):
             next(values, None)
     # The editor puts the upload button of a file input after the other widgets; its value stands in the file, too.
     if any(UPLOADS & set(spec[1] if len(spec) > 1 else {}) for spec in specs.values()):

@@ -1,13 +1,10 @@
 """Does the client turn a saved workflow into the prompt that the editor would queue, and are failures readable?"""
 
-import asyncio
 import json
-from pathlib import Path
 
 import pytest
 
 from personalize.demo import client
-from personalize.tests import browser
 
 DEFINITIONS = {
     "Loader": {"input": {"required": {"ckpt_name": [["a.safetensors"]]}}, "display_name": "Load Checkpoint"},
