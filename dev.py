@@ -203,9 +203,13 @@ def missing_modules(python, modules):
 
 
 def ask(python, script):
-    """What a one-line script prints in another Python, or None where it fails."""
-    result = subprocess.run([str(python), "-c", script], capture_output=True, text=True, cwd=STATE)
-    return result.stdout.strip() if result.returncode == 0 else None
+    """The last line that a one-line script prints in another Python, or None where it fails."""
+    try:
+        # Not in the repository: its folder nodes/ would come before other modules of that name.
+        result = subprocess.run([str(python), "-c", script], capture_output=True, text=True, cwd=STATE)
+    except OSError:
+        return None
+    return (result.stdout.strip().splitlines() or [""])[-1] if result.returncode == 0 else None
 
 
 def digest(*parts):

@@ -48,7 +48,8 @@ def link_folder(link, target):
 
 def make_base_directory(base, custom_nodes):
     """The folders of `--base-directory`, with links to the custom nodes: {name: folder}."""
-    for folder in ("models/checkpoints", "models/loras", "models/embeddings", "input", "output", "temp", "user/default"):
+    models = [f"models/{kind}" for kind in ("checkpoints", "loras", "embeddings")]
+    for folder in (*models, "input", "output", "temp", "user/default"):
         (Path(base) / folder).mkdir(parents=True, exist_ok=True)
     # Otherwise the editor greets a new user with a dialog of templates.
     (Path(base) / "user" / "default" / "comfy.settings.json").write_text('{"Comfy.TutorialCompleted": true}')

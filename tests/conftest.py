@@ -19,12 +19,6 @@ LIBRARIES = ("diffusers", "transformers", "peft")
 
 def load_pack():
     """`import personalize` from now on means this repository."""
-    if not (ROOT / "__init__.py").exists():  # TEMPORARY
-        import types
-
-        sys.modules["personalize"] = m = types.ModuleType("personalize")
-        m.__path__ = [str(ROOT)]
-        return
     spec = importlib.util.spec_from_file_location(
         "personalize", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
     )
@@ -98,3 +92,9 @@ def server(tmp_path_factory):
 def object_info(server):
     """/object_info of the server: every node it knows and that node's inputs."""
     return server.client.object_info()
+
+
+@pytest.fixture(scope="session")
+def comfyui():
+    """The folder of the ComfyUI in use."""
+    return COMFYUI
