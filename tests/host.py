@@ -47,7 +47,8 @@ def start(comfyui, base, *, cpu, arguments=()):
     from ..demo import build
 
     api.make_base_directory(base, {"personalize": ROOT, "personalize_demo_host": ROOT / "demo" / "host_node"})
-    build.build_checkpoint(base / "models" / "checkpoints" / CHECKPOINT)
+    if (build.WEIGHTS / "text.safetensors").exists():
+        build.build_checkpoint(base / "models" / "checkpoints" / CHECKPOINT)
     server = api.Server(comfyui, sys.executable, base, cpu=cpu, arguments=arguments)
     with server as client:
         yield Host(client, base)

@@ -1,0 +1,76 @@
+"""The real editor in a real Chromium: does it open our workflows, and does our converter say what the editor says?"""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from personalize.demo import client
+from personalize.tests import browser
+
+pytestmark = [pytest.mark.slow, pytest.mark.comfy, pytest.mark.browser]
+WORKFLOWS = sorted((Path(__file__).resolve().parent.parent / "workflows").glob("*.json"))
+
+LOAD = """
+const workflow = %s;
+await app.loadGraphData(workflow);
+const missing = app.graph.nodes.filter(node => node.has_errors || !(node.type in LiteGraph.registered_node_types));
+return {prompt: (await app.graphToPrompt()).output, missing: missing.map(node => node.type)}
+"""
+
+
+def in_editor(server, tmp_path, body):
+    """Runs the body of an async JavaScript function in a fresh editor and returns its value."""
+
+    async def go():
+        async with browser.open_editor(server.url, tmp_path / "profile") as page:
+            return await page.run(body)
+
+    return asyncio.run(go())
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_opens_and_converts_as_the_editor_does(server, object_info, tmp_path, path):
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    seen = in_editor(server, tmp_path, LOAD % json.dumps(workflow))
+    assert seen["missing"] == []
+    assert client.to_api(workflow, object_info) == seen["prompt"]
+
+
+def test_core_nodes_convert_as_the_editor_does(server, object_info, tmp_path):
+    """A workflow that the editor itself saves: a seed, a list of choices, dynamic inputs, a bypassed node, a note."""
+    build = """
+    const add = (type, values) => {
+      const node = LiteGraph.createNode(type);
+      app.graph.add(node);
+      for (const [name, value] of Object.entries(values ?? {})) node.widgets.find(w => w.name === name).value = value;
+      return node;
+    };
+    app.graph.clear();
+    const load = add('CheckpointLoaderSimple'), save = add('SaveImage'), note = add('Note');
+    const text = add('CLIPTextEncode', {text: 'a, "b"'}), shift = add('CLIPSetLastLayer');
+    const number = add('PrimitiveInt', {value: 64}), size = add('EmptyLatentImage', {height: 96});
+    const sampler = add('KSampler', {seed: 5, steps: 7, cfg: 2.5, sampler_name: 'ddim'}), decode = add('VAEDecode');
+    const join = add('BatchImagesNode'), match = add('ColorTransfer', {source_stats: 'target_frame'});
+    load.connect(0, sampler, 0);
+    load.connect(1, shift, 0);
+    shift.connect(0, text, 0);
+    shift.mode = 4;
+    text.connect(0, sampler, 1);
+    text.connect(0, sampler, 2);
+    number.connect(0, size, size.inputs.findIndex(i => i.name === 'width'));
+    size.connect(0, sampler, 3);
+    sampler.connect(0, decode, 0);
+    load.connect(2, decode, 1);
+    decode.connect(0, join, 0);
+    decode.connect(0, join, 1);
+    join.connect(0, match, 0);
+    decode.connect(0, match, 1);
+    match.connect(0, save, 0);
+    const saved = await app.graphToPrompt();
+    return {workflow: saved.workflow, prompt: saved.output}
+    """
+    seen = in_editor(server, tmp_path, build)
+    assert len(seen["prompt"]) == 9, "the graph was not built as meant"
+    assert client.to_api(seen["workflow"], object_info) == seen["prompt"]
