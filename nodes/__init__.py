@@ -1,0 +1,17 @@
+"""The nodes, as ComfyUI lists them. The only package that imports the host."""
+
+from comfy_api.latest import ComfyExtension, io
+from typing_extensions import override
+
+from .concept import LoadReferences
+from .recipes import TextBoostRecipe
+from .results import Save
+from .train import Train
+
+
+class Personalize(ComfyExtension):
+    """The pack."""
+
+    @override
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [LoadReferences, TextBoostRecipe, Train, Save]

@@ -1,0 +1,88 @@
+"""Reference pictures from sockets and folders, checked before anything expensive starts."""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+def connected(images: dict[str, list[Tensor]] | None) -> list[Tensor]:
+    """Every picture of every connected IMAGE, `[3, h, w]`, in the order of the sockets."""
+    batches = [batch for value in (images or {}).values() for batch in (value if isinstance(value, list) else [value])]
+    # Copies: what comes down the graph was made in inference mode, and others may use it too.
+    return [picture[..., :3].movedim(-1, 0).float().cpu().clone() for batch in batches for picture in batch]
+
+
+def pictures_in(root: str, folder: str) -> list[Tensor]:
+    """The pictures of a folder inside `root`, by name, turned upright as their camera noted.
+
+    Raises:
+        ValueError: the folder leaves `root`, does not exist, holds no pictures, or a file in it cannot be read.
+    """
+    root = os.path.realpath(root)
+    path = os.path.realpath(os.path.join(root, folder)) if "\0" not in folder else ""
+    if not path or os.path.commonpath([root, path]) != root:
+        raise ValueError(f"The folder {folder!r} is not inside ComfyUI's input folder: write its name below input/.")
+    if not os.path.isdir(path):
+        raise ValueError(f"There is no folder {folder!r} in ComfyUI's input folder.")
+    files = sorted(f for f in Path(path).iterdir() if f.suffix.lower() in EXTENSIONS)
+    if not files:
+        raise ValueError(f"The folder {folder!r} holds no pictures (png, jpg, webp, bmp or tiff).")
+    return [_read(file) for file in files]
+
+
+def _read(file: Path) -> Tensor:
+    try:
+        with Image.open(file) as image:
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file.name} cannot be read as a picture: {error}") from error
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+
+
+def chosen(pictures: list[Tensor], masks: list[Tensor], first: int, choose: str) -> tuple[list[Tensor], list[Tensor]]:
+    """The pictures to learn from, with their masks as `[1, h, w]`.
+
+    Raises:
+        ValueError: no pictures, masks that do not fit them, or a choice that does not exist.
+    """
+    if not pictures:
+        raise ValueError("There is no picture to learn from: connect an image, or name a folder in the input folder.")
+    if masks and len(masks) != len(pictures):
+        raise ValueError(f"There are {len(pictures)} pictures but {len(masks)} masks: connect one mask per picture.")
+    index = _indices(choose, len(pictures)) if choose.strip() else range(len(pictures))[: first or None]
+    masks = [_fitting(masks[i], pictures[i]) for i in index] if masks else []
+    return [pictures[i] for i in index], masks
+
+
+def _indices(choose: str, count: int) -> list[int]:
+    """'1, 3-5' to [0, 2, 3, 4]."""
+    index = []
+    for part in choose.split(","):
+        match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
+        if not match:
+            raise ValueError(f"Cannot read {choose!r} as a choice of pictures: write numbers such as '1, 3-5'.")
+        low, high = int(match[1]), int(match[2] or match[1])
+        if not 1 <= low <= high <= count:
+            raise ValueError(f"Picture {part.strip()} does not exist: there are {count}, counted from 1.")
+        index += range(low - 1, high)
+    return index
+
+
+def _fitting(mask: Tensor, picture: Tensor) -> Tensor:
+    if mask.shape[-2:] != picture.shape[-2:]:
+        height, width = picture.shape[-2:]
+        raise ValueError(
+            f"A mask is {mask.shape[-1]} x {mask.shape[-2]} pixels but its picture {width} x {height}: "
+            "use a mask of the same size."
+        )
+    mask = mask.float().cpu().clone().clamp(0, 1)[None]
+    if not mask.any():
+        raise ValueError("A mask is empty: paint over the subject, or leave the mask unconnected.")
+    return mask

@@ -1,0 +1,38 @@
+"""One node per method, generated from its recipe: presets, each with its own fields."""
+
+from comfy_api.latest import io
+
+from ..trainers.recipes import textboost
+from .schema import widgets
+from .sockets import CATEGORY, RecipeSocket
+
+
+class TextBoostRecipe(io.ComfyNode):
+    """Settings of TextBoost."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizeTextBoost",
+            display_name="TextBoost",
+            category=CATEGORY,
+            description="Learns a subject from one picture by adapting the text encoder; the U-Net stays untouched.",
+            search_aliases=["textboost", "train", "personalize", "lora", "dreambooth"],
+            inputs=[
+                io.DynamicCombo.Input(
+                    "preset",
+                    options=[io.DynamicCombo.Option(name, widgets(r)) for name, r in textboost.PRESETS.items()],
+                    tooltip="benchmark: the settings of the paper's comparison. readme: the authors' example command.",
+                )
+            ],
+            outputs=[RecipeSocket.Output(display_name="recipe")],
+        )
+
+    @classmethod
+    def execute(cls, preset: dict | None = None) -> io.NodeOutput:
+        values = dict(preset or {})
+        name = values.pop("preset", None)
+        if name not in textboost.PRESETS:
+            known = ", ".join(textboost.PRESETS)
+            raise ValueError(f"TextBoost has no preset {name!r}: choose one of {known}.")
+        return io.NodeOutput(textboost.TextBoost(**values))

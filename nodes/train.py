@@ -1,0 +1,108 @@
+"""Train: MODEL, CLIP, VAE, CONCEPT and RECIPE in; the same MODEL and CLIP with the new word out."""
+
+import comfy.utils
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+from PIL import Image
+
+from ..trainers import run as runs
+from . import host
+from .apply import apply
+from .sockets import CATEGORY, ConceptSocket, RecipeSocket, ResultSocket
+
+PREVIEW_PROMPTS = "a photo of {}\na painting of {}"
+
+
+class Train(io.ComfyNode):
+    """One training; its folder below output/personalize/runs keeps everything it made."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizeTrain",
+            display_name="Train",
+            category=CATEGORY,
+            description="Learns the concept and returns a model and a text encoder that know it.",
+            search_aliases=["train", "fine-tune", "personalize", "dreambooth", "textboost"],
+            inputs=[
+                io.Model.Input("model"),
+                io.Clip.Input("clip"),
+                io.Vae.Input("vae"),
+                ConceptSocket.Input("concept"),
+                RecipeSocket.Input("recipe"),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=2**63 - 1, control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip="Another seed is another training: leave it fixed unless you want one.",
+                ),
+                io.String.Input(
+                    "preview_prompts", default=PREVIEW_PROMPTS, multiline=True,
+                    tooltip="One prompt per line, drawn while training; {} is your subject.",
+                ),
+                io.Int.Input("preview_every", default=50, min=0, max=100_000, tooltip="In steps; 0 = no previews."),
+                io.Int.Input("previews_per_prompt", default=1, min=1, max=16, advanced=True),
+                io.Int.Input("preview_steps", default=20, min=1, max=200, advanced=True, tooltip="Sampler steps."),
+                io.Float.Input("preview_cfg", default=7.5, min=1.0, max=30.0, step=0.5, advanced=True),
+                io.Combo.Input(
+                    "precision", options=["auto", "bfloat16", "float16", "float32"], advanced=True,
+                    tooltip="auto: bfloat16 where the card has it, else float16 on a card, else float32.",
+                ),
+                io.Int.Input(
+                    "micro_batch_size", default=0, min=0, max=512, advanced=True,
+                    tooltip="Pictures at once; fewer need less memory and give the same result. 0 = the whole batch.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model"),
+                io.Clip.Output(display_name="clip"),
+                ResultSocket.Output(display_name="result"),
+                io.Image.Output(display_name="previews"),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model, clip, vae, concept, recipe, seed, preview_prompts, preview_every, previews_per_prompt,
+        preview_steps, preview_cfg, precision, micro_batch_size,
+    ) -> io.NodeOutput:  # fmt: skip
+        preview = runs.Preview(
+            prompts=tuple(line.strip() for line in preview_prompts.splitlines() if line.strip()),
+            every=preview_every,
+            images_per_prompt=previews_per_prompt,
+            steps=preview_steps,
+            guidance=preview_cfg,
+        )
+        settings = {"concept": concept, "recipe": recipe, "seed": seed, "micro_batch_size": micro_batch_size}
+        with host.training_session() as device:
+            dtype = host.training_dtype(precision, device)
+            result = train(model, clip, vae, runs.Run(**settings, dtype=dtype), preview, device)
+        trained_model, trained_clip = apply(model, clip, result)
+        pictures = previews(result)
+        return io.NodeOutput(trained_model, trained_clip, result, pictures, ui=ui.PreviewImage(pictures[-1:], cls=cls))
+
+
+def train(model, clip, vae, run: runs.Run, preview: runs.Preview, device: torch.device) -> runs.RunResult:
+    """Reuse the finished run with these inputs, or train it."""
+    models = host.read_models(model, clip, vae, run.dtype)
+    folder = host.runs_folder() / run.digest(models)
+    finished = runs.load(folder)
+    if finished:
+        return finished
+    progress = comfy.utils.ProgressBar(run.recipe.steps)
+
+    def on_step(report) -> None:
+        progress.update_absolute(report.step, report.steps)
+        host.check_interrupted()
+
+    def on_preview(step: int, picture: Image.Image) -> None:
+        progress.update_absolute(step, None, ("JPEG", picture, 768))
+        host.check_interrupted()
+
+    return runs.train(run, models, folder, device=device, preview=preview, on_step=on_step, on_preview=on_preview)
+
+
+def previews(result: runs.RunResult) -> torch.Tensor:
+    """The previews of a run as one IMAGE, in the order of their steps; the reference where there are none."""
+    files = sorted((result.folder / "previews").glob("step_*.png")) or [result.folder / "images" / "00.png"]
+    pictures = [torch.from_numpy(np.asarray(Image.open(file).convert("RGB"))).float() / 255 for file in files]
+    return torch.stack([picture for picture in pictures if picture.shape == pictures[-1].shape])

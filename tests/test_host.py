@@ -1,0 +1,265 @@
+"""Between the host and the trainers: are the weights we read, and the CLIP we return, exactly the host's?
+
+Against ComfyUI's own forward passes, on random SD 1.x models in small widths.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.comfy
+
+PROMPTS = ["", "a photo of a dog", "A (very:1) RED dog's house, 2 cats & naïve café!! " * 3, "don't stop   believing"]
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    """MODEL, CLIP, VAE of a random checkpoint."""
+    from personalize.tests import random_sd
+
+    return random_sd.load(random_sd.write_checkpoint(tmp_path_factory.mktemp("random") / "sd1.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def trained(graph, tmp_path_factory):
+    """A short TextBoost training with large steps: the models after it, the run's result."""
+    from personalize.nodes import host
+    from personalize.trainers import run
+    from personalize.trainers.data import Concept
+    from personalize.trainers.recipes.textboost import TextBoost
+
+    recipe = TextBoost(
+        steps=4, batch_size=2, views=8, lora_learning_rate=2e-2, embedding_learning_rate=0.1, clamp_norms=False
+    )
+    concept = Concept(images=(torch.rand(3, 64, 64),), resolution=64, initializer_token="red dog")
+    with host.training_session():
+        models = host.read_models(*graph, torch.float32)
+        folder = tmp_path_factory.mktemp("run")
+        result = run.train(run.Run(concept=concept, recipe=recipe), models, folder)
+    return models, result
+
+
+def encode(clip, prompt):
+    with torch.inference_mode():
+        return clip.encode_from_tokens(clip.tokenize(prompt)).clone()
+
+
+def test_unet_equals_the_hosts(graph):
+    from personalize.nodes import host
+
+    model, clip, vae = graph
+    models = read(graph)
+    latents, timesteps = torch.randn(2, 4, 16, 16), torch.tensor([3, 801])
+    context = torch.randn(2, 77, 64)
+    import comfy.model_management as mm
+
+    mm.load_models_gpu([model])
+    with torch.inference_mode():
+        theirs = model.model.diffusion_model(latents, timesteps, context=context)
+    with torch.no_grad():
+        ours = models.predict(latents, timesteps, context)
+    assert theirs.abs().max() > 0.1
+    assert (ours - theirs).abs().max() < 1e-4
+    assert host.resolution_of(model) == 512
+
+
+def read(graph):
+    from personalize.nodes import host
+
+    with host.training_session():
+        return host.read_models(*graph, torch.float32)
+
+
+@pytest.mark.parametrize("layer", [None, -2])
+def test_text_encoder_equals_the_hosts(graph, layer):
+    model, clip, vae = graph
+    clip = clip.clone()
+    clip.clip_layer(layer)
+    models = read((model, clip, vae))
+    for prompt in ["", "a photo of a dog", "a red cat on the beach, painting"]:
+        with torch.no_grad():
+            ours = models.encode_prompts([prompt])
+        theirs = encode(clip, prompt)
+        assert (ours - theirs).abs().max() < 1e-4
+
+
+def test_ids_equal_the_hosts(graph):
+    from personalize.trainers.tokenizer import Tokenizer, bundled_words
+
+    models = read(graph)
+    for prompt in ["", "a photo of a dog", "A RED dog's house, 2 cats & café!!", "don't stop   believing", "corgi-dog"]:
+        theirs = [[int(token) for token, _ in graph[1].tokenize(prompt)["l"][0]]]
+        assert models.tokenize([prompt])[:, 0].tolist() == theirs
+        assert Tokenizer(bundled_words())([prompt]).tolist() == theirs
+
+
+def test_latents_are_what_the_unet_sees(graph):
+    model, _, vae = graph
+    models = read(graph)
+    pixels = torch.rand(2, 3, 64, 64)
+    mean, std = models.encode_images(pixels)
+    with torch.inference_mode():
+        theirs = model.model.process_latent_in(vae.encode(pixels.movedim(1, -1)))
+    assert std is None  # TAESD has no deviation
+    assert torch.equal(mean, theirs)
+
+
+def test_a_lora_before_training_is_respected(graph):
+    model, clip, vae = graph
+    key = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
+    patched = clip.clone()
+    patched.add_patches({key: ("diff", (torch.randn(256, 64) * 0.05,))}, 0.7)
+    unet_key = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    patched_model = model.clone()
+    patched_model.add_patches({unet_key: ("diff", (torch.ones(32, 64),))}, 0.5)
+    models = read((patched_model, patched, vae))
+    with torch.no_grad():
+        ours = models.encode_prompts(["a dog"])
+    assert (ours - encode(patched, "a dog")).abs().max() < 5e-3  # the host rounds patched weights to float16
+    assert (ours - encode(clip, "a dog")).abs().max() > 0.05
+    base = read(graph).unet.state_dict()["down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"]
+    ours = models.unet.state_dict()["down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"]
+    assert torch.allclose(ours - base, torch.full_like(base, 0.5))
+
+
+def test_returned_clip_equals_the_trained_encoder(graph, trained):
+    from personalize.nodes.apply import apply
+
+    models, result = trained
+    clip = apply(graph[0], graph[1], result)[1]
+    for prompt in ["a photo of <concept>", "<concept>", "<collage> <zoom-out> a <concept>, <hflip>", "a green cat"]:
+        with torch.no_grad():
+            ours = models.encode_prompts([prompt])
+        theirs, before = encode(clip, prompt), encode(graph[1], prompt.replace("<concept>", "red dog"))
+        difference, effect = (ours - theirs).abs().max(), (ours - before).abs().max()
+        print(f"{prompt!r}: difference {difference:.1e}, effect {effect:.1e}")
+        assert difference < 5e-3
+        assert difference < 0.01 * effect
+
+
+def test_base_is_untouched(graph, trained):
+    from personalize.nodes.apply import apply
+
+    before = encode(graph[1], "a photo of a dog"), encode(graph[1], "<concept>")
+    model, clip = apply(graph[0], graph[1], trained[1])
+    encode(clip, "a photo of <concept>")
+    assert torch.equal(encode(graph[1], "a photo of a dog"), before[0])
+    assert torch.equal(encode(graph[1], "<concept>"), before[1])
+    assert model is not graph[0]
+
+
+def test_start_token_and_empty_prompt_stay(graph, trained):
+    from personalize.nodes.apply import apply
+
+    clip = apply(graph[0], graph[1], trained[1])[1]
+    assert (encode(clip, "") - encode(graph[1], "")).abs().max() < 1e-5
+    moved = encode(clip, "a dog") - encode(graph[1], "a dog")
+    assert moved[:, 0].abs().max() < 1e-5
+    assert moved[:, 1:].abs().max() > 0.05
+    skipping, base = clip.clone(), graph[1].clone()
+    for c in (skipping, base):
+        c.clip_layer(-2)
+    assert (encode(skipping, "") - encode(base, "")).abs().max() < 1e-5
+
+
+def test_placeholder_in_every_spelling(graph, trained):
+    """Weights, commas, several concepts: each gives the tokens that the plain words would, with the learned vectors."""
+    from personalize.nodes import carry
+    from personalize.nodes.apply import apply
+
+    clip = apply(graph[0], graph[1], trained[1])[1]
+    cat = torch.randn(1, 64)
+    clip = carry.attach(
+        clip, dataclasses.replace(carry.of(clip), tokens=carry.of(clip).tokens | {"<cat>": {"clip_l": cat}})
+    )
+    vectors = trained[1].tokens["<concept>"][0]
+
+    def words(prompt):
+        return clip.tokenize(prompt)["l"][0]
+
+    for prompt, plain in [
+        ("a <concept> on grass", "a red dog on grass"),
+        ("<concept>, red", "red dog, red"),
+        ("a (<concept>:1.3) and", "a (red dog:1.3) and"),
+        ("a (big <concept>)", "a (big red dog)"),
+        ("the <concept>'s house", "the red dog's house"),
+    ]:
+        ours, theirs = words(prompt), words(plain)
+        at = [i for i, (token, _) in enumerate(ours) if torch.is_tensor(token)]
+        assert torch.equal(torch.stack([ours[i][0] for i in at]), vectors)
+        assert [w for _, w in ours] == [w for _, w in theirs]
+        assert [t for t, _ in ours if not torch.is_tensor(t)] == [t for i, (t, _) in enumerate(theirs) if i not in at]
+    both = [token for token, _ in words("<concept> and <cat>") if torch.is_tensor(token)]
+    assert torch.equal(both[-1], cat[0]) and len(both) == 3
+
+
+def test_every_operation_uses_the_learned_ids(trained):
+    """The prompt of each augmentation holds exactly the ids of its learned token."""
+    from personalize.trainers import augmentation
+
+    tokenizer = trained[0].text_encoders[0].tokenizer
+    generator = torch.Generator().manual_seed(0)
+    for operation, (token, _) in augmentation.TOKENS.items():
+        for _ in range(4):
+            prompt = augmentation.describe("a <concept>", (operation,), "tokens", generator)
+            new = [i for i in tokenizer.words(prompt) if i >= tokenizer.vocab_size]
+            expected = {*tokenizer.placeholders["<concept>"], *tokenizer.placeholders[token]}
+            assert set(new) == expected and len(new) == len(expected)
+            rest = [i for i in tokenizer.words(prompt) if i < tokenizer.vocab_size]
+            assert rest in (tokenizer.encode_words("a"), tokenizer.encode_words("a ,"))
+
+
+def test_host_loads_every_key_of_the_saved_lora(graph, trained):
+    import comfy.lora
+    import comfy.lora_convert
+    from safetensors.torch import load_file
+
+    state = load_file(trained[1].folder / "lora.safetensors")
+    key_map = comfy.lora.model_lora_keys_clip(graph[1].cond_stage_model, {})
+    loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(state), key_map, log_missing=True)
+    used = {key for adapter in loaded.values() for key in adapter.loaded_keys}
+    assert used == set(state) and len(loaded) == 3 * 3  # q, k, v of three layers
+
+
+def test_saved_embedding_equals_the_placeholder(graph, trained, tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"<concept>": trained[1].tokens["<concept>"][0]}, tmp_path / "mine.safetensors")
+    import copy
+
+    clip = graph[1].clone()
+    clip.tokenizer = copy.deepcopy(graph[1].tokenizer)
+    clip.tokenizer.clip_l.embedding_directory = [str(tmp_path)]
+    tokens = [t for t, _ in clip.tokenize("a photo of embedding:mine")["l"][0] if torch.is_tensor(t)]
+    assert torch.equal(torch.stack(tokens), trained[1].tokens["<concept>"][0])
+
+
+def test_training_continues_from_a_learned_concept(graph, trained):
+    from personalize.nodes.apply import apply
+
+    model, clip = apply(graph[0], graph[1], trained[1])
+    models = read((model, clip, graph[2]))
+    encoder = models.text_encoders[0]
+    assert torch.equal(encoder.known_tokens["<concept>"], trained[1].tokens["<concept>"][0])
+    from personalize.trainers import trainables
+
+    embedding = trainables.add_tokens(encoder, {"<concept>": "cat"})
+    assert torch.equal(embedding.rows.data, trained[1].tokens["<concept>"][0])
+    with torch.no_grad():
+        assert (models.encode_prompts([""]) - encode(graph[1], "")).abs().max() < 1e-5
+
+
+def test_other_families_are_refused_by_name(graph):
+    import comfy.supported_models
+    from personalize.nodes import host
+
+    model, clip, vae = graph
+    other = model.clone()
+
+    class Model:
+        model_config = comfy.supported_models.SDXL({"context_dim": 2048})
+
+    other.model = Model()
+    with pytest.raises(ValueError, match="SDXL"):
+        host.family_of(other, clip)

@@ -1,0 +1,145 @@
+"""TextBoost's paired augmentation: a picture and its prompt change together.
+
+A picture that is shown larger, flipped or in a collage is also described so; the learned word then need not explain
+the change. Masks follow every geometric operation. Everything is drawn from the generator that is passed in.
+"""
+
+import math
+from collections.abc import Iterator
+from itertools import cycle
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from .data import Concept, View, choose, draw, instance, resize
+
+# Operation -> learned token and the words it starts from. "ktn", "pll" and "ucd" are rare strings without a meaning.
+TOKENS = {
+    "grayscale": ("<grayscale>", "grayscale"),
+    "zoom-in": ("<zoom-in>", "zoom in"),
+    "zoom-out": ("<zoom-out>", "far away"),
+    "collage": ("<collage>", "photo collage"),
+    "crop": ("<crop>", "crop"),
+    "hflip": ("<hflip>", "ktn"),
+    "left": ("<left>", "pll"),
+    "right": ("<right>", "ucd"),
+}
+# The same in plain words, for training without learned tokens.
+WORDS = {
+    "grayscale": ("grayscale",),
+    "zoom-in": ("zoomed in", "close up"),
+    "zoom-out": ("a far away", "very small"),
+    "collage": ("photo collage of",),
+    "crop": ("cropped",),
+    "hflip": ("horizontally flipped",),
+    "left": ("on the left",),
+    "right": ("on the right",),
+}
+
+Picture = tuple[Tensor, Tensor | None]  # [3, s, s] and its mask [1, s, s]
+
+
+def augment(picture: Picture, generator: Generator, p: float = 0.5, grayscale_p: float = 0.2) -> View:
+    """One view of a square picture: three independent draws that stack.
+
+    With probability `p` one geometric operation out of four; with probability `p` a collage; with probability
+    `grayscale_p` no colour.
+    """
+    pixels, mask = picture
+    stacked, layers = (pixels if mask is None else torch.cat([pixels, mask])), []
+    if draw(generator) < p:
+        stacked, name = choose((scale, crop, shift, flip), generator)(stacked, generator)
+        layers += [name] if name else []
+    if draw(generator) < p:
+        stacked = collage(stacked, choose((2, 3), generator))
+        layers.append("collage")
+    if draw(generator) < grayscale_p:
+        stacked = torch.cat([grayscale(stacked[:3]), stacked[3:]])
+        layers.append("grayscale")
+    return View(pixels=stacked[:3], mask=None if mask is None else stacked[3:], operations=tuple(layers))
+
+
+def scale(picture: Tensor, generator: Generator) -> tuple[Tensor, str | None]:
+    """Zoom by 0.34 to 1.4 about the centre; what is missing repeats the edge. Named only where it is plain to see."""
+    factor = draw(generator, 0.34, 1.4)
+    name = "zoom-out" if factor < 0.6 else "zoom-in" if factor > 1.2 else None
+    return zoom(picture, factor), name
+
+
+def zoom(picture: Tensor, factor: float) -> Tensor:
+    size = picture.shape[-1]
+    scaled = resize(picture, *(2 * [max(1, round(size * factor))]))
+    margin = size - scaled.shape[-1]
+    before, after = math.floor(margin / 2), margin - math.floor(margin / 2)
+    if margin < 0:
+        return scaled[:, -before : size - before, -before : size - before]
+    return F.pad(scaled[None], (before, after, before, after), mode="replicate")[0]
+
+
+def crop(picture: Tensor, generator: Generator) -> tuple[Tensor, str]:
+    """A random square of 8 to 100 % of the area, enlarged to the full size."""
+    size = picture.shape[-1]
+    side = max(1, round(size * math.sqrt(draw(generator, 0.08, 1.0))))
+    top, left = (round(draw(generator) * (size - side)) for _ in range(2))
+    return resize(picture[:, top : top + side, left : left + side], size, size), "crop"
+
+
+def shift(picture: Tensor, generator: Generator) -> tuple[Tensor, str]:
+    """Moved left or right by 15 to 30 % of the width; what is missing repeats the edge."""
+    pixels = round(draw(generator, 0.15, 0.30) * picture.shape[-1])
+    name = choose(("left", "right"), generator)
+    padding = (0, pixels) if name == "left" else (pixels, 0)
+    padded = F.pad(picture[None], (*padding, 0, 0), mode="replicate")[0]
+    return (padded[..., pixels:] if name == "left" else padded[..., : picture.shape[-1]]), name
+
+
+def flip(picture: Tensor, generator: Generator) -> tuple[Tensor, str]:
+    """Left and right exchanged."""
+    return picture.flip(-1), "hflip"
+
+
+def collage(picture: Tensor, tiles: int) -> Tensor:
+    """`tiles` x `tiles` small copies, each with a black edge of one pixel; a mask counts the edge as background."""
+    size = picture.shape[-1]
+    edges = [round(i * size / tiles) for i in range(tiles + 1)]
+    result = torch.zeros_like(picture)
+    for top, bottom in zip(edges, edges[1:], strict=False):
+        for left, right in zip(edges, edges[1:], strict=False):
+            small = resize(picture, bottom - top - 2, right - left - 2)
+            result[:, top + 1 : bottom - 1, left + 1 : right - 1] = small
+    return result
+
+
+def grayscale(pixels: Tensor) -> Tensor:
+    """ITU-R 601 luma in all three channels."""
+    luma = (pixels * pixels.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=0, keepdim=True)
+    return luma.expand(3, -1, -1)
+
+
+def phrase(operation: str, named: str, generator: Generator) -> str:
+    """What stands for an operation in a prompt: its learned token or plain words."""
+    return TOKENS[operation][0] if named == "tokens" else choose(WORDS[operation], generator)
+
+
+def describe(prompt: str, operations: tuple[str, ...], named: str, generator: Generator) -> str:
+    """The prompt with a phrase for every operation where its kind belongs; with `named="none"` unchanged.
+
+    Zoom and collage stand before the prompt, left and right after it, grayscale after a comma, crop and flip before
+    it or after a comma, evenly.
+    """
+    for name in operations if named != "none" else ():
+        words = phrase(name, named, generator)
+        if name in ("left", "right"):
+            prompt = f"{prompt} {words}"
+        elif name == "grayscale" or (name in ("crop", "hflip") and draw(generator) < 0.5):
+            prompt = f"{prompt}, {words}"
+        else:
+            prompt = f"{words} {prompt}"
+    return prompt
+
+
+def views(concept: Concept, size: int, generator: Generator, p: float, grayscale_p: float) -> Iterator[View]:
+    """Augmented views of the reference pictures in turn, without end."""
+    for index in cycle(range(len(concept.images))):
+        yield augment(instance(concept, index, size, generator), generator, p, grayscale_p)

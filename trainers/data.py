@@ -1,0 +1,198 @@
+"""What the methods learn from: the concept, prompt templates, cached latents and cached teacher outputs."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from .models import Models
+
+# The "small ImageNet" photo templates of Textual Inversion (arXiv 2208.01618), used by TextBoost's benchmark.
+IMAGENET_SMALL = (
+    "a photo of a {}",
+    "a rendering of a {}",
+    "a cropped photo of the {}",
+    "the photo of a {}",
+    "a photo of a clean {}",
+    "a photo of a dirty {}",
+    "a dark photo of the {}",
+    "a photo of my {}",
+    "a photo of the cool {}",
+    "a close-up photo of a {}",
+    "a bright photo of the {}",
+    "a cropped photo of a {}",
+    "a photo of the {}",
+    "a good photo of the {}",
+    "a photo of one {}",
+    "a close-up photo of the {}",
+    "a rendition of the {}",
+    "a photo of the clean {}",
+    "a rendition of a {}",
+    "a photo of a nice {}",
+    "a good photo of a {}",
+    "a photo of the nice {}",
+    "a photo of the small {}",
+    "a photo of the weird {}",
+    "a photo of the large {}",
+    "a photo of a cool {}",
+    "a photo of a small {}",
+)
+PLAIN = ("{}", "a {}", "one {}", "the {}", "photo of a {}")
+TEMPLATES = {"imagenet_small": IMAGENET_SMALL, "plain": PLAIN}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concept:
+    """The subject: its reference pictures and the words around it.
+
+    Attributes:
+        images: reference pictures `[3, h, w]` in 0..1, of any size.
+        masks: for each picture where the subject is, `[1, h, w]` in 0..1, or `None` for all pictures.
+        class_word: what kind of thing it is, such as "dog".
+        placeholder_token: the new word that means this subject.
+        initializer_token: words whose embeddings the new word starts from; empty means the class word.
+        resolution: side of the square training pictures in pixels, a multiple of 8; 0 means the model's own.
+        crop: "center" or "random", how a picture that is not square is cut.
+    """
+
+    images: tuple[Tensor, ...]
+    masks: tuple[Tensor, ...] | None = None
+    class_word: str = "dog"
+    placeholder_token: str = "<concept>"
+    initializer_token: str = ""
+    resolution: int = 0
+    crop: str = "center"
+
+    def __post_init__(self):
+        if not self.images:
+            raise ValueError("There is no picture to learn from: connect an image, or name a folder of pictures.")
+        if min(min(image.shape[-2:]) for image in self.images) < 8:
+            raise ValueError("A reference picture is smaller than 8 pixels on a side: use a larger one.")
+        if not self.class_word:
+            raise ValueError("The class word is empty: write what kind of thing your subject is, such as dog.")
+        if not re.fullmatch(r"[\w<>*-]+", self.placeholder_token):
+            raise ValueError(
+                f"The placeholder {self.placeholder_token!r} must be one word such as <dog>: letters, digits, < > * - _."
+            )
+        if self.resolution % 8:
+            raise ValueError(
+                f"The resolution {self.resolution} is not a multiple of 8: try {self.resolution // 8 * 8}."
+            )
+
+    @property
+    def initializer(self) -> str:
+        return self.initializer_token.strip() or self.class_word
+
+    def at_resolution(self, model_resolution: int) -> int:
+        return self.resolution or model_resolution
+
+    def subject(self, with_class_word: bool) -> str:
+        """The subject as it stands in a prompt: `<dog>` or `<dog> dog`."""
+        return f"{self.placeholder_token} {self.class_word}" if with_class_word else self.placeholder_token
+
+
+def resize(picture: Tensor, height: int, width: int) -> Tensor:
+    """`[c, h, w]` to `[c, height, width]`, anti-aliased, clamped to 0..1."""
+    resized = F.interpolate(picture[None], (height, width), mode="bicubic", align_corners=False, antialias=True)
+    return resized[0].clamp(0, 1)
+
+
+def square(picture: Tensor, size: int, position: float) -> Tensor:
+    """The largest square of `[c, h, w]`, at `position` in 0..1 along the longer side, resized to `size`."""
+    height, width = picture.shape[-2:]
+    side = min(height, width)
+    top, left = round((height - side) * position), round((width - side) * position)
+    picture = picture[:, top : top + side, left : left + side]
+    return picture if side == size else resize(picture, size, size)
+
+
+def instance(concept: Concept, index: int, size: int, generator: Generator) -> tuple[Tensor, Tensor | None]:
+    """Reference picture `index` and its mask as squares of `size` pixels, cut at the same place."""
+    position = 0.5 if concept.crop == "center" else draw(generator)
+    mask = None if concept.masks is None else square(concept.masks[index], size, position)
+    return square(concept.images[index], size, position), mask
+
+
+def draw(generator: Generator, low: float = 0.0, high: float = 1.0) -> float:
+    """One uniform number from the run's own generator."""
+    return low + (high - low) * torch.rand((), generator=generator).item()
+
+
+def choose(options: Sequence, generator: Generator):
+    """One of `options`, evenly."""
+    return options[torch.randint(len(options), (), generator=generator).item()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One augmented picture and the names of what was done to it."""
+
+    pixels: Tensor  # [3, size, size] in 0..1
+    mask: Tensor | None  # [1, size, size]
+    operations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latents:
+    """Encoded views. Where the autoencoder has a deviation, every use draws the latents anew from it."""
+
+    mean: Tensor  # [n, 4, h, w]
+    std: Tensor | None
+    masks: Tensor | None  # [n, 1, h, w]
+    operations: tuple[tuple[str, ...], ...]
+
+    def sample(self, indices: Tensor, generator: Generator) -> Tensor:
+        mean = self.mean[indices]
+        return mean if self.std is None else mean + self.std[indices] * torch.randn(mean.shape, generator=generator)
+
+
+@torch.no_grad()
+def encode_views(models: Models, views: Iterator[View], count: int, batch_size: int = 8) -> Latents:
+    """Encode the next `count` views with the model's autoencoder, onto the CPU."""
+    means, stds, masks, operations = [], [], [], []
+    for start in range(0, count, batch_size):
+        chunk = [next(views) for _ in range(min(batch_size, count - start))]
+        mean, std = models.encode_images(torch.stack([view.pixels for view in chunk]))
+        means.append(mean.float().cpu())
+        stds += [] if std is None else [std.float().cpu()]
+        masks += [F.interpolate(v.mask[None], mean.shape[-2:], mode="area") for v in chunk if v.mask is not None]
+        operations += [view.operations for view in chunk]
+    return Latents(
+        mean=torch.cat(means),
+        std=torch.cat(stds) if stds else None,
+        masks=torch.cat(masks) if masks else None,
+        operations=tuple(operations),
+    )
+
+
+class PreservationPrompts:
+    """Prompts whose text encoding must not change, with the frozen encoder's outputs, each computed once.
+
+    A draw gives the empty prompt in 10 % of the cases, a template with the class word in 10 %, else a caption.
+    """
+
+    def __init__(self, models: Models, class_word: str, templates: Sequence[str], captions: Sequence[str]):
+        self.templates, self.captions = len(templates), len(captions)
+        prompts = ["", *(template.format(class_word) for template in templates), *captions]
+        self.ids = models.tokenize(prompts)
+        with torch.no_grad():
+            self.targets = torch.cat([models.encode_ids(ids.to(models.device)).cpu() for ids in self.ids.split(32)])
+
+    def sample(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        """`n` prompts: ids `[n, E, 77]` and frozen outputs `[n, 77, d]`."""
+        kind = torch.rand(n, generator=generator)
+        template = torch.randint(1, 1 + self.templates, (n,), generator=generator)
+        caption = torch.randint(1 + self.templates, len(self.ids), (n,), generator=generator)
+        index = torch.where(kind < 0.1, 0, torch.where(kind < 0.2, template, caption))
+        return self.ids[index], self.targets[index]
+
+
+def read_captions(path: Path | None = None) -> list[str]:
+    """Non-empty lines of a text file; without a path the captions that this package ships."""
+    path = path or Path(__file__).parent / "preservation_captions.txt"
+    captions = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    return [caption for caption in captions if caption]

@@ -1,0 +1,54 @@
+"""Names under which other programs load what was trained. The only file that knows key names."""
+
+from torch import Tensor
+
+from .models import Models
+
+# What stock loaders call the LoRA of each text encoder: one encoder is "te", two are "te1" and "te2".
+TEXT_ENCODER_PREFIXES = {1: ("lora_te_",), 2: ("lora_te1_", "lora_te2_")}
+
+
+def text_encoder_lora(models: Models) -> dict[str, Tensor]:
+    """LoRA of the text encoders in kohya's names, with alpha: ComfyUI and diffusers load it.
+
+    Without the `.alpha` entry a loader would take the scale alpha / rank to be 1.
+    """
+    state = {}
+    for prefix, encoder in zip(TEXT_ENCODER_PREFIXES[len(models.text_encoders)], models.text_encoders, strict=True):
+        for path, layer in encoder.text_model.named_modules():
+            if not hasattr(layer, "lora_A"):
+                continue
+            name = prefix + "text_model_" + path.replace(".", "_")
+            state[f"{name}.lora_down.weight"] = _detached(layer.lora_A["default"].weight)
+            state[f"{name}.lora_up.weight"] = _detached(layer.lora_B["default"].weight)
+            state[f"{name}.alpha"] = state[f"{name}.lora_up.weight"].new_tensor(layer.lora_alpha["default"])
+    return state
+
+
+def token_vectors(models: Models) -> dict[str, tuple[Tensor, ...]]:
+    """Placeholder to its learned vectors `[n, d]`, one tensor per text encoder."""
+    tables = []
+    for encoder in models.text_encoders:
+        rows, first = _detached(encoder.embedding.rows), encoder.tokenizer.vocab_size
+        placeholders = encoder.tokenizer.placeholders.items()
+        tables.append({token: rows[ids[0] - first : ids[-1] + 1 - first].clone() for token, ids in placeholders})
+    return {token: tuple(table[token] for table in tables) for token in tables[0]}
+
+
+def carried(tokens: dict[str, tuple[Tensor, ...]], fixed_outputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """What a CLIP carries beside its LoRA, flat: `tokens.<encoder>.<placeholder>` and `fixed.<encoder>`."""
+    state = {f"tokens.{i}.{token}": v for token, vectors in tokens.items() for i, v in enumerate(vectors)}
+    return state | {f"fixed.{i}": outputs.contiguous() for i, outputs in enumerate(fixed_outputs)}
+
+
+def read_carried(state: dict[str, Tensor]) -> tuple[dict[str, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    """The inverse of `carried`."""
+    tokens: dict[str, tuple[Tensor, ...]] = {}
+    for key in sorted(key for key in state if key.startswith("tokens.")):
+        token = key.split(".", 2)[2]
+        tokens[token] = (*tokens.get(token, ()), state[key])
+    return tokens, tuple(state[key] for key in sorted(state) if key.startswith("fixed."))
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    return tensor.detach().float().cpu().contiguous()

@@ -1,0 +1,151 @@
+"""The one training loop. It knows stages, not methods: what differs between methods is in the `Stage` it is given."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+
+from .models import Models
+from .objective import Batch, Loss, Objective
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """What trains, on what, against which losses; stopping comes from outside."""
+
+    name: str
+    steps: int
+    params: list[dict]  # optimizer groups, the only statement of what trains; "max_grad_norm" clips a group
+    batches: Iterator[Batch]
+    losses: dict[str, tuple[float, Loss]]  # name -> (weight, loss)
+    timesteps: Callable[[int], Tensor]
+    weight_decay: float = 1e-2
+    after_step: Callable[[], None] = lambda: None
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return [parameter for group in self.params for parameter in group["params"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What a step tells the outside."""
+
+    step: int  # steps done so far
+    steps: int
+    stage: str
+    loss: float
+    terms: dict[str, float]
+    seconds: float  # since the stage began
+
+
+@dataclass(kw_only=True)
+class SingleDevice:
+    """One device and its precision: the few calls the loop makes, as Accelerate offers them for many devices."""
+
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    scaler: torch.amp.GradScaler = field(init=False)
+
+    def __post_init__(self):
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the groups that ask for it, then update; with float16, skip a step whose gradients overflowed."""
+        self.scaler.unscale_(optimizer)
+        for group in optimizer.param_groups:
+            if group.get("max_grad_norm"):
+                torch.nn.utils.clip_grad_norm_(group["params"], group["max_grad_norm"])
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def train_stage(
+    stage: Stage,
+    models: Models,
+    device: SingleDevice,
+    generator: Generator,
+    *,
+    micro_batch_size: int = 0,
+    on_step: Callable[[StepReport], None] = lambda report: None,
+    should_stop: Callable[[StepReport], bool] = lambda report: False,
+) -> int:
+    """Train one stage and return the number of steps done.
+
+    Args:
+        generator: draws the noise; every random number of a run comes from it.
+        micro_batch_size: samples that go through the model at once; gradients add up to those of the whole batch.
+        on_step: called after every step; an exception it raises ends the training.
+
+    Raises:
+        FloatingPointError: the loss is no longer a number.
+        RuntimeError: a parameter that the stage declares receives no gradient.
+    """
+    freeze_all_but(stage, models)
+    objective = Objective(models, {name: loss for name, (_, loss) in stage.losses.items()})
+    optimizer = torch.optim.AdamW(stage.params, betas=(0.9, 0.999), eps=1e-8, weight_decay=stage.weight_decay)
+    started = time.perf_counter()
+    for step in range(1, stage.steps + 1):
+        terms = forward_backward(stage, objective, device, generator, micro_batch_size)
+        if step == 1:
+            check_gradients(stage)
+        loss = sum(weight * terms[name] for name, (weight, _) in stage.losses.items())
+        if not loss == loss or loss in (float("inf"), -float("inf")):
+            raise FloatingPointError(
+                f"The loss became {loss} at step {step}: lower the learning rates, or set the precision to float32."
+            )
+        device.step(optimizer)
+        stage.after_step()
+        seconds = time.perf_counter() - started
+        report = StepReport(step=step, steps=stage.steps, stage=stage.name, loss=loss, terms=terms, seconds=seconds)
+        on_step(report)
+        if should_stop(report):
+            break
+    return step
+
+
+def forward_backward(
+    stage: Stage, objective: Objective, device: SingleDevice, generator: Generator, micro_batch_size: int
+) -> dict[str, float]:
+    """One batch through the model and back; returns each loss term, unweighted.
+
+    Noise and timesteps are drawn for the whole batch, so that results do not depend on how it is split.
+    """
+    batch = next(stage.batches)
+    noise = torch.randn(batch.latents.shape, generator=generator)
+    timesteps = stage.timesteps(len(batch))
+    parts = max(1, -(-len(batch) // micro_batch_size)) if micro_batch_size else 1
+    sums = dict.fromkeys(stage.losses, 0.0)
+    for part, e, t in zip(batch.split(parts), noise.tensor_split(parts), timesteps.tensor_split(parts), strict=True):
+        share = len(part) / len(batch)
+        with device.autocast():
+            terms = objective(part.map(lambda x: x.to(device.device)), e.to(device.device), t.to(device.device))
+            loss = sum(weight * terms[name] for name, (weight, _) in stage.losses.items())
+        device.backward(loss * share)
+        for name, term in terms.items():
+            sums[name] = sums[name] + term.detach() * share
+    return {name: float(value) for name, value in sums.items()}
+
+
+def freeze_all_but(stage: Stage, models: Models) -> None:
+    """Only what the stage declares keeps a gradient."""
+    for module in (models.unet, *models.text_encoders):
+        module.requires_grad_(False)
+    for parameter in stage.parameters():
+        parameter.requires_grad_(True)
+
+
+def check_gradients(stage: Stage) -> None:
+    """A parameter without a gradient trains in name only; better to know at once."""
+    idle = sum(parameter.grad is None for parameter in stage.parameters())
+    if idle:
+        raise RuntimeError(f"{idle} of the parameters of stage {stage.name!r} receive no gradient.")

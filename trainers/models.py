@@ -1,0 +1,218 @@
+"""The models that train, rebuilt as diffusers and transformers modules from plain state dicts.
+
+The only file that knows those libraries' attribute names. It neither trains nor reads files (see checkpoint.py), and
+it never sees the host: the graph's own modules are copied from, not used.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .tokenizer import END, Tokenizer
+
+# Pixels [B, 3, H, W] in 0..1 to the latents' mean and standard deviation [B, 4, H / 8, W / 8], scaled as the U-Net
+# sees them; the deviation is None where the autoencoder has none.
+EncodeImages = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+# Latents as the U-Net sees them to pixels [B, 3, H, W] in 0..1.
+DecodeLatents = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What distinguishes one kind of Stable Diffusion from another, as data."""
+
+    name: str
+    text_encoders: tuple[str, ...]  # the host's names for them
+    resolution: int  # pixels on a side that the model was trained at
+    latent_scale: float
+
+
+SD1 = Family(name="SD 1.x", text_encoders=("clip_l",), resolution=512, latent_scale=0.18215)
+
+
+class TextEncoder(nn.Module):
+    """CLIP's text model with its tokenizer, read at the layer the host reads it.
+
+    Args:
+        module: a transformers `CLIPTextModel`.
+        layer: `None` for the last hidden state, or a negative index into the hidden states ("clip skip").
+    """
+
+    def __init__(self, module: nn.Module, tokenizer: Tokenizer, layer: int | None = None):
+        super().__init__()
+        self.module = module
+        self.tokenizer = tokenizer
+        self.layer = layer
+        # Learned earlier in the graph: vectors a placeholder starts from, and outputs that are already fixed.
+        self.known_tokens: dict[str, Tensor] = {}
+        self.fixed_outputs: Tensor | None = None
+
+    @property
+    def text_model(self) -> nn.Module:
+        """The transformer itself: transformers 4 nests it, 5 does not."""
+        return getattr(self.module, "text_model", self.module)
+
+    @property
+    def embedding(self) -> nn.Module:
+        return self.text_model.embeddings.token_embedding
+
+    def set_embedding(self, module: nn.Module) -> None:
+        self.text_model.embeddings.token_embedding = module
+
+    @property
+    def device(self) -> torch.device:
+        return self.text_model.final_layer_norm.weight.device
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Hidden states `[n, 77, d]` for ids `[n, 77]`."""
+        output = self.module(input_ids=input_ids, output_hidden_states=self.layer is not None)
+        if self.layer is None:
+            hidden = output.last_hidden_state
+        else:
+            hidden = self.text_model.final_layer_norm(output.hidden_states[self.layer])
+        return hidden if self.fixed_outputs is None else self._with_fixed_outputs(input_ids, hidden)
+
+    def _with_fixed_outputs(self, input_ids: Tensor, hidden: Tensor) -> Tensor:
+        fixed = self.fixed_outputs[-1 if self.layer is None else self.layer].to(hidden)
+        hidden = torch.cat([fixed[:1].expand(len(hidden), -1, -1), hidden[:, 1:]], dim=1)
+        empty = input_ids[:, 1] == END
+        return torch.where(empty[:, None, None], fixed, hidden)
+
+    @torch.no_grad()
+    def fix_special_outputs(self) -> None:
+        """From now on the start token and the empty prompt keep the output that they have at this moment.
+
+        `fixed_outputs` holds them for every layer, `[layers + 1, 77, d]`, because a graph may read another one later.
+        """
+        if self.fixed_outputs is None:
+            output = self.module(input_ids=self.tokenizer([""]).to(self.device), output_hidden_states=True)
+            self.fixed_outputs = self.text_model.final_layer_norm(torch.cat(output.hidden_states)).clone()
+
+
+@dataclass(kw_only=True)
+class Models:
+    """Everything a method needs of a diffusion model. Frozen and in eval mode until a stage says otherwise."""
+
+    family: Family
+    text_encoders: tuple[TextEncoder, ...]
+    unet: nn.Module  # diffusers UNet2DConditionModel
+    alphas_cumprod: Tensor  # [T], on the CPU
+    prediction_type: str  # "epsilon" or "v_prediction"
+    encode_images: EncodeImages
+    decode_latents: DecodeLatents
+
+    def to(self, device: torch.device | str, unet_dtype: torch.dtype) -> "Models":
+        """Move to `device`. The frozen U-Net may be half precision; the text encoders, which train, stay float32."""
+        nn.Module.to(self.unet, device=device, dtype=unet_dtype)  # diffusers' own `to` warns about half precision
+        for encoder in self.text_encoders:
+            encoder.to(device=device, dtype=torch.float32)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    def tokenize(self, prompts: list[str]) -> Tensor:
+        """Ids `[len(prompts), number of text encoders, 77]`: encoders pad differently, so each has its own."""
+        return torch.stack([encoder.tokenizer(prompts) for encoder in self.text_encoders], dim=1)
+
+    def encode_ids(self, input_ids: Tensor) -> Tensor:
+        """Hidden states `[n, 77, d]` of all text encoders, joined along the last axis."""
+        return torch.cat([encoder(input_ids[:, i]) for i, encoder in enumerate(self.text_encoders)], dim=-1)
+
+    def encode_prompts(self, prompts: list[str]) -> Tensor:
+        return self.encode_ids(self.tokenize(prompts).to(self.device))
+
+    def predict(self, noisy_latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        """The U-Net's output, epsilon or v, `[n, 4, h, w]` in the U-Net's precision."""
+        dtype = self.unet.dtype
+        return self.unet(noisy_latents.to(dtype), timesteps, encoder_hidden_states.to(dtype)).sample
+
+    def _signal_and_noise(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        alphas = self.alphas_cumprod.to(like.device)[timesteps].view(-1, 1, 1, 1)
+        return alphas.sqrt().to(like), (1 - alphas).sqrt().to(like)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """`sqrt(a_t) x + sqrt(1 - a_t) e` with the cumulative alpha `a_t`."""
+        signal, sigma = self._signal_and_noise(timesteps, latents)
+        return signal * latents + sigma * noise
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the U-Net should predict: the noise, or `v = sqrt(a_t) e - sqrt(1 - a_t) x`."""
+        if self.prediction_type == "epsilon":
+            return noise
+        signal, sigma = self._signal_and_noise(timesteps, latents)
+        return signal * noise - sigma * latents
+
+
+def build_text_encoder(state: dict[str, Tensor], *, heads: int, activation: str = "quick_gelu") -> nn.Module:
+    """A frozen `CLIPTextModel` from weights named `text_model.*`, sized by their shapes."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    prefix = "text_model."
+    state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    vocabulary, width = state["embeddings.token_embedding.weight"].shape
+    config = CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=len(state["encoder.layers.0.mlp.fc1.weight"]),
+        num_hidden_layers=1 + max(int(key.split(".")[2]) for key in state if key.startswith("encoder.layers.")),
+        num_attention_heads=heads,
+        max_position_embeddings=len(state["embeddings.position_embedding.weight"]),
+        hidden_act=activation,
+        bos_token_id=49406,
+        eos_token_id=END,
+    )
+    model = CLIPTextModel(config)
+    text_model = getattr(model, "text_model", model)
+    state.pop("embeddings.position_ids", None)  # a buffer that old checkpoints carry
+    missing, unexpected = text_model.load_state_dict(state, strict=False)
+    if missing or unexpected:
+        raise ValueError(f"This is no CLIP text model: {len(missing)} weights are missing, {len(unexpected)} unknown.")
+    return model.requires_grad_(False).eval()
+
+
+def build_unet(ldm_state: dict[str, Tensor], ldm_config: dict) -> nn.Module:
+    """A frozen diffusers U-Net from weights in the original (LDM) key names, without a prefix."""
+    from diffusers import UNet2DConditionModel
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    config = diffusers_unet_config(ldm_config)
+    state = convert_ldm_unet_checkpoint({f"model.diffusion_model.{k}": v for k, v in ldm_state.items()}, config)
+    with torch.device("meta"):  # no time and no memory for weights that are replaced at once
+        unet = UNet2DConditionModel(**config)
+    unet.load_state_dict(state, strict=True, assign=True)
+    return unet.requires_grad_(False).eval()
+
+
+def diffusers_unet_config(ldm: dict) -> dict:
+    """`UNet2DConditionModel` arguments for an LDM configuration, as the host detects it from a checkpoint.
+
+    Raises:
+        ValueError: a layout that diffusers cannot express, such as SSD-1B's.
+    """
+    levels, base = len(ldm["channel_mult"]), ldm["model_channels"]
+    layers = ldm["num_res_blocks"][0]
+    depths = [set(ldm["transformer_depth"][i * layers : (i + 1) * layers]) for i in range(levels)]
+    if len(set(ldm["num_res_blocks"])) != 1 or any(len(d) != 1 for d in depths) or ldm["transformer_depth_middle"] < 1:
+        raise ValueError("This U-Net has an irregular layout (SSD-1B and its relatives), which cannot be trained here.")
+    depth = [d.pop() for d in depths]
+    channels = [base * multiple for multiple in ldm["channel_mult"]]
+    head_size = ldm.get("num_head_channels", -1)
+    return dict(
+        sample_size=64,
+        in_channels=ldm["in_channels"],
+        out_channels=ldm["out_channels"],
+        block_out_channels=tuple(channels),
+        layers_per_block=layers,
+        down_block_types=tuple("CrossAttnDownBlock2D" if d else "DownBlock2D" for d in depth),
+        up_block_types=tuple("CrossAttnUpBlock2D" if d else "UpBlock2D" for d in reversed(depth)),
+        transformer_layers_per_block=tuple(d or 1 for d in depth[:-1])
+        + (depth[-1] or ldm["transformer_depth_middle"],),
+        # diffusers calls the number of heads `attention_head_dim`
+        attention_head_dim=tuple(ldm["num_heads"] if head_size == -1 else c // head_size for c in channels),
+        cross_attention_dim=ldm["context_dim"],
+        use_linear_projection=ldm["use_linear_in_transformer"],
+    )

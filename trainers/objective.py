@@ -1,0 +1,76 @@
+"""The differentiable step: one module from a batch to named loss terms. It knows no method by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor, nn
+
+from .models import Models
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one step learns from; B samples and, for losses on the text encoder alone, P preservation prompts."""
+
+    latents: Tensor  # [B, 4, h, w], scaled as the U-Net sees them
+    input_ids: Tensor  # [B, E, 77], one row of ids for each of E text encoders
+    masks: Tensor | None = None  # [B, 1, h, w] in 0..1
+    preservation_ids: Tensor | None = None  # [P, E, 77]
+    preservation_targets: Tensor | None = None  # [P, 77, d], the frozen encoder's output
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with `function` applied to every tensor it holds."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: function(t) for name, t in tensors.items() if t is not None})
+
+    def split(self, parts: int) -> list["Batch"]:
+        """`parts` equal shares, so that means over the shares add up to the mean over the whole."""
+        return [self.map(lambda t, i=i: t.tensor_split(parts)[i]) for i in range(parts)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """All a loss may look at."""
+
+    model_pred: Tensor  # [B, 4, h, w], float32
+    target: Tensor  # [B, 4, h, w]
+    timesteps: Tensor  # [B]
+    batch: Batch
+    encoder_hidden_states: Tensor  # [B, 77, d]
+    preservation_states: Tensor | None = None  # [P, 77, d]
+
+
+Loss = Callable[[Prediction], Tensor]
+
+
+class Objective(nn.Module):
+    """`forward(batch, noise, timesteps)` returns `{name: scalar}`, one entry per loss."""
+
+    def __init__(self, models: Models, losses: dict[str, Loss]):
+        super().__init__()
+        self.models = models
+        self.losses = losses
+        # Registered so that a distributed wrapper finds the parameters.
+        self.unet, self.text_encoders = models.unet, nn.ModuleList(models.text_encoders)
+
+    def forward(self, batch: Batch, noise: Tensor, timesteps: Tensor) -> dict[str, Tensor]:
+        prediction = self.predict(batch, noise, timesteps)
+        return {name: loss(prediction) for name, loss in self.losses.items()}
+
+    def predict(self, batch: Batch, noise: Tensor, timesteps: Tensor) -> Prediction:
+        models, size = self.models, len(batch)
+        ids = [ids for ids in (batch.input_ids, batch.preservation_ids) if ids is not None]
+        states = models.encode_ids(torch.cat(ids))  # one pass through the text encoder for both kinds of prompt
+        noisy_latents = models.add_noise(batch.latents, noise, timesteps)
+        return Prediction(
+            model_pred=models.predict(noisy_latents, timesteps, states[:size]).float(),
+            target=models.target(batch.latents, noise, timesteps),
+            timesteps=timesteps,
+            batch=batch,
+            encoder_hidden_states=states[:size],
+            preservation_states=states[size:] if batch.preservation_ids is not None else None,
+        )

@@ -1,0 +1,57 @@
+"""CLIP's tokenizer plus placeholder tokens. It turns prompts into ids; it holds no embedding vectors."""
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+START, END = 49406, 49407  # CLIP's <|startoftext|> and <|endoftext|>
+LENGTH = 77
+
+
+class Tokenizer:
+    """Prompts to `[n, 77]` ids, where each placeholder stands for one or more rows behind the vocabulary.
+
+    Args:
+        encode_words: text to CLIP byte-pair ids, without start, end or padding.
+        vocab_size: number of rows in the model's own embedding table; the first new row gets this id.
+        pad_token_id: what fills a prompt up to 77 (the end token for CLIP-L, 0 for OpenCLIP's encoders).
+    """
+
+    def __init__(self, encode_words: Callable[[str], list[int]], vocab_size: int = 49408, pad_token_id: int = END):
+        self.encode_words = encode_words
+        self.vocab_size = vocab_size
+        self.pad_token_id = pad_token_id
+        self.placeholders: dict[str, list[int]] = {}
+
+    def add_placeholder(self, token: str, vectors: int) -> list[int]:
+        """Reserve `vectors` new ids for `token`; wherever a prompt holds it, exactly these ids appear."""
+        first = self.vocab_size + sum(map(len, self.placeholders.values()))
+        self.placeholders[token] = list(range(first, first + vectors))
+        return self.placeholders[token]
+
+    def words(self, text: str) -> list[int]:
+        """Ids of `text` alone, placeholders expanded, without start, end or padding."""
+        if not self.placeholders:
+            return list(self.encode_words(text))
+        longest_first = sorted(self.placeholders, key=len, reverse=True)
+        pieces = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
+        return [i for piece in pieces for i in self.placeholders.get(piece) or self.encode_words(piece)]
+
+    def __call__(self, prompts: list[str]) -> Tensor:
+        """Ids `[len(prompts), 77]`; what does not fit into 75 tokens is cut off."""
+        return torch.tensor([self._padded(self.words(prompt)) for prompt in prompts], dtype=torch.long)
+
+    def _padded(self, ids: list[int]) -> list[int]:
+        ids = [START, *ids[: LENGTH - 2], END]
+        return ids + [self.pad_token_id] * (LENGTH - len(ids))
+
+
+@lru_cache(maxsize=1)
+def bundled_words() -> Callable[[str], list[int]]:
+    """CLIP's byte-pair encoding from the vocabulary that open_clip carries in its package: nothing is downloaded."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer().encode

@@ -1,0 +1,98 @@
+"""What can be made to train: new token rows, LoRA layers, chosen weights. Everything else stays frozen."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from .models import TextEncoder
+from .tokenizer import Tokenizer
+
+
+class TokenEmbedding(nn.Module):
+    """A frozen embedding table with a small trainable `rows` behind it.
+
+    Ids below `len(table)` read the table, the others read `rows`. Because the table is no parameter of the
+    optimizer, neither a gradient nor weight decay can ever reach it.
+    """
+
+    def __init__(self, table: Tensor, rows: Tensor):
+        super().__init__()
+        self.register_buffer("table", table.detach(), persistent=False)
+        self.rows = nn.Parameter(rows)
+
+    @property
+    def weight(self) -> Tensor:
+        """The table, under the name that `nn.Embedding` gives it."""
+        return self.table
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        vocabulary = len(self.table)
+        known = F.embedding(input_ids.clamp(max=vocabulary - 1), self.table)
+        new = F.embedding((input_ids - vocabulary).clamp(min=0), self.rows)
+        return torch.where((input_ids >= vocabulary)[..., None], new.to(known.dtype), known)
+
+
+def add_tokens(encoder: TextEncoder, initializers: dict[str, str]) -> TokenEmbedding:
+    """Give a text encoder new tokens, each one row per token of its initializer, and return their embedding.
+
+    A token that was learned earlier in the graph starts from its learned rows instead.
+
+    Args:
+        initializers: placeholder to initializer, such as `{"<dog>": "corgi dog"}` (two rows).
+
+    Raises:
+        ValueError: a placeholder that is taken, empty or a word of the vocabulary, or an initializer without a token.
+    """
+    tokenizer, table = encoder.tokenizer, encoder.embedding.weight
+    rows = []
+    for token, initializer in initializers.items():
+        check_placeholder(tokenizer, token)
+        ids = tokenizer.encode_words(initializer)
+        if not ids:
+            raise ValueError(f"The initializer of {token} is empty: write a word the model knows, such as its class.")
+        learned = encoder.known_tokens.get(token)
+        rows.append(table[ids].detach().clone() if learned is None else learned.to(table))
+        tokenizer.add_placeholder(token, len(rows[-1]))
+    embedding = TokenEmbedding(table, torch.cat(rows).float())
+    encoder.set_embedding(embedding)
+    return embedding
+
+
+def check_placeholder(tokenizer: Tokenizer, token: str) -> None:
+    """Raise `ValueError` unless `token` can become a placeholder."""
+    if token in tokenizer.placeholders:
+        raise ValueError(f"The placeholder {token} is already taken: choose another name.")
+    if len(tokenizer.encode_words(token)) == 1:
+        raise ValueError(f"The placeholder {token} is a word the model already knows: write it as <{token}>.")
+
+
+def add_lora(
+    module: nn.Module, targets: list[str], rank: int, alpha: float, generator: Generator
+) -> list[nn.Parameter]:
+    """Put LoRA beside every linear layer of `module` whose name ends with one of `targets`; return its parameters.
+
+    `y = W x + (alpha / rank) B A x` with `A ~ normal(0, 1 / rank)` and `B = 0`, drawn from `generator`.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=True)
+    inject_adapter_in_model(config, module)
+    lora = {name: p for name, p in module.named_parameters() if "lora_" in name}
+    for name, parameter in lora.items():
+        parameter.data = parameter.data.float()  # the base may be half precision, what trains is not
+        if "lora_A" in name:
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / rank)
+    return list(lora.values())
+
+
+def mean_norm(table: Tensor) -> float:
+    """Mean Euclidean length of a vocabulary's rows."""
+    return table.float().norm(dim=-1).mean().item()
+
+
+@torch.no_grad()
+def clamp_norms(rows: Tensor, longest: float) -> None:
+    """Scale every row that is longer than `longest` back to that length, in place."""
+    rows.mul_((longest / rows.norm(dim=-1, keepdim=True).clamp(min=math.ulp(1.0))).clamp(max=1.0))
