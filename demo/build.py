@@ -1,0 +1,69 @@
+"""Writes the demo's complete checkpoint (one safetensors file in SD1.x layout) from the small files in weights/.
+
+    python demo/build.py OUT.safetensors      (a second; needs torch and safetensors only)
+
+weights/ leaves out what can be made again: the token rows of words that the world never uses (here: seeded random rows as strong as the
+trained ones, the same at every build) and the autoencoder's zeros. ComfyUI's own loader reads the result once architecture.py has
+registered the tiny architecture.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+WEIGHTS = Path(__file__).resolve().parent / "weights"
+TEXT, AUTOENCODER = "cond_stage_model.transformer.text_model.", "first_stage_model."
+VOCABULARY, SEED, WIDTH = 49408, 20, 64
+
+
+def token_table(tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """[49408, width] fp16: the trained rows at their token ids, seeded random rows of the same spread elsewhere."""
+    generator = torch.Generator().manual_seed(SEED)
+    table = torch.randn(VOCABULARY, rows.shape[1], generator=generator) * rows.float().std()
+    table[tokens.long()] = rows.float()
+    return table.half()
+
+
+def _block_zeros(prefix: str) -> dict:
+    """A residual block that changes nothing: three zero convolutions."""
+    shapes = {"weight": (WIDTH, WIDTH, 3, 3), "bias": (WIDTH,)}
+    return {f"{prefix}conv.{i}.{k}": torch.zeros(shape).half() for i in (0, 2, 4) for k, shape in shapes.items()}
+
+
+def autoencoder(stored: dict) -> dict:
+    """The stored convolutions and every zero that TAESD's shape asks for."""
+    weights = {AUTOENCODER + "taesd_encoder.0.bias": torch.zeros(WIDTH).half()}
+    blocks = {"taesd_encoder.": (1, 3, 4, 5, 7, 8, 9, 11, 12, 13), "taesd_decoder.": (3, 4, 5, 8, 9, 10, 13, 14, 15, 18)}
+    for part, numbers in blocks.items():
+        for number in numbers:
+            weights |= _block_zeros(f"{AUTOENCODER}{part}{number}.")
+    return weights | stored
+
+
+def checkpoint(folder: Path = WEIGHTS) -> dict:
+    """All tensors of the complete checkpoint by name."""
+    text = load_file(folder / "text.safetensors")
+    table = token_table(text.pop("tokens"), text.pop("token_rows"))
+    text[TEXT + "embeddings.token_embedding.weight"] = table
+    return load_file(folder / "unet.safetensors") | text | autoencoder(load_file(folder / "vae.safetensors"))
+
+
+def build_checkpoint(out_path, folder: Path = WEIGHTS) -> Path:
+    """Writes the checkpoint to out_path (never half a file there) and returns the path."""
+    out_path = Path(out_path)
+    out_path.parent.mkdir(parents=True, exist_ok=True)
+    part = out_path.with_name(out_path.name + ".part")
+    save_file(checkpoint(folder), part, metadata={"format": "pt"})
+    os.replace(part, out_path)
+    return out_path
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    options = parser.parse_args()
+    print(build_checkpoint(options.out, options.weights))
