@@ -44,22 +44,20 @@ UNET = {
 
 
 class RandomClip(comfy.sd1_clip.SDClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options={}):
-        super().__init__(
-            device, dtype=dtype, return_projected_pooled=False, textmodel_json_config=CLIP, model_options=model_options
-        )
+    def __init__(self, device="cpu", dtype=None, **options):
+        super().__init__(device, dtype=dtype, return_projected_pooled=False, textmodel_json_config=CLIP, **options)
 
 
 class RandomSD1Clip(comfy.sd1_clip.SD1ClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options={}):
-        super().__init__(device, dtype, model_options, clip_name="l", clip_model=RandomClip)
+    def __init__(self, device="cpu", dtype=None, **options):
+        super().__init__(device, dtype, clip_name="l", clip_model=RandomClip, **options)
 
 
 class RandomSD1(comfy.supported_models.SD15):
     unet_config = {**comfy.supported_models.SD15.unet_config, "context_dim": WIDTH, "model_channels": 32}
     unet_extra_config = {"num_heads": 8, "num_head_channels": -1}
 
-    def clip_target(self, state_dict={}):
+    def clip_target(self, state_dict=None):
         return comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, RandomSD1Clip)
 
 

@@ -244,7 +244,7 @@ def test_training_continues_from_a_learned_concept(graph, trained):
     assert torch.equal(encoder.known_tokens["<concept>"], trained[1].tokens["<concept>"][0])
     from personalize.trainers import trainables
 
-    embedding = trainables.add_tokens(encoder, {"<concept>": "cat"})
+    embedding = trainables.add_tokens(encoder, [("<concept>", "cat")])
     assert torch.equal(embedding.rows.data, trained[1].tokens["<concept>"][0])
     with torch.no_grad():
         assert (models.encode_prompts([""]) - encode(graph[1], "")).abs().max() < 1e-5
@@ -252,6 +252,7 @@ def test_training_continues_from_a_learned_concept(graph, trained):
 
 def test_other_families_are_refused_by_name(graph):
     import comfy.supported_models
+
     from personalize.nodes import host
 
     model, clip, vae = graph

@@ -76,7 +76,7 @@ class Concept:
             raise ValueError("The class word is empty: write what kind of thing your subject is, such as dog.")
         if not re.fullmatch(r"[\w<>*-]+", self.placeholder_token):
             raise ValueError(
-                f"The placeholder {self.placeholder_token!r} must be one word such as <dog>: letters, digits, < > * - _."
+                f"The placeholder {self.placeholder_token!r} must be one word, such as <dog>: letters, digits, <>*-_."
             )
         if self.resolution % 8:
             raise ValueError(

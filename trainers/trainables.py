@@ -1,6 +1,7 @@
 """What can be made to train: new token rows, LoRA layers, chosen weights. Everything else stays frozen."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -34,20 +35,20 @@ class TokenEmbedding(nn.Module):
         return torch.where((input_ids >= vocabulary)[..., None], new.to(known.dtype), known)
 
 
-def add_tokens(encoder: TextEncoder, initializers: dict[str, str]) -> TokenEmbedding:
+def add_tokens(encoder: TextEncoder, initializers: Iterable[tuple[str, str]]) -> TokenEmbedding:
     """Give a text encoder new tokens, each one row per token of its initializer, and return their embedding.
 
     A token that was learned earlier in the graph starts from its learned rows instead.
 
     Args:
-        initializers: placeholder to initializer, such as `{"<dog>": "corgi dog"}` (two rows).
+        initializers: pairs of placeholder and initializer, such as `("<dog>", "corgi dog")` (two rows).
 
     Raises:
         ValueError: a placeholder that is taken, empty or a word of the vocabulary, or an initializer without a token.
     """
     tokenizer, table = encoder.tokenizer, encoder.embedding.weight
     rows = []
-    for token, initializer in initializers.items():
+    for token, initializer in initializers:
         check_placeholder(tokenizer, token)
         ids = tokenizer.encode_words(initializer)
         if not ids:

@@ -8,7 +8,7 @@ signal-to-noise ratio, every augmentation token is really learned, only new toke
 come from the model at hand. Views are encoded ahead, so that no autoencoder and no teacher runs inside a step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, repeat
@@ -82,7 +82,7 @@ class TextBoost:
         encoder = models.text_encoders[0]
         if self.fixed_outputs:
             encoder.fix_special_outputs()
-        tokens = trainables.add_tokens(encoder, {concept.placeholder_token: concept.initializer, **self._tokens()})
+        tokens = trainables.add_tokens(encoder, [(concept.placeholder_token, concept.initializer), *self._tokens()])
         preserved = self._preserved(models, concept)  # while the encoder still is the teacher
         pools = self._pools(models, concept, generator)
         lora = trainables.add_lora(
@@ -108,8 +108,8 @@ class TextBoost:
             after_step=partial(trainables.clamp_norms, tokens.rows, longest) if self.clamp_norms else lambda: None,
         )
 
-    def _tokens(self) -> dict[str, str]:
-        return dict(augmentation.TOKENS.values()) if self.augmentation_prompt == "tokens" else {}
+    def _tokens(self) -> Iterable[tuple[str, str]]:
+        return augmentation.TOKENS.values() if self.augmentation_prompt == "tokens" else ()
 
     def _preserved(self, models: Models, concept: Concept) -> PreservationPrompts | None:
         if not self.knowledge_weight:

@@ -1,0 +1,66 @@
+"""Small random models for tests of the trainers, built from diffusers and transformers alone. No test in here."""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+
+from ..trainers.checkpoint import scaled_linear
+from ..trainers.models import SD1, Models, TextEncoder, diffusers_unet_config
+from ..trainers.tokenizer import Tokenizer, bundled_words
+
+UNET = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "channel_mult": [1, 2],
+    "num_res_blocks": [1, 1],
+    "transformer_depth": [1, 1],
+    "transformer_depth_middle": 1,
+    "num_heads": 4,
+    "context_dim": 32,
+    "use_linear_in_transformer": False,
+}
+
+
+@functools.lru_cache(maxsize=1)
+def _weights():
+    """Seeded weights, made once: every call to `models` copies them."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = CLIPTextConfig(
+            vocab_size=49408,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=77,
+            bos_token_id=49406,
+            eos_token_id=49407,
+        )
+        return UNet2DConditionModel(**diffusers_unet_config(UNET)), CLIPTextModel(config)
+
+
+def models(prediction_type="epsilon"):
+    """Fresh `Models` with the same weights every time; the autoencoder averages 8 x 8 pixels."""
+    import copy
+
+    unet, text_model = (copy.deepcopy(m).requires_grad_(False).eval() for m in _weights())
+    return Models(
+        family=SD1,
+        text_encoders=(TextEncoder(text_model, Tokenizer(bundled_words())),),
+        unet=unet,
+        alphas_cumprod=scaled_linear(),
+        prediction_type=prediction_type,
+        encode_images=_encode,
+        decode_latents=lambda latents: F.interpolate(latents[:, :3] / 4 + 0.5, scale_factor=8).clamp(0, 1),
+    )
+
+
+def _encode(pixels):
+    latents = F.avg_pool2d(pixels, 8) * 4 - 2
+    mean = torch.cat([latents, latents.mean(dim=1, keepdim=True)], dim=1)
+    return mean, torch.full_like(mean, 0.01)

@@ -1,0 +1,134 @@
+"""Paired augmentation: do pixels, mask and prompt change together, exactly as described?"""
+
+import pytest
+import torch
+
+from personalize.trainers import augmentation
+from personalize.trainers.data import Concept
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def picture():
+    return torch.rand(3, 32, 32, generator=generator(9))
+
+
+def test_flip_mirrors(picture):
+    flipped, name = augmentation.flip(picture, generator())
+    assert name == "hflip" and torch.equal(flipped[:, :, 0], picture[:, :, -1])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_shift_moves_and_repeats_the_edge(picture, seed):
+    shifted, name = augmentation.shift(picture, generator(seed))
+    # the distance is the one at which the pictures agree
+    if name == "left":
+        pixels = next(d for d in range(1, 32) if torch.equal(shifted[..., : 32 - d], picture[..., d:]))
+        assert torch.equal(shifted[..., -1], picture[..., -1])
+    else:
+        pixels = next(d for d in range(1, 32) if torch.equal(shifted[..., d:], picture[..., : 32 - d]))
+        assert torch.equal(shifted[..., 0], picture[..., 0])
+    assert 0.15 * 32 - 0.5 <= pixels <= 0.30 * 32 + 0.5
+    assert shifted.shape == picture.shape
+
+
+def test_zoom_out_centres_and_repeats_the_edge():
+    picture = torch.zeros(1, 32, 32)
+    picture[:, 8:24, 8:24] = 1.0
+    out = augmentation.zoom(picture, 0.5)
+    assert out[:, 13:19, 13:19].min() > 0.95 and out[:, :10].max() < 0.05
+    edge = augmentation.zoom(torch.ones(1, 32, 32), 0.34)
+    assert torch.allclose(edge, torch.ones(1, 32, 32))  # no black borders
+
+
+def test_zoom_in_keeps_the_middle():
+    picture = torch.zeros(1, 32, 32)
+    picture[:, 12:20, 12:20] = 1.0
+    assert augmentation.zoom(picture, 1.4).sum() == pytest.approx(1.4**2 * 64, rel=0.1)
+
+
+def test_scale_is_named_only_where_it_shows(picture):
+    names, factors = [], []
+    for seed in range(200):
+        factors.append(augmentation.draw(generator(seed), 0.34, 1.4))
+        names.append(augmentation.scale(picture, generator(seed))[1])
+    for factor, name in zip(factors, names, strict=True):
+        assert name == ("zoom-out" if factor < 0.6 else "zoom-in" if factor > 1.2 else None)
+    assert {None, "zoom-in", "zoom-out"} == set(names)
+
+
+def test_crop_enlarges_a_square():
+    ramp = torch.linspace(0, 1, 64).expand(1, 64, 64).clone()
+    widths = []
+    for seed in range(100):
+        cropped, name = augmentation.crop(ramp, generator(seed))
+        assert name == "crop" and cropped.shape == ramp.shape
+        widths.append((cropped[0, 0, -1] - cropped[0, 0, 0]).item())
+    assert min(widths) > 0.08**0.5 - 0.06 and max(widths) > 0.9  # 8 to 100 % of the area
+
+
+@pytest.mark.parametrize("tiles", [2, 3])
+def test_collage_has_black_edges_of_one_pixel(tiles):
+    white = augmentation.collage(torch.ones(1, 96, 96), tiles)
+    side = 96 // tiles
+    for start in range(0, 96, side):
+        assert white[:, start].max() == 0 and white[:, start + side - 1].max() == 0
+        assert white[0, start + 1, start + 1 : start + side - 1].min() > 0.99
+    assert white.sum().item() == pytest.approx(tiles**2 * (side - 2) ** 2)
+
+
+def test_grayscale_is_luma(picture):
+    gray = augmentation.grayscale(picture)
+    expected = 0.299 * picture[0] + 0.587 * picture[1] + 0.114 * picture[2]
+    assert all(torch.allclose(channel, expected) for channel in gray)
+
+
+def test_draws_are_independent_and_stack(picture):
+    g = generator()
+    views = [augmentation.augment((picture, None), g, p=0.5, grayscale_p=0.2) for _ in range(2000)]
+    share = lambda name: sum(name in view.operations for view in views) / len(views)  # noqa: E731
+    assert share("collage") == pytest.approx(0.5, abs=0.04)
+    assert share("grayscale") == pytest.approx(0.2, abs=0.03)
+    assert share("hflip") == pytest.approx(0.5 / 4, abs=0.03)
+    assert share("left") + share("right") == pytest.approx(0.5 / 4, abs=0.03)
+    both = sum({"collage", "hflip"} <= set(view.operations) for view in views) / len(views)
+    assert both == pytest.approx(0.5 * 0.5 / 4, abs=0.02)
+
+
+def test_off_means_unchanged(picture):
+    view = augmentation.augment((picture, None), generator(), p=0.0, grayscale_p=0.0)
+    assert view.operations == () and torch.equal(view.pixels, picture)
+
+
+def test_mask_follows_the_picture(picture):
+    """A picture that is its own mask stays so through every operation except the loss of colour."""
+    mask = (picture[:1] > 0.5).float()
+    pixels = mask.expand(3, -1, -1)
+    for seed in range(50):
+        view = augmentation.augment((pixels, mask), generator(seed), p=0.9, grayscale_p=0.0)
+        assert torch.allclose(view.pixels[:1], view.mask)
+
+
+def test_words_stand_where_they_belong():
+    def describe(*operations, named="words"):
+        prompts = {augmentation.describe("a <dog>", operations, named, generator(s)) for s in range(20)}
+        return prompts
+
+    assert describe("collage") == {"photo collage of a <dog>"}
+    assert describe("zoom-in") == {"zoomed in a <dog>", "close up a <dog>"}
+    assert describe("left") == {"a <dog> on the left"}
+    assert describe("grayscale") == {"a <dog>, grayscale"}
+    assert describe("hflip") == {"horizontally flipped a <dog>", "a <dog>, horizontally flipped"}
+    assert describe("right", "grayscale", named="tokens") == {"a <dog> <right>, <grayscale>"}
+    assert describe("right", "grayscale", named="none") == {"a <dog>"}
+
+
+def test_same_seed_same_views():
+    concept = Concept(images=(torch.rand(3, 40, 32), torch.rand(3, 32, 32)), crop="random")
+    first, second = (augmentation.views(concept, 32, generator(3), 0.5, 0.2) for _ in range(2))
+    for _ in range(10):
+        a, b = next(first), next(second)
+        assert torch.equal(a.pixels, b.pixels) and a.operations == b.operations

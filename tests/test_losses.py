@@ -1,0 +1,84 @@
+"""Losses and timestep distributions: does each equal its formula, written out in float64?"""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from personalize.trainers import losses, timesteps
+from personalize.trainers.checkpoint import scaled_linear
+
+
+def prediction(masks=None, preservation=(None, None)):
+    generator = torch.Generator().manual_seed(0)
+    pred, target = torch.randn(2, 3, 4, 5, 6, generator=generator)[:, :, :4]
+    tuned, frozen = preservation
+    return SimpleNamespace(
+        model_pred=pred,
+        target=target,
+        batch=SimpleNamespace(masks=masks, preservation_targets=frozen),
+        preservation_states=tuned,
+    )
+
+
+def test_denoising_is_the_mean_squared_error():
+    p = prediction()
+    pairs = zip(p.model_pred.flatten().tolist(), p.target.flatten().tolist(), strict=True)
+    squares = [(a - b) ** 2 for a, b in pairs]
+    assert losses.denoising(p).item() == pytest.approx(sum(squares) / len(squares), rel=1e-6)
+
+
+def test_denoising_counts_only_the_masked_area():
+    masks = torch.zeros(3, 1, 5, 6)
+    masks[0, 0, :2, :3] = 1.0
+    masks[1, 0, 1, 1] = 0.25  # the weight within a sample is relative
+    p = prediction(masks)
+    error = ((p.model_pred - p.target).double() ** 2).mean(dim=1)
+    first, second = error[0, :2, :3].mean(), error[1, 1, 1]
+    assert losses.denoising(p).item() == pytest.approx(((first + second + 0) / 3).item(), rel=1e-6)
+
+
+def test_knowledge_preservation_is_one_minus_the_cosine():
+    generator = torch.Generator().manual_seed(1)
+    tuned, frozen = torch.randn(2, 4, 7, 5, generator=generator)
+    total = 0.0
+    for h, g in zip(tuned.flatten(0, 1).tolist(), frozen.flatten(0, 1).tolist(), strict=True):
+        dot = sum(a * b for a, b in zip(h, g, strict=True))
+        total += 1 - dot / math.sqrt(sum(a * a for a in h) * sum(b * b for b in g))
+    value = losses.knowledge_preservation(prediction(preservation=(tuned, frozen))).item()
+    assert value == pytest.approx(total / 28, rel=1e-5)
+    assert losses.knowledge_preservation(prediction(preservation=(frozen, frozen))).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_noise_schedule_is_stable_diffusions():
+    from diffusers import DDPMScheduler
+
+    theirs = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
+    assert torch.allclose(scaled_linear(), theirs, atol=1e-6)
+
+
+def test_snr_probabilities_equal_the_formula():
+    alphas = scaled_linear()
+    log_snr = [math.log(a / (1 - a)) for a in alphas.double().tolist()]
+    weights = [max(log_snr) - value for value in log_snr]
+    expected = torch.tensor([w / sum(weights) for w in weights], dtype=torch.float64)
+    assert torch.allclose(timesteps.snr_probabilities(alphas), expected, atol=1e-12)
+    assert expected[0] == 0 and expected[999] > expected[500] > expected[100] > 0  # noisy steps more often, the cleanest never
+
+
+def test_samplers_follow_their_distribution():
+    alphas = scaled_linear()
+    drawn = timesteps.snr_weighted(alphas, torch.Generator().manual_seed(0))(40_000)
+    expected = (timesteps.snr_probabilities(alphas) * torch.arange(1000)).sum().item()
+    assert drawn.float().mean().item() == pytest.approx(expected, rel=0.01)
+    even = timesteps.uniform(alphas, torch.Generator().manual_seed(0))(40_000)
+    assert even.float().mean().item() == pytest.approx(499.5, rel=0.01)
+    assert expected > 550  # later than evenly
+
+
+def test_zero_terminal_snr_does_not_take_all_probability():
+    alphas = scaled_linear()
+    alphas[-1] = 0.0
+    probabilities = timesteps.snr_probabilities(alphas)
+    assert probabilities.isfinite().all() and probabilities[-1] < 0.01

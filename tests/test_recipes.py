@@ -1,0 +1,222 @@
+"""Recipes over the loop: does exactly what is declared train, and twice alike? Small random models on the CPU."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from personalize.tests import small
+from personalize.trainers import run as runs
+from personalize.trainers import trainables
+from personalize.trainers.data import Concept, PreservationPrompts
+from personalize.trainers.loop import SingleDevice, train_stage
+from personalize.trainers.recipes.textboost import PRESETS, TextBoost
+
+FAST = TextBoost(steps=3, batch_size=4, views=8)
+
+
+def concept(**changes):
+    picture = torch.rand(3, 48, 32, generator=torch.Generator().manual_seed(5))
+    return Concept(**{"images": (picture,), "resolution": 32, "initializer_token": "corgi dog"} | changes)
+
+
+def train(recipe=FAST, folder=None, models=None, preview=None, seed=0, **changes):
+    models = models or small.models()
+    run = runs.Run(concept=concept(**changes), recipe=recipe, seed=seed)
+    return models, runs.train(run, models, folder, preview=preview)
+
+
+def weights(models):
+    """Every tensor by name, as copies."""
+    modules = {"unet": models.unet, "text": models.text_encoders[0].module}
+    return {f"{m}.{k}": v.clone() for m, module in modules.items() for k, v in module.state_dict().items()}
+
+
+def test_only_what_is_declared_changes(tmp_path):
+    models = small.models()
+    before = weights(models)
+    train(models=models, folder=tmp_path)
+    after = weights(models)
+    for name, tensor in before.items():
+        moved = after.get(name, after.get(name.replace("_proj.", "_proj.base_layer.")))
+        if name.endswith("token_embedding.weight"):
+            moved = models.text_encoders[0].embedding.table
+        assert torch.equal(moved, tensor), name
+    lora = [name for name in after if "lora_" in name]
+    assert len(lora) == 2 * 3 * 2 and all(after[name].abs().max() > 0 for name in lora)  # A and B of q, k, v; 2 layers
+
+
+def test_each_declared_parameter_has_a_gradient():
+    models = small.models()
+    stage = next(FAST.stages(models, concept(), torch.Generator().manual_seed(0)))
+    stage.params[0]["params"].append(torch.nn.Parameter(torch.zeros(3)))
+    with pytest.raises(RuntimeError, match="no gradient"):
+        train_stage(stage, models, SingleDevice(device=torch.device("cpu")), torch.Generator())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_twice_in_one_process_is_the_same(preset, tmp_path):
+    recipe = dataclasses.replace(PRESETS[preset], steps=3, batch_size=4, views=8)
+    first, second = (train(recipe, tmp_path / str(i))[1] for i in range(2))
+    assert [h["loss"] for h in first.history] == [h["loss"] for h in second.history]
+    assert all(torch.equal(first.lora[key], second.lora[key]) for key in first.lora)
+    other = train(recipe, tmp_path / "other", seed=1)[1]
+    assert first.history[0]["loss"] != other.history[0]["loss"]
+
+
+def test_previews_change_nothing(tmp_path):
+    quiet = train(folder=tmp_path / "quiet")[1]
+    preview = runs.Preview(prompts=("a photo of {}", "{} in snow"), every=1, images_per_prompt=2, steps=2)
+    torch.manual_seed(123)  # nor does the global random state
+    drawn = train(folder=tmp_path / "drawn", preview=preview)[1]
+    assert all(torch.equal(quiet.lora[key], drawn.lora[key]) for key in quiet.lora)
+    assert all(torch.equal(quiet.tokens[t][0], drawn.tokens[t][0]) for t in quiet.tokens)
+    names = sorted(file.name for file in (tmp_path / "drawn" / "previews").iterdir())
+    assert names == [f"step_{step:04d}.png" for step in range(4)]
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 3])
+def test_splitting_the_batch_changes_nothing(micro_batch_size):
+    results = []
+    for size in (0, micro_batch_size):
+        models = small.models()
+        generator = torch.Generator().manual_seed(0)
+        stage = next(FAST.stages(models, concept(), generator))
+        gradients = []
+        stage.after_step = lambda g=gradients, s=stage: g.append([p.detach().clone() for p in s.parameters()])
+        device = SingleDevice(device=torch.device("cpu"))
+        train_stage(stage, models, device, generator, micro_batch_size=size)
+        results.append(gradients)
+    for whole, split in zip(*results, strict=True):
+        assert all(torch.allclose(a, b, atol=2e-5) for a, b in zip(whole, split, strict=True))
+
+
+def test_switches(tmp_path):
+    """Each technique off changes what its name says."""
+
+    def stage(**changes):
+        models = small.models()
+        recipe = dataclasses.replace(FAST, **changes)
+        return models, next(recipe.stages(models, concept(), torch.Generator().manual_seed(0)))
+
+    assert "knowledge_preservation" not in stage(knowledge_weight=0.0)[1].losses
+    assert stage(fixed_outputs=False)[0].text_encoders[0].fixed_outputs is None
+    assert list(stage(augmentation_prompt="words")[0].text_encoders[0].tokenizer.placeholders) == ["<concept>"]
+    models, changed = stage(augmentation_p=0.0, grayscale_p=0.0)
+    ids = next(changed.batches).input_ids
+    placeholders = models.text_encoders[0].tokenizer.placeholders
+    assert set(ids[ids >= 49408].tolist()) == set(placeholders["<concept>"])
+    drawn = torch.cat([stage(snr_weighted=on)[1].timesteps(5000)[None] for on in (True, False)]).float().mean(dim=1)
+    assert drawn[0] > drawn[1] + 50
+    models, loose = stage(clamp_norms=False, embedding_learning_rate=10.0)
+    train_stage(loose, models, SingleDevice(device=torch.device("cpu")), torch.Generator().manual_seed(0))
+    longest = models.text_encoders[0].embedding.table.norm(dim=-1).mean()
+    assert models.text_encoders[0].embedding.rows.norm(dim=-1).max() > 2 * longest
+
+
+def test_norm_clamp_holds(tmp_path):
+    models, _ = train(dataclasses.replace(FAST, embedding_learning_rate=10.0), tmp_path)
+    embedding = models.text_encoders[0].embedding
+    longest = embedding.table.norm(dim=-1).mean()
+    assert embedding.rows.norm(dim=-1).max() <= longest * (1 + 1e-5)
+    short = torch.tensor([[0.3, 0.4], [3.0, 4.0]])
+    trainables.clamp_norms(short, 1.0)
+    assert torch.allclose(short, torch.tensor([[0.3, 0.4], [0.6, 0.8]]))
+
+
+def test_fresh_views_encode_in_every_step(tmp_path):
+    models = small.models()
+    calls, encode = [], models.encode_images
+    models.encode_images = lambda pixels: calls.append(len(pixels)) or encode(pixels)
+    train(dataclasses.replace(FAST, views=0), tmp_path / "fresh", models=models)
+    assert calls == [4, 4, 4]
+    models = small.models()
+    models.encode_images = lambda pixels: calls.append(len(pixels)) or encode(pixels)
+    calls.clear()
+    train(FAST, tmp_path / "pool", models=models)
+    assert calls == [8]  # all before the first step
+
+
+def test_preservation_prompts_are_drawn_in_their_shares():
+    models = small.models()
+    templates, captions = ["a {}", "one {}"], ["snow on a roof", "two boats"]
+    prompts = PreservationPrompts(models, "dog", templates, captions)
+    ids, targets = prompts.sample(4000, torch.Generator().manual_seed(0))
+    empty, template = models.tokenize([""])[0], models.tokenize(["a dog", "one dog"])
+    is_empty = (ids == empty).all(dim=2)[:, 0]
+    is_template = sum((ids == t).all(dim=2)[:, 0] for t in template)
+    assert is_empty.float().mean().item() == pytest.approx(0.1, abs=0.02)
+    assert is_template.float().mean().item() == pytest.approx(0.1, abs=0.02)
+    with torch.no_grad():
+        assert torch.allclose(targets[:5], models.encode_ids(ids[:5]), atol=1e-5)
+
+
+def test_result_survives_its_folder(tmp_path):
+    _, result = train(folder=tmp_path)
+    loaded = runs.load(tmp_path)
+    assert loaded.settings == result.settings and loaded.history == result.history
+    assert loaded.tokens.keys() == result.tokens.keys() and "<left>" in loaded.tokens
+    assert all(torch.equal(loaded.tokens[t][0], result.tokens[t][0]) for t in result.tokens)
+    assert all(torch.equal(loaded.lora[key], result.lora[key]) for key in result.lora)
+    assert torch.equal(loaded.fixed_outputs[0], result.fixed_outputs[0])
+    assert runs.load(tmp_path / "nowhere") is None
+
+
+def test_digest_names_everything_that_decides_a_result():
+    models = small.models()
+    base = runs.Run(concept=concept(), recipe=FAST)
+    digests = {base.digest(models)}
+    assert base.digest(small.models()) in digests
+    for change in (
+        {"seed": 1},
+        {"recipe": dataclasses.replace(FAST, lora_rank=8)},
+        {"concept": concept(class_word="cat")},
+        {"concept": concept(images=(torch.zeros(3, 32, 32),))},
+        {"dtype": torch.bfloat16},
+    ):
+        digests.add(dataclasses.replace(base, **change).digest(models))
+    models.unet.conv_out.weight.data += 1e-3
+    digests.add(base.digest(models))
+    assert len(digests) == 7
+
+
+def test_interrupt_leaves_a_partial_run(tmp_path):
+    class Interrupted(BaseException):
+        pass
+
+    def stop(report):
+        if report.step == 2:
+            raise Interrupted
+
+    run = runs.Run(concept=concept(), recipe=FAST)
+    with pytest.raises(Interrupted):
+        runs.train(run, small.models(), tmp_path, on_step=stop)
+    assert len((tmp_path / "steps.jsonl").read_text().splitlines()) == 2
+    assert runs.load(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"placeholder_token": "dog"}, "already knows"),
+        ({"placeholder_token": "<left>"}, "already taken"),
+        ({"placeholder_token": ""}, "one word"),
+        ({"placeholder_token": "my dog"}, "one word"),
+        ({"placeholder_token": "(dog:1.2)"}, "one word"),
+        ({"class_word": ""}, "class word is empty"),
+        ({"images": ()}, "no picture"),
+        ({"images": (torch.zeros(3, 1, 1),)}, "smaller than 8"),
+        ({"resolution": 100}, "multiple of 8"),
+    ],
+)
+def test_bad_concepts_get_one_sentence(changes, sentence, tmp_path):
+    with pytest.raises(ValueError, match=sentence) as error:
+        train(folder=tmp_path, **changes)
+    assert str(error.value).count("\n") == 0
+
+
+def test_a_loss_that_is_no_number_stops(tmp_path):
+    models = small.models()
+    models.unet.conv_out.weight.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="step 1"):
+        train(models=models, folder=tmp_path)
