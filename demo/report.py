@@ -1,0 +1,153 @@
+"""Draws the demo's reference picture, and turns the demo's pictures into report.json and grid.png.
+
+    python -m demo.report reference OUT.png --instance N     one plain picture of an individual nobody has trained on
+    python -m demo.report score JOB.json OUT_FOLDER          scores and picture grid of a finished demo
+
+Needs the packages of the virtual environment; dev.py runs it there. JOB.json is what show.py writes. It judges only: no
+picture is generated here except real drawings of the individual, which say how well anybody could do.
+"""
+
+import argparse
+import json
+import random
+from pathlib import Path
+from statistics import fmean
+
+from PIL import Image, ImageDraw, ImageFont
+
+ROWS = {"untrained": "Untrained", "trained": "Trained", "words": "Untrained, all details in words"}
+DRAWINGS = 8  # real pictures of the individual per prompt, for the ceiling
+
+
+def reference(out, number, subject):
+    """The one picture that the demo learns from; returns its description in words, without the article."""
+    from . import captions, world
+
+    thing = world.instance(number, subject)
+    world.picture(world.draw(thing, world.reference_scene(), random.Random(number))).save(out)
+    return captions.describe(thing).split(" ", 1)[1]
+
+
+def scene_of(prompt):
+    """The scene that a prompt asks for, as far as it names one of the world's backgrounds and styles."""
+    from . import world
+
+    background = next((b for b in world.BACKGROUNDS if b in prompt), world.reference_scene().background)
+    style = next((s for s in world.STYLES if s in prompt), "photo")
+    return world.Scene(background=background, style=style)
+
+
+def drawings(job):
+    """Real pictures of the individual in the prompts' scenes: one list per prompt."""
+    from . import world
+
+    thing = world.instance(job["instance"], job["class_word"])
+    rng = random.Random(f"ceiling {job['instance']}")
+    scenes = [scene_of(prompt) for prompt in job["prompts"]]
+    return [[world.picture(world.draw(thing, scene, rng)) for _ in range(DRAWINGS)] for scene in scenes]
+
+
+def score(job, pictures, reference_picture, judges):
+    """report.json: mean scores over all prompts and seeds, as plain numbers.
+
+    identity is the cosine to the reference picture in the space of an encoder that tells individuals apart; text is the
+    cosine of a picture to its own prompt with the class word in place of the placeholder.
+    """
+    prompts = [prompt.replace("{}", job["class_word"]) for prompt in job["prompts"]]
+
+    def identity(rows):
+        return mean(judges.identity([picture for row in rows for picture in row], [reference_picture]))
+
+    def text(rows):
+        pairs = [(picture, prompt) for row, prompt in zip(rows, prompts, strict=True) for picture in row]
+        return mean(judges.clip_text([picture for picture, _ in pairs], [prompt for _, prompt in pairs]))
+
+    return {
+        "identity_floor": identity(pictures["untrained"]),
+        "identity": identity(pictures["trained"]),
+        "identity_ceiling": identity(drawings(job)),
+        "identity_oracle": identity(pictures["words"]),
+        "text_floor": text(pictures["untrained"]),
+        "text": text(pictures["trained"]),
+        "train_seconds": round(job["train_seconds"], 1),
+        "steps": job["steps"],
+        "device": job["device"],
+    }
+
+
+def mean(scores):
+    return round(fmean(float(value) for value in scores), 4)
+
+
+def grid(job, pictures, reference_picture, size=128, gap=6, margin=24):
+    """The picture grid: the reference on the left, then a row per model and a block of columns per prompt."""
+    heading, small = ImageFont.load_default(18), ImageFont.load_default(13)
+    seeds = len(pictures["untrained"][0])
+    block = seeds * (size + gap) + gap
+    left, top = margin * 2 + size, margin + 52
+    height = top + len(ROWS) * (size + gap + 22) + margin
+    sheet = Image.new("RGB", (left + len(job["prompts"]) * (block + gap), height), "#f7f5f0")
+    pen = ImageDraw.Draw(sheet)
+    pen.text((margin, margin), "Reference", "#222222", heading)
+    pen.text((margin, margin + 26), "the one picture learned from", "#666666", small)
+    sheet.paste(enlarged(reference_picture, size), (margin, top + 22))
+    for column, prompt in enumerate(job["prompts"]):
+        words = wrapped(pen, prompt.replace("{}", job["placeholder"]), small, block - gap)
+        pen.multiline_text((left + column * (block + gap), margin), words, "#222222", small)
+    for row, (name, title) in enumerate(ROWS.items()):
+        y = top + row * (size + gap + 22)
+        pen.text((left, y), title, "#666666", small)
+        for column, column_pictures in enumerate(pictures[name]):
+            for seed, picture in enumerate(column_pictures):
+                x = left + column * (block + gap) + seed * (size + gap)
+                sheet.paste(enlarged(picture, size), (x, y + 20))
+    return sheet
+
+
+def enlarged(picture, size):
+    """Square, with hard edges: these are flat tiles."""
+    return picture.convert("RGB").resize((size, size), Image.Resampling.NEAREST)
+
+
+def wrapped(pen, text, font, width):
+    """The text in lines no wider than `width` pixels."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if pen.textlength(longer, font) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    draw = commands.add_parser("reference")
+    draw.add_argument("out", type=Path)
+    draw.add_argument("--instance", type=int, required=True)
+    draw.add_argument("--class-word", required=True)
+    judge = commands.add_parser("score")
+    judge.add_argument("job", type=Path)
+    judge.add_argument("out", type=Path)
+    options = parser.parse_args()
+    if options.command == "reference":
+        print(reference(options.out, options.instance, options.class_word))
+        return
+    job = json.loads(options.job.read_text(encoding="utf-8"))
+    folder = options.job.parent
+    pictures = {
+        name: [[Image.open(folder / file) for file in row] for row in rows] for name, rows in job["pictures"].items()
+    }
+    reference_picture = Image.open(folder / job["reference"])
+    options.out.mkdir(parents=True, exist_ok=True)
+    grid(job, pictures, reference_picture).save(options.out / "grid.png")
+    from . import evaluators
+
+    report = score(job, pictures, reference_picture, evaluators.load())
+    (options.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
