@@ -1,0 +1,50 @@
+"""The preview sampler: does it equal diffusers' DPM-Solver++ (2M), and does a seed mean the same picture?"""
+
+import pytest
+import torch
+
+from personalize.tests import small
+from personalize.trainers import sampling
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # between numpy and torch, in the scheduler
+@pytest.mark.parametrize("steps", [1, 2, 12])
+def test_equals_diffusers(steps):
+    from diffusers import DPMSolverMultistepScheduler
+
+    models = small.models()
+    scheduler = DPMSolverMultistepScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", solver_order=2, final_sigmas_type="zero"
+    )
+    timesteps = sampling.schedule(models.alphas_cumprod, steps)
+    scheduler.set_timesteps(timesteps=timesteps.tolist())
+    start = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def epsilon(x, t):
+        return torch.sin(3 * x + t.item() / 300) + 0.5 * x  # any smooth field
+
+    theirs = start.clone()
+    for t in scheduler.timesteps:
+        theirs = scheduler.step(epsilon(theirs, t), t, theirs).prev_sample
+    ours = sampling.dpm_solver_2m(
+        models.alphas_cumprod, start, lambda x, t: sampling.clean(models, x, epsilon(x, t), t), steps
+    )
+    assert torch.allclose(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_v_prediction_gives_the_same_clean_picture():
+    x, noise = torch.randn(2, 1, 4, 2, 2)
+    epsilon_model, v_model, t = small.models(), small.models("v_prediction"), torch.tensor([600])
+    noisy = epsilon_model.add_noise(x, noise, t)
+    for models in (epsilon_model, v_model):
+        assert torch.allclose(sampling.clean(models, noisy, models.target(x, noise, t), t[0]), x, atol=1e-4)
+
+
+def test_a_picture_depends_on_its_seed_alone():
+    models = small.models()
+    alone = sampling.sample(models, ["a dog"], [7], resolution=32, steps=3)
+    torch.manual_seed(5)
+    beside = sampling.sample(models, ["a cat", "a dog", "a dog"], [1, 7, 8], resolution=32, steps=3, batch_size=2)
+    assert torch.allclose(alone[0], beside[1], atol=1e-5)
+    assert not torch.allclose(beside[1], beside[2], atol=1e-3)
+    assert alone.shape == (1, 3, 32, 32)
