@@ -1,0 +1,73 @@
+"""Files that travel: does diffusers read the LoRA and the embedding as what was trained? (The host: test_host.py.)"""
+
+import dataclasses
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from personalize.tests import small
+from personalize.trainers import run as runs
+from personalize.trainers.data import Concept
+from personalize.trainers.recipes.textboost import TextBoost
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Models after a short training with large steps and without fixed outputs, and the run's result."""
+    models = small.models()
+    recipe = TextBoost(
+        steps=3, batch_size=2, views=4, lora_learning_rate=2e-2, fixed_outputs=False, augmentation_prompt="words"
+    )
+    concept = Concept(images=(torch.rand(3, 32, 32),), resolution=32, initializer_token="corgi dog")
+    return models, runs.train(runs.Run(concept=concept, recipe=recipe), models, tmp_path)
+
+
+def pipeline(comfyui):
+    """A diffusers pipeline with the same base weights that the training started from."""
+    from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
+    from transformers import CLIPTokenizer
+
+    models = small.models()
+    return StableDiffusionPipeline(
+        vae=AutoencoderTiny(),
+        text_encoder=models.text_encoders[0].module,
+        tokenizer=CLIPTokenizer.from_pretrained(comfyui / "comfy" / "sd1_tokenizer"),
+        unet=models.unet,
+        scheduler=DDIMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+@pytest.mark.comfy
+def test_diffusers_loads_lora_and_embedding(trained, comfyui, tmp_path):
+    models, result = trained
+    save_file({"<concept>": result.tokens["<concept>"][0]}, tmp_path / "embedding.safetensors")
+    pipe = pipeline(comfyui)
+    before = pipe.encode_prompt("a photo of a corgi dog", "cpu", 1, False)[0]
+    pipe.load_lora_weights(str(tmp_path), weight_name="lora.safetensors")
+    pipe.load_textual_inversion(str(tmp_path / "embedding.safetensors"))
+    theirs = pipe.encode_prompt("a photo of a <concept>", "cpu", 1, False)[0]
+    with torch.no_grad():
+        ours = models.encode_prompts(["a photo of a <concept>"])
+    effect = (ours - before).abs().max()
+    assert effect > 0.1
+    assert (ours - theirs).abs().max() < 1e-4
+
+
+def test_alpha_carries_the_scale(trained):
+    """Without its alpha a LoRA would be read with scale 1, whatever alpha / rank it was trained with."""
+    models, result = trained
+    recipe = dataclasses.replace(TextBoost(), steps=1, batch_size=2, views=2, lora_rank=2, lora_alpha=6.0)
+    models = small.models()
+    concept = Concept(images=(torch.rand(3, 32, 32),), resolution=32)
+    result = runs.train(runs.Run(concept=concept, recipe=recipe), models, result.folder / "alpha")
+    name = "lora_te_text_model_encoder_layers_1_self_attn_v_proj"
+    layer = models.text_encoders[0].text_model.encoder.layers[1].self_attn.v_proj
+    down, up, alpha = (result.lora[f"{name}.{part}"] for part in ("lora_down.weight", "lora_up.weight", "alpha"))
+    x = torch.randn(5, 32)
+    with torch.no_grad():
+        assert torch.allclose(layer(x), layer.base_layer(x) + (alpha / len(down)) * x @ down.T @ up.T, atol=1e-5)
+    assert alpha == 6.0 and down.shape == (2, 32)
