@@ -1,0 +1,172 @@
+"""The rows of the fidelity study as pictures: which individuals, which prompts, and how each row comes to its pictures.
+
+Judging, storing and the command line are fidelity.py's.
+"""
+
+import hashlib
+import json
+import random
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from demo import captions, world
+from trainers.checkpoint import load_models
+from trainers.data import Concept
+from trainers.recipes.textboost import PRESETS
+from trainers.run import Run, train
+from trainers.sampling import sample
+
+from .fidelity_report import array
+
+SIDE = world.TILES * world.TILE
+PLACEHOLDER = "<thing>"
+TINY_UNET = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 64,
+    "channel_mult": [1, 2],
+    "num_res_blocks": [2, 2],
+    "transformer_depth": [0, 0, 1, 1],
+    "transformer_depth_middle": 1,
+    "num_heads": 4,
+    "context_dim": 128,
+    "use_linear_in_transformer": False,
+}
+TINY_HEADS = 4
+# What is asked for, and the same as a scene, in which the real individual is drawn for the ceiling.
+# "{}" comes with its article.
+PROMPTS = {
+    "a photo of {} in the snow": world.Scene("in the snow"),
+    "a photo of {} on the beach": world.Scene("on the beach"),
+    "a painting of {} on grass": world.Scene("on grass", style="painting"),
+    "a photo of {} at night": world.Scene("at night"),
+    "a photo of {} on pink fabric, far away": world.Scene("on pink fabric", distance="far away"),
+    "a sketch of {} in the desert": world.Scene("in the desert", style="sketch"),
+    "a photo of {} on water": world.Scene("on water"),
+    "a photo of {} on grass, on the left": world.Scene("on grass", side="on the left"),
+}
+# One technique of TextBoost off at a time.
+ABLATIONS = {
+    "no_augmentation": {"augmentation_p": 0.0, "grayscale_p": 0.0},
+    "no_knowledge": {"knowledge_weight": 0.0},
+    "no_snr": {"snr_weighted": False},
+    "no_norm_clamp": {"clamp_norms": False},
+    "no_fixed_outputs": {"fixed_outputs": False},
+    "no_inversion_tokens": {"augmentation_prompt": "words"},
+    "fresh_views": {"views": 0},
+}
+UNTRAINED = ("untuned", "oracle", "real")
+METHODS = (*UNTRAINED, "textboost", *(f"textboost-{name}" for name in ABLATIONS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What decides the pictures; stored beside each result, and a result of other settings is measured again."""
+
+    checkpoint: Path
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    preset: str
+    overrides: dict
+    initializer: str
+    training_seed: int
+    sampler_steps: int
+    guidance: float
+    dtype: str
+
+    def settings(self) -> dict:
+        """As plain data, the same after a round trip through JSON; the checkpoint by its content, not by where it
+        lies.
+        """
+        plain = {**asdict(self), "checkpoint": digest(self.checkpoint)}
+        return json.loads(json.dumps(plain))
+
+
+def digest(*files: Path) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def recipe(bench: Bench, method: str):
+    """TextBoost with the preset, the overrides, and for "textboost-x" with technique x off."""
+    name, _, ablation = method.partition("-")
+    if name != "textboost" or (ablation and ablation not in ABLATIONS):
+        raise ValueError(f"Unknown method {method!r}: choose from {', '.join(METHODS)}")
+    return replace(PRESETS[bench.preset], **bench.overrides, **ABLATIONS.get(ablation, {}))
+
+
+def unseen(number: int) -> world.Instance:
+    """Test individual `number`: the classes in turn, all else as its seed falls."""
+    return world.instance(world.TEST_SEEDS[number], world.SUBJECTS[number % len(world.SUBJECTS)])
+
+
+def reference(number: int) -> Image.Image:
+    return world.picture(world.draw(unseen(number), world.reference_scene(), random.Random(f"reference {number}")))
+
+
+def real(bench: Bench, number: int) -> list:
+    """Other pictures of the individual in the very scenes of the prompts, one per prompt and seed."""
+    scenes = [(PROMPTS[prompt], prompt, seed) for prompt in bench.prompts for seed in bench.seeds]
+    thing = unseen(number)
+    return [
+        world.picture(world.draw(thing, scene, random.Random(f"real {number} {prompt} {s}")))
+        for scene, prompt, s in scenes
+    ]
+
+
+def read_models(bench: Bench):
+    return load_models(bench.checkpoint, TINY_UNET, TINY_HEADS)
+
+
+def generate(bench: Bench, models, noun: str) -> list:
+    """Pictures of a noun phrase with its article, prompt by prompt, each with every seed; a seed starts from the same
+    noise everywhere.
+    """
+    prompts = [prompt.format(noun) for prompt in bench.prompts for _ in bench.seeds]
+    seeds = [seed for _ in bench.prompts for seed in bench.seeds]
+    pixels = sample(
+        models, prompts, seeds, resolution=SIDE, steps=bench.sampler_steps, guidance=bench.guidance, batch_size=24
+    )
+    arrays = (pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(array) for array in arrays]
+
+
+def pixels(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(array(image)).permute(2, 0, 1).float() / 255
+
+
+def personalised(bench: Bench, method: str, number: int, folder: Path, device: str) -> tuple[list, dict]:
+    """Train on the one reference; its pictures, and what the training cost."""
+    thing, models = unseen(number), read_models(bench)
+    words = bench.initializer.format(**asdict(thing))
+    concept = Concept(
+        images=(pixels(reference(number)),),
+        class_word=thing.subject,
+        placeholder_token=PLACEHOLDER,
+        initializer_token=words,
+        resolution=SIDE,
+    )
+    chosen = recipe(bench, method)
+    run = Run(concept=concept, recipe=chosen, seed=bench.training_seed, dtype=getattr(torch, bench.dtype))
+    result = train(run, models, folder, device=device)
+    losses = [entry["loss"] for entry in result.history]
+    facts = {
+        "train_seconds": result.seconds,
+        "steps": len(losses),
+        "last_loss": sum(losses[-20:]) / max(1, len(losses[-20:])),
+    }
+    return generate(bench, models, captions.with_article(chosen.subject(concept))), facts
+
+
+def draw(bench: Bench, method: str, number: int, folder: Path, device: str) -> tuple[list, dict]:
+    """The pictures of one row for one individual."""
+    thing = unseen(number)
+    if method == "real":
+        return real(bench, number), {}
+    if method in UNTRAINED:
+        noun = captions.with_article(thing.subject) if method == "untuned" else captions.describe(thing)
+        models = read_models(bench).to(device, getattr(torch, bench.dtype))
+        return generate(bench, models, noun), {}
+    return personalised(bench, method, number, folder, device)
