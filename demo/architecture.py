@@ -1,8 +1,9 @@
-"""Teaches a running ComfyUI the demo's tiny architecture, so that the stock checkpoint loader gives MODEL, CLIP and VAE of its checkpoint.
+"""Teaches a running ComfyUI the demo's tiny architecture: the stock loader then gives its MODEL, CLIP and VAE.
 
-Only the demo host and the tests call register(); a user's ComfyUI never does. It is SD1.x in everything but size: model_channels 64, two
-levels, a text encoder of width 128. ComfyUI finds a model's class by these two sizes, so a checkpoint that ComfyUI itself saves loads as
-well. Needs ComfyUI's modules and nothing else of this repository: load the file by its path.
+Only the demo host and the tests call register(); a user's ComfyUI never does. It is SD1.x in everything but size:
+model_channels 64, two levels, a text encoder of width 128. ComfyUI finds a model's class by these two sizes, so a
+checkpoint that ComfyUI itself saves loads as well. Needs ComfyUI's modules and nothing else of this repository: load
+the file by its path.
 """
 
 import comfy.sd1_clip
@@ -23,19 +24,21 @@ CLIP_CONFIG = {
 
 
 class TinyClip(comfy.sd1_clip.SDClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options={}):
+    def __init__(self, device="cpu", dtype=None, model_options=None):
         super().__init__(
             device=device,
             dtype=dtype,
             return_projected_pooled=False,
             textmodel_json_config=dict(CLIP_CONFIG),
-            model_options=model_options,
+            model_options=model_options or {},
         )
 
 
 class TinySD1Clip(comfy.sd1_clip.SD1ClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options={}):
-        super().__init__(device=device, dtype=dtype, model_options=model_options, clip_name="l", clip_model=TinyClip)
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        super().__init__(
+            device=device, dtype=dtype, model_options=model_options or {}, clip_name="l", clip_model=TinyClip
+        )
 
 
 class PersonalizeTiny(comfy.supported_models.SD15):
@@ -45,7 +48,7 @@ class PersonalizeTiny(comfy.supported_models.SD15):
     # Heads cannot be read off the weights.
     unet_extra_config = {"num_heads": 4, "num_head_channels": -1}
 
-    def clip_target(self, state_dict={}):
+    def clip_target(self, state_dict=None):
         return comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, TinySD1Clip)
 
 

@@ -2,9 +2,9 @@
 
     python demo/build.py OUT.safetensors      (a second; needs torch and safetensors only)
 
-weights/ leaves out what can be made again: the token rows of words that the world never uses (here: seeded random rows as strong as the
-trained ones, the same at every build) and the autoencoder's zeros. ComfyUI's own loader reads the result once architecture.py has
-registered the tiny architecture.
+weights/ leaves out what can be made again: the token rows of words that the world never uses (here: seeded random
+rows as strong as the trained ones, the same at every build) and the autoencoder's zeros. ComfyUI's own loader reads
+the result once architecture.py has registered the tiny architecture.
 """
 
 import argparse
@@ -36,7 +36,10 @@ def _block_zeros(prefix: str) -> dict:
 def autoencoder(stored: dict) -> dict:
     """The stored convolutions and every zero that TAESD's shape asks for."""
     weights = {AUTOENCODER + "taesd_encoder.0.bias": torch.zeros(WIDTH).half()}
-    blocks = {"taesd_encoder.": (1, 3, 4, 5, 7, 8, 9, 11, 12, 13), "taesd_decoder.": (3, 4, 5, 8, 9, 10, 13, 14, 15, 18)}
+    blocks = {
+        "taesd_encoder.": (1, 3, 4, 5, 7, 8, 9, 11, 12, 13),
+        "taesd_decoder.": (3, 4, 5, 8, 9, 10, 13, 14, 15, 18),
+    }
     for part, numbers in blocks.items():
         for number in numbers:
             weights |= _block_zeros(f"{AUTOENCODER}{part}{number}.")

@@ -1,7 +1,7 @@
 """What captions of the demo world say, and every word they can use.
 
-Named always: the class. Named in part of the cases: primary colour, pattern, accessory with its colour, background, framing.
-Named never: second colour, exact shades, proportions, pattern period.
+Named always: the class. Named in part of the cases: primary colour, pattern, accessory with its colour, background,
+framing. Named never: second colour, exact shades, proportions, pattern period.
 """
 
 import random
@@ -65,7 +65,11 @@ def _fill(template: str, noun: str) -> str:
 def _opening(scene: Scene, noun: str, rng) -> str:
     """The style and the subject, in one of the many wordings that are true of the scene."""
     if scene.collage:
-        return f"a photo collage of {with_article(noun)}" if rng.random() < 0.6 else f"photo collage of {with_article(noun)}"
+        return (
+            f"a photo collage of {with_article(noun)}"
+            if rng.random() < 0.6
+            else f"photo collage of {with_article(noun)}"
+        )
     if scene.style != "photo":
         return f"a {scene.style} of {with_article(noun)}"
     special = {"dark": DARK, "bright": BRIGHT}.get(scene.light, ())
@@ -79,7 +83,12 @@ def _opening(scene: Scene, noun: str, rng) -> str:
 
 
 def _details(scene: Scene, opening: str, rng) -> list:
-    words = [scene.distance, scene.side, "horizontally flipped" if scene.flip else "", "grayscale" if scene.gray else ""]
+    words = [
+        scene.distance,
+        scene.side,
+        "horizontally flipped" if scene.flip else "",
+        "grayscale" if scene.gray else "",
+    ]
     words.append("cropped" if scene.cropped and "cropped" not in opening else "")
     words = [word for word in words if word and rng.random() < 0.85]
     rng.shuffle(words)
@@ -87,7 +96,7 @@ def _details(scene: Scene, opening: str, rng) -> list:
 
 
 def caption(thing: Instance, scene: Scene, rng: random.Random, colour=0.65, pattern=0.45, extra=0.5, place=0.88) -> str:
-    """A true caption; the four numbers are the shares of captions that name the colour, the pattern, the accessory, the place."""
+    """A true caption; the four numbers are the shares of captions that name colour, pattern, accessory and place."""
     opening = _opening(scene, _noun(thing, rng, colour, pattern, extra), rng)
     ground = f" {scene.background}" if rng.random() < place else ""
     return ", ".join([opening + ground, *_details(scene, opening, rng)])

@@ -1,8 +1,9 @@
-"""Checks the complete checkpoint in ComfyUI's own loader: text encoder against transformers, U-Net against diffusers, autoencoder's PSNR.
+"""Checks the checkpoint in ComfyUI's loader against transformers and diffusers, and measures the autoencoder.
 
     python -m demo.check_loading COMFYUI CHECKPOINT TRAINING_FORM      (half a minute, one thread)
 
-TRAINING_FORM is what train_unet.py wrote and export.py turned into weights/. Prints greatest differences and decibels.
+TRAINING_FORM is what train_unet.py wrote and export.py turned into weights/. Prints greatest differences and
+decibels.
 """
 
 import argparse
@@ -70,7 +71,10 @@ def autoencoder_report(vae):
     tiles = np.stack([world.draw(world.instance(seed), world.sample_scene(rng), rng) for seed in world.TEST_SEEDS[:8]])
     full = torch.from_numpy(tiles).repeat_interleave(8, 1).repeat_interleave(8, 2).float() / 255
     latents = vae.encode(full)
-    print("latents against the affine map, greatest difference", (latents * LATENT_SCALE - to_latents(torch.from_numpy(tiles))).abs().max().item())
+    print(
+        "latents against the affine map, greatest difference",
+        (latents * LATENT_SCALE - to_latents(torch.from_numpy(tiles))).abs().max().item(),
+    )
     print("aligned pictures, dB", decibels(vae.decode(latents), full))
     chw = full[:2].movedim(-1, 1)
     views = {
@@ -82,7 +86,7 @@ def autoencoder_report(vae):
     for name, view in views.items():
         back = vae.decode(vae.encode(view.movedim(1, -1))).movedim(-1, 1)
         mean = F.interpolate(F.avg_pool2d(view, 8), scale_factor=8, mode="nearest")
-        print(f"{name}: {decibels(back, view):.1f} dB against the view, {decibels(back, mean):.1f} dB against its tile means")
+        print(f"{name}, dB: {decibels(back, view):.1f} against the view, {decibels(back, mean):.1f} against its means")
 
 
 if __name__ == "__main__":

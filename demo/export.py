@@ -1,6 +1,6 @@
 """Turns the training form of the model into the files of weights/: U-Net in SD1.x layout and text encoder, both fp16.
 
-    python -m demo.export .dev/train/model.safetensors TOKENIZER demo/weights      (seconds)
+python -m demo.export .dev/train/model.safetensors TOKENIZER demo/weights      (seconds)
 """
 
 import argparse
@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from .text import STRANGERS, Vocabulary
+from .sample import untrained_unet
+from .text import STRANGERS, Vocabulary, text_encoder
 
 UNET, TEXT = "model.diffusion_model.", "cond_stage_model.transformer.text_model."
+ROWS = "embeddings.token_embedding.weight"
 LAYERS = 2
 FIXED = {
     "conv_in": "input_blocks.0.0",
@@ -41,7 +43,9 @@ def _block(name: str) -> str:
     for start, place in FIXED.items():
         if name.startswith(start + "."):
             return place + name[len(start) :]
-    side, level, kind, index, rest = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.*)", name).groups()
+    side, level, kind, index, rest = re.match(
+        r"(down|up)_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.*)", name
+    ).groups()
     number = int(level) * (LAYERS + 1) + int(index) + (side == "down")
     return f"{'input' if side == 'down' else 'output'}_blocks.{number}.{int(kind == 'attentions')}.{rest}"
 
@@ -61,10 +65,24 @@ def export_unet(weights: dict) -> dict:
 
 def export_text(weights: dict, words: Vocabulary) -> dict:
     """All text tensors; of the token table only the rows of the world's words, with their token ids."""
-    text = {k[5:].removeprefix("text_model."): v.half().contiguous() for k, v in weights.items() if k.startswith("text.")}
-    rows = text.pop("embeddings.token_embedding.weight")[:-STRANGERS]
+    text = {
+        k[5:].removeprefix("text_model."): v.half().contiguous() for k, v in weights.items() if k.startswith("text.")
+    }
+    rows = text.pop(ROWS)[:-STRANGERS]
     text = {TEXT + k: v for k, v in text.items() if not k.endswith("position_ids")}
     return text | {"token_rows": rows.contiguous(), "tokens": torch.tensor(words.tokens, dtype=torch.int32)}
+
+
+def load_exported(folder: Path, words: Vocabulary) -> tuple:
+    """The way back: (U-Net, text encoder) in training form from the files of weights/, for sampling without a host."""
+    stored, unet, text = load_file(folder / "unet.safetensors"), untrained_unet(), text_encoder(words.size)
+    unet.load_state_dict({name: stored[unet_name(name)].float() for name in unet.state_dict()})
+    stored = load_file(folder / "text.safetensors")
+    rows = torch.cat([stored["token_rows"].float(), torch.zeros(STRANGERS, stored["token_rows"].shape[1])])
+    weights = {name.removeprefix(TEXT): value.float() for name, value in stored.items() if name.startswith(TEXT)}
+    nested = "text_model." if any(name.startswith("text_model.") for name in text.state_dict()) else ""
+    text.load_state_dict({nested + k: v for k, v in (weights | {ROWS: rows}).items()}, strict=False)
+    return unet.eval(), text.eval()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Builds the demo's autoencoder by hand, TAESD-shaped: nothing is trained, a few convolutions are set and the rest is zero.
+"""Builds the demo's autoencoder by hand, TAESD-shaped: a few convolutions are set, the rest is zero, none trained.
 
     python -m demo.make_vae demo/weights/vae.safetensors      (a second, one thread)
 
-A residual block whose last convolution is zero passes non-negative channels on unchanged. Three stride-2 convolutions that average 2 x 2
-pixels make the exact mean of a tile (8 x 8 px); the last convolution is the affine map of latents.py. The decoder undoes the clamp
-tanh(z / 3) * 3 by a piecewise linear function made of ReLUs, averages what the redundant fourth channel says, cuts colours to 0..1 and
-repeats them over the tile. The file holds the convolutions that are not zero; build.py adds the zeros.
+A residual block whose last convolution is zero passes non-negative channels on unchanged. Three stride-2 convolutions
+that average 2 x 2 pixels make the exact mean of a tile (8 x 8 px); the last convolution is the affine map of
+latents.py. The decoder undoes the clamp tanh(z / 3) * 3 by a piecewise linear function made of ReLUs, averages what
+the redundant fourth channel says, cuts colours to 0..1 and repeats them over the tile. The file holds the
+convolutions that are not zero; build.py adds the zeros.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def encoder() -> dict:
 
 
 def _hinges() -> tuple:
-    """Knots [15] and weights [15 + 1] (the last is a constant) with sum w relu(t - knot) + constant = 3 artanh(t / 3)."""
+    """Knots [15] and weights [16], the last a constant c, such that sum w relu(t - knot) + c = 3 artanh(t / 3)."""
     values = torch.linspace(-3.2, 3.2, 20001, dtype=torch.float64)
     clamped = 3 * torch.tanh(values / 3)
     knots = 3 * torch.tanh(torch.linspace(-3.2, 2.8, KNOTS, dtype=torch.float64) / 3)
@@ -69,7 +70,12 @@ def decoder() -> dict:
     knots, slopes = _hinges()
     one = KNOTS * CHANNELS
     first = {(c * KNOTS + k, c): 1.0 for c in range(CHANNELS) for k in range(KNOTS)}
-    colours = {(i, c * KNOTS + k): (back[i, c] * slopes[k]).item() for i in range(3) for c in range(CHANNELS) for k in range(KNOTS)}
+    colours = {
+        (i, c * KNOTS + k): (back[i, c] * slopes[k]).item()
+        for i in range(3)
+        for c in range(CHANNELS)
+        for k in range(KNOTS)
+    }
     constant = back @ (slopes[-1] - offset.double())
     colours |= {(i, one): constant[i].item() for i in range(3)} | {(3, one): 1.0}
     bias = torch.zeros(WIDTH)
@@ -84,9 +90,14 @@ def decoder() -> dict:
 
 def autoencoder() -> dict:
     """All convolutions that are not zero, by ComfyUI's names, fp16 except the scale of the latents."""
-    weights = {f"taesd_encoder.{k}": v for k, v in encoder().items()} | {f"taesd_decoder.{k}": v for k, v in decoder().items()}
+    weights = {f"taesd_encoder.{k}": v for k, v in encoder().items()} | {
+        f"taesd_decoder.{k}": v for k, v in decoder().items()
+    }
     weights = {f"first_stage_model.{k}": v.half() for k, v in weights.items()}
-    scale = {"first_stage_model.vae_scale": torch.tensor(LATENT_SCALE), "first_stage_model.vae_shift": torch.tensor(0.0)}
+    scale = {
+        "first_stage_model.vae_scale": torch.tensor(LATENT_SCALE),
+        "first_stage_model.vae_shift": torch.tensor(0.0),
+    }
     return weights | scale
 
 

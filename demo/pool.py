@@ -1,4 +1,4 @@
-"""Draws the pictures that the demo model is trained on, once, into one safetensors file; captions are made anew at every use.
+"""Draws the pictures that the demo model is trained on into one safetensors file; captions are made at every use.
 
     python -m demo.pool .dev/train/pool.safetensors --instances 80000 --views 3      (about 3 minutes, one thread)
 

@@ -1,4 +1,4 @@
-"""Pictures from the tiny model in training form (diffusers U-Net, compact vocabulary): for looking and for measuring during training."""
+"""Pictures from the tiny model in training form (diffusers U-Net, compact vocabulary), for looking and measuring."""
 
 import numpy as np
 import torch
@@ -42,7 +42,10 @@ def untrained_unet() -> UNet2DConditionModel:
 def sample(unet, text, words, prompts, seeds, steps: int = 25, guidance: float = 4.0) -> np.ndarray:
     """uint8 tiles [N, 16, 16, 3] of DDIM with classifier-free guidance against the empty prompt."""
     noise = [torch.randn(CHANNELS, TILES, TILES, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    latents, scheduler = torch.stack(noise), DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    latents, scheduler = (
+        torch.stack(noise),
+        DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+    )
     context = text(words.encode([""] * len(prompts) + list(prompts))).last_hidden_state
     scheduler.set_timesteps(steps)
     for time in scheduler.timesteps:

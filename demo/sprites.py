@@ -1,7 +1,7 @@
 """The eight subjects of the demo world as label maps: which part of the subject covers which tile.
 
-This file knows shapes only: it gives every 8 px tile one label (body, second colour, eye ...) by majority over 6 x 6 sub-samples, so
-that edges stay crisp. Colours, patterns and backgrounds are world.py's and backgrounds.py's business.
+This file knows shapes only: it gives every 8 px tile one label (body, second colour, eye ...) by majority over 6 x 6
+sub-samples, so that edges stay crisp. Colours, patterns and backgrounds are world.py's and backgrounds.py's business.
 Coordinates: x to the right, y down, the subject's feet at y = 1, its half height 1.
 """
 
@@ -63,7 +63,9 @@ def _dog(pen, k1, k2):
 
 
 def _cat(pen, k1, k2):
-    pen.polygon([(0.2, 0.98), (0.86, 0.98), (0.98, -0.1 - 0.3 * k2), (0.74, -0.1 - 0.3 * k2), (0.68, 0.7), (0.2, 0.72)], SECOND)
+    pen.polygon(
+        [(0.2, 0.98), (0.86, 0.98), (0.98, -0.1 - 0.3 * k2), (0.74, -0.1 - 0.3 * k2), (0.68, 0.7), (0.2, 0.72)], SECOND
+    )
     pen.oval(0, 0.5, 0.42 + 0.14 * k1, 0.54, BODY)
     pen.polygon([(-0.56, -0.3), (-0.54, -1.02), (-0.08, -0.62)], SECOND)
     pen.polygon([(0.56, -0.3), (0.54, -1.02), (0.08, -0.62)], SECOND)
@@ -147,7 +149,16 @@ def _fish(pen, k1, k2):
     return 0.1, -belly - 0.12
 
 
-SUBJECTS = {"dog": _dog, "cat": _cat, "robot": _robot, "car": _car, "house": _house, "boat": _boat, "cup": _cup, "fish": _fish}
+SUBJECTS = {
+    "dog": _dog,
+    "cat": _cat,
+    "robot": _robot,
+    "car": _car,
+    "house": _house,
+    "boat": _boat,
+    "cup": _cup,
+    "fish": _fish,
+}
 
 
 def _add_extra(pen, kind: str, x: float, y: float):

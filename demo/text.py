@@ -1,8 +1,9 @@
 """Words of the demo world as token ids, and the shape of the tiny text encoder.
 
-Training uses a compact vocabulary: only the tokens that captions can use have trained rows; a few more ids stand for strangers, words
-that the world never uses, whose rows are drawn anew at every step (so that an unknown word before "dog" does no harm later).
-build.py puts the trained rows back into the full table of 49408. The tokenizer is the standard one of CLIP, from a folder.
+Training uses a compact vocabulary: only the tokens that captions can use have trained rows; a few more ids stand for
+strangers, words that the world never uses, whose rows are drawn anew at every step (so that an unknown word before
+"dog" does no harm later). build.py puts the trained rows back into the full table of 49408. The tokenizer is the
+standard one of CLIP, from a folder.
 """
 
 import re

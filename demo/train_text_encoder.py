@@ -1,4 +1,4 @@
-"""First training: teaches the tiny text encoder to tell captions apart by matching them with pictures (contrastive, as CLIP does).
+"""First training: the tiny text encoder learns to match captions with pictures (contrastive, as CLIP does).
 
     python -m demo.train_text_encoder .dev/train/pool.safetensors TOKENIZER .dev/train/text.safetensors --minutes 14
 

@@ -1,10 +1,12 @@
 """Second training: the U-Net, and the text encoder along with it, on the latents of the pool.
 
-    python -m demo.train_unet .dev/train/pool.safetensors TOKENIZER .dev/train/text.safetensors .dev/train/model.safetensors --until 20:00
+    cd .dev/train
+    PYTHONPATH=../.. python -m demo.train_unet pool.safetensors TOKENIZER text.safetensors model.safetensors
 
-Noise prediction, scaled-linear schedule 0.00085 .. 0.012, min-SNR weights (gamma 5), 10 % empty captions, EMA 0.999, AdamW 1e-3 with
-the rate falling to zero over the last 40 % of the time. One thread, bf16 autocast, batches of 64. Every few minutes it writes the EMA
-weights (safetensors, keys unet.* and text.*, compact vocabulary) and a sheet of samples beside them.
+Noise prediction, scaled-linear schedule 0.00085 .. 0.012, min-SNR weights (gamma 5), 10 % empty captions, EMA 0.999,
+AdamW 1e-3 with the rate falling to zero over the last 40 % of the time. One thread, bf16 autocast, batches of 64.
+Every few minutes it writes the EMA weights (safetensors, keys unet.* and text.*, compact vocabulary) and a sheet of
+samples beside them.
 """
 
 import argparse
@@ -71,7 +73,9 @@ def save(path: str, unet, text, words, average):
     """EMA weights and samples, written beside and then moved into place."""
     average.swap()
     new_strangers(text)
-    weights = {f"unet.{k}": v for k, v in unet.state_dict().items()} | {f"text.{k}": v for k, v in text.state_dict().items()}
+    weights = {f"unet.{k}": v for k, v in unet.state_dict().items()} | {
+        f"text.{k}": v for k, v in text.state_dict().items()
+    }
     save_file({k: v.contiguous().clone() for k, v in weights.items()}, path + ".part")
     os.replace(path + ".part", path)
     prompt_sheet(unet, text, words).save(path.replace(".safetensors", ".png"))
@@ -81,7 +85,10 @@ def save(path: str, unet, text, words, average):
 def train(pool, words, unet, text, path: str, seconds: float, every: float):
     parameters = [*unet.parameters(), *text.parameters()]
     table = text.get_input_embeddings().weight
-    groups = [{"params": [p for p in parameters if p is not table], "weight_decay": 1e-2}, {"params": [table], "weight_decay": 0}]
+    groups = [
+        {"params": [p for p in parameters if p is not table], "weight_decay": 1e-2},
+        {"params": [table], "weight_decay": 0},
+    ]
     optimiser, average = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.99), fused=True), Average(parameters)
     alphas, rng = DDPMScheduler(**NOISE).alphas_cumprod, random.Random(1)
     start, saved, step, losses = time.time(), time.time(), 0, []

@@ -1,9 +1,9 @@
 """The demo world: captioned pixel art of 16 x 16 tiles (a tile is a flat square of 8 x 8 px, a picture 128 x 128 px).
 
-An Instance is one individual thing, a Scene one way to take its picture; draw() makes the picture and captions.py words it. Captions
-name an instance's class always, its primary colour, pattern and accessory sometimes, and its second colour, exact shades, proportions
-and pattern period never: those are what personalisation has to learn from a picture.
-Everything is decided by the random.Random given. This file draws; it neither trains nor judges anything.
+An Instance is one individual thing, a Scene one way to take its picture; draw() makes the picture and captions.py
+words it. Captions name an instance's class always, its primary colour, pattern and accessory sometimes, and its
+second colour, exact shades, proportions and pattern period never: those are what personalisation has to learn from a
+picture. Everything is decided by the random.Random given. This file draws; it neither trains nor judges anything.
 """
 
 import random
@@ -43,7 +43,7 @@ TEST_SEEDS = range(2_000_000, 3_000_000)
 
 @dataclass(frozen=True)
 class Instance:
-    """One individual thing. period is the pattern's, in tiles; shape is (aspect, k1, k2), read by sprites.py; rgb are exact shades."""
+    """One individual thing. period is the pattern's, in tiles; shape is (aspect, k1, k2) for sprites.py."""
 
     subject: str
     colour: str
@@ -101,7 +101,17 @@ def sample_scene(rng: random.Random) -> Scene:
     style = rng.choices(STYLES, (0.64, 0.18, 0.18))[0] if kind != "collage" else "photo"
     light = rng.choices(LIGHTS, (0.88, 0.06, 0.06))[0] if style == "photo" else ""
     place = rng.choice(tuple(BACKGROUNDS))
-    return Scene(place, style, distance, side, light, rng.random() < 0.15, rng.random() < 0.06, kind == "cropped", kind == "collage")
+    return Scene(
+        place,
+        style,
+        distance,
+        side,
+        light,
+        rng.random() < 0.15,
+        rng.random() < 0.06,
+        kind == "cropped",
+        kind == "collage",
+    )
 
 
 def reference_scene() -> Scene:
@@ -127,7 +137,16 @@ def _palette(thing: Instance) -> np.ndarray:
     """Colour of every label, [13, 3]; eyes are pale on a dark head."""
     light = np.dot(thing.rgb, (0.3, 0.59, 0.11)) > 90
     eye = (24, 24, 30) if light else (250, 236, 120)
-    fixed = [(36, 36, 42), (248, 246, 238), (128, 132, 142), (110, 70, 38), (176, 224, 244), eye, (228, 120, 130), (255, 242, 150)]
+    fixed = [
+        (36, 36, 42),
+        (248, 246, 238),
+        (128, 132, 142),
+        (110, 70, 38),
+        (176, 224, 244),
+        eye,
+        (228, 120, 130),
+        (255, 242, 150),
+    ]
     return np.array([(0, 0, 0), thing.rgb, thing.rgb, thing.second_rgb, thing.extra_rgb, *fixed], "float32")
 
 

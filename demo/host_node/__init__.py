@@ -1,7 +1,8 @@
 """A custom-node folder without nodes for the demo host: it registers the tiny architecture when ComfyUI starts.
 
-Link this folder into the host's custom_nodes (or copy it and set PERSONALIZE_DEMO to the demo folder). architecture.py is loaded by its
-path: the repository's root must stay out of sys.path, where its folder nodes/ would hide ComfyUI's nodes.py.
+Link this folder into the host's custom_nodes (or copy it and set PERSONALIZE_DEMO to the demo folder).
+architecture.py is loaded by its path: the repository's root must stay out of sys.path, where its folder nodes/ would
+hide ComfyUI's nodes.py.
 """
 
 import importlib.util
