@@ -32,9 +32,9 @@ def pipeline(comfyui):
     return StableDiffusionPipeline(
         vae=AutoencoderTiny(),
         text_encoder=models.text_encoders[0].module,
-        tokenizer=CLIPTokenizer.from_pretrained(comfyui / "comfy" / "sd1_tokenizer"),
+        tokenizer=CLIPTokenizer.from_pretrained(comfyui / "comfy" / "sd1_tokenizer", model_max_length=77),
         unet=models.unet,
-        scheduler=DDIMScheduler(),
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -219,7 +219,7 @@ def test_host_loads_every_key_of_the_saved_lora(graph, trained):
     key_map = comfy.lora.model_lora_keys_clip(graph[1].cond_stage_model, {})
     loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(state), key_map, log_missing=True)
     used = {key for adapter in loaded.values() for key in adapter.loaded_keys}
-    assert used == set(state) and len(loaded) == 3 * 3  # q, k, v of three layers
+    assert used == set(state) and len(loaded) == 3 * 3 + 1  # q, k, v of three layers, and what diffusers looks for
 
 
 def test_saved_embedding_equals_the_placeholder(graph, trained, tmp_path):

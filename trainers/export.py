@@ -18,11 +18,17 @@ def text_encoder_lora(models: Models) -> dict[str, Tensor]:
         for path, layer in encoder.text_model.named_modules():
             if not hasattr(layer, "lora_A"):
                 continue
-            name = prefix + "text_model_" + path.replace(".", "_")
-            state[f"{name}.lora_down.weight"] = _detached(layer.lora_A["default"].weight)
-            state[f"{name}.lora_up.weight"] = _detached(layer.lora_B["default"].weight)
-            state[f"{name}.alpha"] = state[f"{name}.lora_up.weight"].new_tensor(layer.lora_alpha["default"])
+            alpha = layer.lora_alpha["default"]
+            down, up = (_detached(part["default"].weight) for part in (layer.lora_A, layer.lora_B))
+            state |= _kohya(prefix, path, down, up, alpha)
+        # diffusers tells kohya's names by an out_proj among them; this one adds nothing.
+        state |= _kohya(prefix, "encoder.layers.0.self_attn.out_proj", down * 0, up * 0, alpha)
     return state
+
+
+def _kohya(prefix: str, path: str, down: Tensor, up: Tensor, alpha: float) -> dict[str, Tensor]:
+    name = prefix + "text_model_" + path.replace(".", "_")
+    return {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": up.new_tensor(alpha)}
 
 
 def token_vectors(models: Models) -> dict[str, tuple[Tensor, ...]]:
