@@ -249,7 +249,7 @@ def demo(comfyui, python, options):
     # demo/ belongs to this repository and the client needs the standard library only, so it is imported right here.
     from demo import show
 
-    return show.run(ROOT, STATE, comfyui, python, options)
+    return show.run(ROOT, STATE / "demo", ROOT / "demo_output", comfyui, python, options)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

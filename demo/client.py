@@ -320,40 +320,37 @@ def fits(one, other):
 
 
 def widget_inputs(node, definition):
-    """The values of a node's widgets by input name, out of its `widgets_values`."""
-    values = node.get("widgets_values")
-    if isinstance(values, dict):
-        # Some packs save names; then there is nothing to work out.
-        return dict(values)
-    values = iter(values or [])
-    inputs = {}
+    """The values of a node's widgets by input name."""
+    # A list on its own would be taken for a link.
+    return {
+        name: {"__value__": value} if isinstance(value, list) else value for name, _, value in widgets(node, definition)
+    }
+
+
+def widgets(node, definition):
+    """(input name, position in `widgets_values`, value) of each widget, in the order in which the editor makes them."""
+    position, values = 0, node.get("widgets_values") or []
     for section in ("required", "optional"):
-        specs = definition["input"].get(section) or {}
-        read_widgets(specs, values, inputs)
-    return inputs
+        position = yield from read_widgets(definition["input"].get(section) or {}, values, position)
 
 
-def read_widgets(specs, values, inputs, prefix=""):
-    """Takes one value per widget from `values`, in the order in which the editor makes the widgets."""
-    missing = object()
+def read_widgets(specs, values, position, prefix=""):
+    """One widget after the other, with those that the choice in a dynamic combo brings; returns the next position."""
     for name, spec in specs.items():
         kind, options = spec[0], (spec[1] if len(spec) > 1 else None) or {}
         kind = "COMBO" if isinstance(kind, list) else options.get("widgetType", kind)
         if kind not in WIDGETS or options.get("forceInput"):
             continue
-        value = next(values, missing)
-        value = default(kind, spec[0], options) if value is missing else value
-        # A list on its own would be taken for a link.
-        inputs[prefix + name] = {"__value__": value} if isinstance(value, list) else value
+        value = values[position] if position < len(values) else default(kind, spec[0], options)
+        yield prefix + name, position, value
+        position += 1
         if kind == "COMFY_DYNAMICCOMBO_V3":
             chosen = next((option["inputs"] for option in options["options"] if option["key"] == value), {})
             for section in ("required", "optional"):
-                read_widgets(chosen.get(section) or {}, values, inputs, f"{prefix}{name}.")
-        for _ in range(hidden_slots(prefix + name, kind, options)):
-            next(values, None)
+                position = yield from read_widgets(chosen.get(section) or {}, values, position, f"{prefix}{name}.")
+        position += hidden_slots(prefix + name, kind, options)
     # The editor puts the upload button of a file input after the other widgets; its value stands in the file, too.
-    if any(UPLOADS & set(spec[1] if len(spec) > 1 else {}) for spec in specs.values()):
-        next(values, None)
+    return position + any(UPLOADS & set(spec[1] if len(spec) > 1 else {}) for spec in specs.values())
 
 
 def hidden_slots(name, kind, options):
@@ -376,6 +373,17 @@ def default(kind, choices, options):
         choices = choices if isinstance(choices, list) else options.get("options", [])
         return choices[0] if choices else None
     return {"INT": 0, "FLOAT": 0.0, "BOOLEAN": False}.get(kind, "")
+
+
+def override_workflow(workflow, object_info, overrides):
+    """A copy of a saved workflow with the same changes as `override` makes, where they are values of widgets."""
+    workflow = json.loads(json.dumps(workflow))
+    for node in workflow["nodes"]:
+        for name, position, _ in list(widgets(node, object_info.get(node["type"], {"input": {}}))):
+            for key in (node["type"], node.get("title")):
+                if name in overrides.get(key, {}):
+                    node["widgets_values"][position] = overrides[key][name]
+    return workflow
 
 
 def override(prompt, overrides):

@@ -9,6 +9,7 @@ picture is generated here except real drawings of the individual, which say how 
 
 import argparse
 import json
+import math
 import random
 from pathlib import Path
 from statistics import fmean
@@ -79,28 +80,29 @@ def mean(scores):
     return round(fmean(float(value) for value in scores), 4)
 
 
-def grid(job, pictures, reference_picture, size=128, gap=6, margin=24):
-    """The picture grid: the reference on the left, then a row per model and a block of columns per prompt."""
+def grid(job, pictures, reference_picture, size=128, gap=6, margin=24, label=24):
+    """The picture grid: the reference on the left, then a row per model and a block of seeds per prompt."""
     heading, small = ImageFont.load_default(18), ImageFont.load_default(13)
     seeds = len(pictures["untrained"][0])
-    block = seeds * (size + gap) + gap
-    left, top = margin * 2 + size, margin + 52
-    height = top + len(ROWS) * (size + gap + 22) + margin
-    sheet = Image.new("RGB", (left + len(job["prompts"]) * (block + gap), height), "#f7f5f0")
+    across = math.ceil(math.sqrt(seeds))
+    width, height = across * (size + gap), math.ceil(seeds / across) * (size + gap)
+    left, top = margin * 2 + 2 * size, margin + 40
+    box = (left + len(job["prompts"]) * (width + margin), top + len(ROWS) * (height + label + gap) + margin)
+    sheet = Image.new("RGB", box, "#f7f5f0")
     pen = ImageDraw.Draw(sheet)
-    pen.text((margin, margin), "Reference", "#222222", heading)
-    pen.text((margin, margin + 26), "the one picture learned from", "#666666", small)
-    sheet.paste(enlarged(reference_picture, size), (margin, top + 22))
+    pen.text((margin, margin), "The one reference picture", "#222222", small)
+    sheet.paste(enlarged(reference_picture, 2 * size), (margin, top + label))
     for column, prompt in enumerate(job["prompts"]):
-        words = wrapped(pen, prompt.replace("{}", job["placeholder"]), small, block - gap)
-        pen.multiline_text((left + column * (block + gap), margin), words, "#222222", small)
+        words = wrapped(pen, prompt.replace("{}", job["placeholder"]), small, width)
+        pen.multiline_text((left + column * (width + margin), margin), words, "#222222", small)
     for row, (name, title) in enumerate(ROWS.items()):
-        y = top + row * (size + gap + 22)
-        pen.text((left, y), title, "#666666", small)
+        y = top + row * (height + label + gap)
+        pen.text((left, y), title, "#222222", heading)
         for column, column_pictures in enumerate(pictures[name]):
             for seed, picture in enumerate(column_pictures):
-                x = left + column * (block + gap) + seed * (size + gap)
-                sheet.paste(enlarged(picture, size), (x, y + 20))
+                place = (left + column * (width + margin), y + label)
+                offset = (seed % across * (size + gap), seed // across * (size + gap))
+                sheet.paste(enlarged(picture, size), (place[0] + offset[0], place[1] + offset[1]))
     return sheet
 
 

@@ -28,9 +28,8 @@ MEANINGS = {
 }
 
 
-def run(root, state, comfyui, python, options):
-    """Everything that `dev.py demo` does; returns the exit status."""
-    base, out = state / "demo", root / "demo_output"
+def run(root, base, out, comfyui, python, options):
+    """Everything that `dev.py demo` does, in the base directory `base` and into the folder `out`; the exit status."""
     start = time.monotonic()
     try:
         words = prepare(root, base, python)
@@ -39,7 +38,7 @@ def run(root, state, comfyui, python, options):
         with step("starting ComfyUI" + (" on the CPU" if cpu else "")):
             host = server.start()
         try:
-            print(f"\n  ComfyUI runs at {server.url}: open it in a browser and look on.\n", flush=True)
+            print(f"\n  ComfyUI runs at {server.url}: look on in a browser (Workflows: textboost demo).\n", flush=True)
             job = learn_and_draw(root, base, host, options, words)
             with step("scoring"):
                 report(root, python, "score", write_job(base, job), out)
@@ -73,8 +72,9 @@ def learn_and_draw(root, base, host, options, words):
     workflow = read_json(root / "workflows" / "textboost.json")
     overrides = with_options(read_json(root / "demo" / "overrides.json"), options)
     tell_overrides(overrides)
-    api = client.to_api(workflow, host.object_info())
-    runs = one_by_one(overrides)
+    runs, object_info = one_by_one(overrides), host.object_info()
+    api = client.to_api(workflow, object_info)
+    offer(client.override_workflow(workflow, object_info, runs[0]), base)
     prompts = [changes["Prompt"]["value"] for changes in runs]
     progress = Progress(base / "output" / "personalize" / "runs")
     pictures = {"untrained": [], "trained": [], "words": []}
@@ -100,6 +100,13 @@ def learn_and_draw(root, base, host, options, words):
         "device": host.get("/system_stats")["devices"][0]["name"],
         **progress.result(),
     }
+
+
+def offer(workflow, base):
+    """Puts the workflow with its overrides into the editor's list of workflows."""
+    folder = base / "user" / "default" / "workflows"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "textboost demo.json").write_text(json.dumps(workflow), encoding="utf-8")
 
 
 def find(prompt, class_type):

@@ -48,7 +48,8 @@ def test_core_nodes_convert_as_the_editor_does(server, object_info, tmp_path):
       return node;
     };
     app.graph.clear();
-    const load = add('CheckpointLoaderSimple', {ckpt_name: 'a.safetensors'}), save = add('SaveImage'), note = add('Note');
+    const load = add('CheckpointLoaderSimple', {ckpt_name: 'a.safetensors'}), save = add('SaveImage');
+    add('Note');
     const text = add('CLIPTextEncode', {text: 'a, "b"'}), shift = add('CLIPSetLastLayer');
     const number = add('PrimitiveInt', {value: 64}), size = add('EmptyLatentImage', {height: 96});
     const sampler = add('KSampler', {seed: 5, steps: 7, cfg: 2.5, sampler_name: 'ddim'}), decode = add('VAEDecode');

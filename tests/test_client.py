@@ -133,6 +133,15 @@ def test_overrides_find_nodes_by_class_and_by_title():
     assert prompt["1"]["inputs"]["ckpt_name"] == "a.safetensors"
 
 
+def test_a_workflow_takes_the_same_overrides_as_its_prompt():
+    workflow = {"nodes": [node(1, "Loader", values=["a"], title="Mine"), sample(None)], "links": []}
+    changes = {"Mine": {"ckpt_name": "b"}, "Sample": {"preset.rank": 2, "cfg": 1.5}}
+    changed = client.override_workflow(workflow, DEFINITIONS, changes)
+    assert changed["nodes"][1]["widgets_values"] == [7, "randomize", 30, "small", 2, 1.5, "dog"]
+    prompt = client.to_api(workflow, DEFINITIONS)
+    assert client.to_api(changed, DEFINITIONS) == client.override(prompt, changes)
+
+
 @pytest.mark.parametrize("overrides", [{"Nobody": {"x": 1}}, {"Sample": {"nothing": 1}}])
 def test_an_override_that_would_change_nothing_is_an_error(overrides):
     with pytest.raises(client.HostError, match="An override names"):
