@@ -104,5 +104,5 @@ def train(model, clip, vae, run: runs.Run, preview: runs.Preview, device: torch.
 def previews(result: runs.RunResult) -> torch.Tensor:
     """The previews of a run as one IMAGE, in the order of their steps; the reference where there are none."""
     files = sorted((result.folder / "previews").glob("step_*.png")) or [result.folder / "images" / "00.png"]
-    pictures = [torch.from_numpy(np.asarray(Image.open(file).convert("RGB"))).float() / 255 for file in files]
+    pictures = [torch.from_numpy(np.array(Image.open(file).convert("RGB"))).float() / 255 for file in files]
     return torch.stack([picture for picture in pictures if picture.shape == pictures[-1].shape])

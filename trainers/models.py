@@ -128,7 +128,11 @@ class Models:
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor) -> Tensor:
         """The U-Net's output, epsilon or v, `[n, 4, h, w]` in the U-Net's precision."""
         dtype = self.unet.dtype
-        return self.unet(noisy_latents.to(dtype), timesteps, encoder_hidden_states.to(dtype)).sample
+        inputs = noisy_latents.to(dtype), timesteps, encoder_hidden_states.to(dtype)
+        if dtype == torch.float32:
+            return self.unet(*inputs).sample
+        with torch.autocast(self.device.type, enabled=False):  # weights in half precision need no casting
+            return self.unet(*inputs).sample
 
     def _signal_and_noise(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         alphas = self.alphas_cumprod.to(like.device)[timesteps].view(-1, 1, 1, 1)
