@@ -259,8 +259,6 @@ def demo(comfyui, python, options):
 def watch(command, comfyui):
     """Runs a command in the repository with its output shown; returns the exit status."""
     environment = {**os.environ, "COMFYUI_PATH": str(comfyui)}
-    # Tests keep to one or two threads: torch on many threads is slower for tiny models.
-    environment.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
     return subprocess.run([str(part) for part in command], cwd=ROOT, env=environment).returncode
 
 

@@ -70,11 +70,10 @@ def has_accelerator(python):
 class Server:
     """A ComfyUI process. `with Server(...) as client:` waits until it answers and stops it at the end."""
 
-    def __init__(self, comfyui, python, base, *, port=None, cpu=None, threads=None, arguments=()):
+    def __init__(self, comfyui, python, base, *, port=None, cpu=None, arguments=()):
         self.comfyui, self.python, self.base = Path(comfyui), Path(python), Path(base)
         self.port = port or free_port()
         self.cpu = not has_accelerator(python) if cpu is None else cpu
-        self.threads = threads or os.cpu_count() or 1
         self.arguments = list(arguments)
         self.log = self.base / "server.log"
         self.process = None
@@ -89,7 +88,6 @@ class Server:
         command += ["--disable-auto-launch", "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
         command += [*(["--cpu"] if self.cpu else []), *self.arguments]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-        environment.setdefault("OMP_NUM_THREADS", str(self.threads))
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 [str(part) for part in command],

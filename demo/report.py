@@ -16,7 +16,12 @@ from statistics import fmean
 
 from PIL import Image, ImageDraw, ImageFont
 
-ROWS = {"untrained": "Untrained", "trained": "Trained", "words": "Untrained, all details in words"}
+# Rows of the grid: pictures -> (title, name of the scores in the report)
+ROWS = {
+    "untrained": ("Untrained, told the class", "identity_floor", "text_floor"),
+    "trained": ("Trained on the one picture", "identity", "text"),
+    "words": ("Untrained, told all that words can name", "identity_oracle", None),
+}
 DRAWINGS = 8  # real pictures of the individual per prompt, for the ceiling
 
 
@@ -25,7 +30,7 @@ def reference(out, number, subject):
     from . import captions, world
 
     thing = world.instance(number, subject)
-    world.picture(world.draw(thing, world.reference_scene(), random.Random(number))).save(out)
+    world.picture(world.draw(thing, world.reference_scene(), random.Random(f"reference {number}"))).save(out)
     return captions.describe(thing).split(" ", 1)[1]
 
 
@@ -80,7 +85,7 @@ def mean(scores):
     return round(fmean(float(value) for value in scores), 4)
 
 
-def grid(job, pictures, reference_picture, size=128, gap=6, margin=24, label=24):
+def grid(job, pictures, reference_picture, scores, size=128, gap=6, margin=24, label=24):
     """The picture grid: the reference on the left, then a row per model and a block of seeds per prompt."""
     heading, small = ImageFont.load_default(18), ImageFont.load_default(13)
     seeds = len(pictures["untrained"][0])
@@ -95,9 +100,13 @@ def grid(job, pictures, reference_picture, size=128, gap=6, margin=24, label=24)
     for column, prompt in enumerate(job["prompts"]):
         words = wrapped(pen, prompt.replace("{}", job["placeholder"]), small, width)
         pen.multiline_text((left + column * (width + margin), margin), words, "#222222", small)
-    for row, (name, title) in enumerate(ROWS.items()):
+    ceiling = f"Real other pictures: identity {scores['identity_ceiling']:.2f}"
+    pen.text((margin, top + label + 2 * size + gap), ceiling, "#666666", small)
+    for row, (name, (title, identity, text)) in enumerate(ROWS.items()):
         y = top + row * (height + label + gap)
         pen.text((left, y), title, "#222222", heading)
+        words = f"identity {scores[identity]:.2f}" + (f", text {scores[text]:.2f}" if text else "")
+        pen.text((left + pen.textlength(title, heading) + margin, y + 4), words, "#666666", small)
         for column, column_pictures in enumerate(pictures[name]):
             for seed, picture in enumerate(column_pictures):
                 place = (left + column * (width + margin), y + label)
@@ -144,11 +153,11 @@ def main():
     }
     reference_picture = Image.open(folder / job["reference"])
     options.out.mkdir(parents=True, exist_ok=True)
-    grid(job, pictures, reference_picture).save(options.out / "grid.png")
     from . import evaluators
 
-    report = score(job, pictures, reference_picture, evaluators.load())
-    (options.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    scores = score(job, pictures, reference_picture, evaluators.load())
+    (options.out / "report.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    grid(job, pictures, reference_picture, scores).save(options.out / "grid.png")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ def pytest_configure(config):
         use_comfyui()
     import torch
 
+    # Tiny models are slower on many threads. The server is another process and takes what it likes.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_count() or 1)))
     for name in LIBRARIES:
         logging.getLogger(name).addHandler(DeprecationsRaise())

@@ -134,7 +134,8 @@ def test_the_reference_is_the_same_at_every_run_and_described_without_its_articl
 
 
 def test_the_grid_shows_every_picture_and_its_prompt():
-    sheet = report.grid(JOB, pictures(), plain((1, 2, 3)))
+    names = ("identity_floor", "identity", "identity_oracle", "identity_ceiling", "text_floor", "text")
+    sheet = report.grid(JOB, pictures(), plain((1, 2, 3)), dict.fromkeys(names, 0.5))
     colours = {colour: count for count, colour in sheet.getcolors(1 << 20)}
     assert colours[(1, 2, 3)] == 256 * 256, "the reference"
     assert colours[(51, 255, 0)] == 4 * 128 * 128 and colours[(204, 255, 0)] == 128 * 128
