@@ -4,6 +4,8 @@ Against ComfyUI's own forward passes, on random SD 1.x models in small widths.
 """
 
 import dataclasses
+import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -264,3 +266,59 @@ def test_other_families_are_refused_by_name(graph):
     other.model = Model()
     with pytest.raises(ValueError, match="SDXL"):
         host.family_of(other, clip)
+
+
+def live_bytes():
+    """Bytes of all tensors over 1 MB that anything still holds."""
+    gc.collect()
+    tensors = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
+    storages = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.device.type != "meta"
+    }
+    return sum(size for size in storages.values() if size > 2**20)
+
+
+@pytest.mark.parametrize("ending", ["cancel", "exception"])
+def test_an_ended_training_leaves_nothing_behind(graph, tmp_path, monkeypatch, ending):
+    """Cancelled or failed in mid-run: tensors, gradient mode, random state and default dtype are as before."""
+    import comfy.model_management as mm
+    import folder_paths
+
+    from personalize.nodes import train
+    from personalize.trainers.data import Concept
+    from personalize.trainers.recipes.textboost import TextBoost
+    from personalize.trainers.run import Preview, Run
+
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    recipe = TextBoost(steps=50, batch_size=2, views=8)
+    run = Run(concept=Concept(images=(torch.rand(3, 64, 64),), resolution=64), recipe=recipe)
+
+    def end_it(report):
+        if report.step == 2 and ending == "cancel":
+            mm.interrupt_current_processing()
+        elif report.step == 2:
+            raise RuntimeError("a callback failed")
+
+    def attempt():
+        from personalize.nodes import host
+
+        with host.training_session() as device:
+            train.train(*graph, run, Preview(), device)
+
+    monkeypatch.setattr(comfy_progress(), "update_absolute", lambda self, *a: end_it(SimpleNamespace(step=a[0])))
+    mm.unload_all_models()
+    before, random_state = live_bytes(), torch.get_rng_state()
+    with pytest.raises(mm.InterruptProcessingException if ending == "cancel" else RuntimeError):
+        attempt()
+    assert live_bytes() == before
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    assert torch.get_default_dtype() == torch.float32
+    (folder,) = (tmp_path / "personalize" / "runs").iterdir()
+    assert len((folder / "steps.jsonl").read_text().splitlines()) == 2
+
+
+def comfy_progress():
+    import comfy.utils
+
+    return comfy.utils.ProgressBar
