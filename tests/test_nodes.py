@@ -1,0 +1,71 @@
+"""Are the nodes what saved workflows expect? Their schemas against tests/golden/nodes.json.
+
+Workflows store widget values by position: a field may be added at the end, never moved, renamed or removed. The
+golden file is edited by hand, so that somebody thinks about the workflows that exist.
+"""
+
+import asyncio
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.comfy
+GOLDEN = Path(__file__).parent / "golden" / "nodes.json"
+
+
+def nodes():
+    import personalize
+
+    async def listed():
+        return await (await personalize.comfy_entrypoint()).get_node_list()
+
+    return asyncio.run(listed())
+
+
+def fields(inputs):
+    """Input names, types and defaults in their order; options of a dynamic combo within."""
+    described = []
+    for item in inputs:
+        entry = [item.id, item.get_io_type(), getattr(item, "default", None)]
+        for option in getattr(item, "options", None) or []:
+            if hasattr(option, "inputs"):
+                entry.append({option.key: fields(option.inputs)})
+        described.append(entry)
+    return described
+
+
+def schema(node):
+    described = node.define_schema()
+    return {
+        "inputs": fields(described.inputs),
+        "outputs": [[output.get_io_type(), output.display_name] for output in described.outputs],
+    }
+
+
+def test_schemas_equal_the_golden_file():
+    now = {node.define_schema().node_id: schema(node) for node in nodes()}
+    assert json.loads(json.dumps(now)) == json.loads(GOLDEN.read_text())
+
+
+def test_every_widget_explains_itself():
+    from personalize.trainers.recipes.textboost import TextBoost
+
+    for field in dataclasses.fields(TextBoost):
+        assert field.metadata["help"].endswith(".") and len(field.metadata["help"]) > 15
+    for node in nodes():
+        assert node.define_schema().description.endswith(".")
+        page = Path(__file__).parent.parent / "js" / "docs" / node.define_schema().node_id / "en.md"
+        assert page.read_text(encoding="utf-8").startswith(f"# {node.define_schema().display_name}")
+
+
+def test_recipe_widgets_are_its_fields():
+    """The node gives back exactly the dataclass whose defaults it shows."""
+    from personalize.nodes.recipes import TextBoostRecipe
+    from personalize.trainers.recipes.textboost import PRESETS
+
+    for option in TextBoostRecipe.define_schema().inputs[0].options:
+        shown = {widget.id: widget.default for widget in option.inputs}
+        recipe = TextBoostRecipe.execute({"preset": option.key, **shown}).result[0]
+        assert recipe == PRESETS[option.key]
