@@ -9,6 +9,13 @@ from ..demo import client as api
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = "personalize-tiny.safetensors"
+# On top of the demo's overrides: a training of seconds, which learns nothing but goes through everything.
+QUICK = {
+    "PersonalizeTextBoost": {"preset.steps": 3, "preset.views": 16},
+    "PersonalizeTrain": {"preview_every": 0, "preview_steps": 2},
+    "EmptyLatentImage": {"batch_size": 1},
+    "KSampler": {"steps": 3},
+}
 
 
 @dataclass(frozen=True)
@@ -41,10 +48,17 @@ class Host:
         return {node: [Image.open(BytesIO(data)) for data in pictures] for node, pictures in files.items()}
 
 
+def demo_overrides():
+    """The demo's overrides for its first prompt."""
+    from ..demo import show
+
+    return show.one_by_one(show.read_json(ROOT / "demo" / "overrides.json"))[0]
+
+
 @contextlib.contextmanager
 def start(comfyui, base, *, cpu, arguments=()):
-    """Starts ComfyUI on a free port with this pack and demo/host_node, and stops it at the end."""
-    from ..demo import build
+    """Starts ComfyUI on a free port with this pack, demo/host_node and the demo's picture, and stops it at the end."""
+    from ..demo import build, report, show
 
     api.make_base_directory(base, {"personalize": ROOT, "personalize_demo_host": ROOT / "demo" / "host_node"})
     if (build.WEIGHTS / "text.safetensors").exists():
@@ -53,6 +67,7 @@ def start(comfyui, base, *, cpu, arguments=()):
         import shutil
 
         shutil.copy(ROOT / ".dev/demo/models/checkpoints" / CHECKPOINT, base / "models" / "checkpoints" / CHECKPOINT)
+    report.reference(base / "input" / show.REFERENCE, show.INSTANCE, show.CLASS_WORD)
     server = api.Server(comfyui, sys.executable, base, cpu=cpu, arguments=arguments)
     with server as client:
         yield Host(client, base)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from personalize.demo import client
-from personalize.tests import browser
+from personalize.demo import client, show
+from personalize.tests import browser, host
 
 pytestmark = [pytest.mark.slow, pytest.mark.comfy, pytest.mark.browser]
-WORKFLOWS = sorted((Path(__file__).resolve().parent.parent / "workflows").glob("*.json"))
+ROOT = Path(__file__).resolve().parent.parent
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 
 LOAD = """
 const workflow = %s;
@@ -36,6 +37,33 @@ def test_a_workflow_opens_and_converts_as_the_editor_does(server, object_info, t
     seen = in_editor(server, tmp_path, LOAD % json.dumps(workflow))
     assert seen["missing"] == []
     assert client.to_api(workflow, object_info) == seen["prompt"]
+
+
+QUEUE = """
+await app.loadGraphData(%s);
+const seen = {executed: {}, progress: 0}, api = window.comfyAPI.api.api;
+api.addEventListener('progress_state', () => seen.progress++);
+api.addEventListener('executed', e => { seen.executed[e.detail.node] = e.detail.output?.images?.length ?? 0 });
+const end = new Promise(done => {
+  api.addEventListener('execution_success', () => done('success'));
+  api.addEventListener('execution_error', e => done(e.detail.exception_message));
+});
+await app.queuePrompt(0, 1);
+seen.end = await end;
+seen.titles = Object.fromEntries(app.graph.nodes.map(node => [node.id, node.title]));
+return seen
+"""
+
+
+def test_the_editor_runs_the_workflow(server, object_info, tmp_path):
+    workflow = show.read_json(ROOT / "workflows" / "textboost.json")
+    for changes in (host.demo_overrides(), host.QUICK, {"PersonalizeTrain": {"seed": 2, "preview_every": 2}}):
+        workflow = client.override_workflow(workflow, object_info, changes)
+    seen = in_editor(server, tmp_path, QUEUE % json.dumps(workflow))
+    assert seen["end"] == "success"
+    pictures = {seen["titles"][node]: number for node, number in seen["executed"].items()}
+    assert pictures == {"Untrained": 1, "Trained": 1, "Train": 1}
+    assert seen["progress"] > 3
 
 
 def test_core_nodes_convert_as_the_editor_does(server, object_info, tmp_path):

@@ -5,25 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from personalize.demo import client, report, show
+from personalize.demo import client, show
+from personalize.tests import host
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.comfy]
-QUICK = {
-    "PersonalizeTextBoost": {"preset.steps": 3, "preset.views": 16},
-    "PersonalizeTrain": {"preview_every": 0},
-    "EmptyLatentImage": {"batch_size": 1},
-    "KSampler": {"steps": 3},
-}
 
 
 @pytest.fixture(scope="module")
-def textboost(server, object_info):
+def textboost(object_info):
     """The API prompt of workflows/textboost.json with the demo's values, cut to a few steps."""
-    report.reference(server.base / "input" / show.REFERENCE, show.INSTANCE, show.CLASS_WORD)
     prompt = client.to_api(show.read_json(ROOT / "workflows" / "textboost.json"), object_info)
-    demo = show.one_by_one(show.read_json(ROOT / "demo" / "overrides.json"))[0]
-    return client.override(client.override(prompt, demo), QUICK)
+    return client.override(client.override(prompt, host.demo_overrides()), host.QUICK)
 
 
 def one_picture(server, prompt, title):
