@@ -91,6 +91,18 @@ def test_splitting_the_batch_changes_nothing(micro_batch_size):
         assert all(torch.allclose(a, b, atol=2e-5) for a, b in zip(whole, split, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_follows_float32(dtype, tmp_path):
+    """The U-Net in half precision, with loss scaling for float16: the same losses but for rounding."""
+
+    def losses(dtype):
+        run = runs.Run(concept=concept(), recipe=FAST, dtype=dtype)
+        return [h["loss"] for h in runs.train(run, small.models(), tmp_path / str(dtype)).history]
+
+    exact = losses(torch.float32)
+    assert losses(dtype) == pytest.approx(exact, rel=0.02) and losses(dtype) != exact
+
+
 def test_switches(tmp_path):
     """Each technique off changes what its name says."""
 
