@@ -15,8 +15,7 @@ from . import client
 
 CHECKPOINT = "personalize-tiny.safetensors"
 REFERENCE = "reference.png"
-INSTANCE = 2_000_034  # a blue dotted dog with yellow legs, ears and tail: yellow is what captions never name
-CLASS_WORD = "dog"
+INSTANCE = 2_000_034  # as a dog: blue, dotted, with yellow legs, ears and tail; yellow is what captions never name
 UNTRAINED, TRAINED = "Untrained", "Trained"  # titles of the two Save Image nodes
 MEANINGS = {
     "identity_floor": "the untrained model, told the class word only",
@@ -32,14 +31,15 @@ def run(root, base, out, comfyui, python, options):
     """Everything that `dev.py demo` does, in the base directory `base` and into the folder `out`; the exit status."""
     start = time.monotonic()
     try:
-        words = prepare(root, base, python)
+        overrides = with_options(read_json(root / "demo" / "overrides.json"), options)
+        words = prepare(root, base, python, class_word(overrides))
         cpu = not client.has_accelerator(python)
         server = client.Server(comfyui, python, base, port=options.port, cpu=cpu)
         with step("starting ComfyUI" + (" on the CPU" if cpu else "")):
             host = server.start()
         try:
             print(f"\n  ComfyUI runs at {server.url}: look on in a browser (Workflows: textboost demo).\n", flush=True)
-            job = learn_and_draw(root, base, host, options, words)
+            job = learn_and_draw(root, base, host, overrides, words)
             with step("scoring"):
                 report(root, python, "score", write_job(base, job), out)
             tell(out, time.monotonic() - start)
@@ -54,7 +54,7 @@ def run(root, base, out, comfyui, python, options):
     return 0
 
 
-def prepare(root, base, python):
+def prepare(root, base, python, subject):
     """The base directory with the checkpoint and the reference picture; returns the latter's description in words."""
     client.make_base_directory(base, {"personalize": root, "personalize_demo_host": root / "demo" / "host_node"})
     checkpoint = base / "models" / "checkpoints" / CHECKPOINT
@@ -64,13 +64,12 @@ def prepare(root, base, python):
             child([python, root / "demo" / "build.py", checkpoint], root)
     with step("drawing the reference picture"):
         picture = base / "input" / REFERENCE
-        return report(root, python, "reference", picture, "--instance", INSTANCE, "--class-word", CLASS_WORD)
+        return report(root, python, "reference", picture, "--instance", INSTANCE, "--class-word", subject)
 
 
-def learn_and_draw(root, base, host, options, words):
+def learn_and_draw(root, base, host, overrides, words):
     """Runs the workflow once per prompt, the first time with the training; returns what the report needs."""
     workflow = read_json(root / "workflows" / "textboost.json")
-    overrides = with_options(read_json(root / "demo" / "overrides.json"), options)
     tell_overrides(overrides)
     runs, object_info = one_by_one(overrides), host.object_info()
     api = client.to_api(workflow, object_info)
@@ -95,7 +94,7 @@ def learn_and_draw(root, base, host, options, words):
             history = host.run(prompt)
         pictures["words"].append(host.images(history)[node_titled(prompt, UNTRAINED)])
     return {
-        **{"instance": INSTANCE, "class_word": CLASS_WORD, "prompts": prompts, "pictures": pictures},
+        **{"instance": INSTANCE, "class_word": class_word(overrides), "prompts": prompts, "pictures": pictures},
         "placeholder": find(api, "PersonalizeLoadReferences")["placeholder_token"],
         "device": host.get("/system_stats")["devices"][0]["name"],
         **progress.result(),
@@ -129,6 +128,10 @@ def with_options(overrides, options):
     if options.seed is not None:
         overrides["PersonalizeTrain"]["seed"] = options.seed
     return overrides
+
+
+def class_word(overrides):
+    return overrides["Class word"]["value"]
 
 
 def one_by_one(overrides):

@@ -67,7 +67,7 @@ def start(comfyui, base, *, cpu, arguments=()):
         import shutil
 
         shutil.copy(ROOT / ".dev/demo/models/checkpoints" / CHECKPOINT, base / "models" / "checkpoints" / CHECKPOINT)
-    report.reference(base / "input" / show.REFERENCE, show.INSTANCE, show.CLASS_WORD)
+    report.reference(base / "input" / show.REFERENCE, show.INSTANCE, show.class_word(demo_overrides()))
     server = api.Server(comfyui, sys.executable, base, cpu=cpu, arguments=arguments)
     with server as client:
         yield Host(client, base)
