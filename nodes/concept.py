@@ -1,6 +1,5 @@
 """Load References: pictures and words that make up a concept."""
 
-import folder_paths
 from comfy_api.latest import io
 
 from ..trainers.data import Concept
@@ -81,7 +80,7 @@ class LoadReferences(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         pictures = connected(images)
         if folder[0].strip():
-            pictures += pictures_in(folder_paths.get_input_directory(), folder[0].strip())
+            pictures += pictures_in(folder[0].strip())
         masks = [m for batch in mask or [] for m in batch]
         pictures, masks = chosen(pictures, masks, first[0], choose[0])
         concept = Concept(

@@ -5,6 +5,7 @@ Nothing of the graph is ever trained or changed: every tensor that leaves this f
 
 import contextlib
 import gc
+import os
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,23 @@ NAMES = {"SD20": "SD 2.x", "SSD1B": "SSD-1B", "Segmind_Vega": "Segmind Vega"}  #
 
 def runs_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / "personalize" / "runs"
+
+
+def inside_input(name: str) -> str:
+    """The path of a file or folder below ComfyUI's input folder.
+
+    Raises:
+        ValueError: it lies elsewhere, however it is spelled.
+    """
+    root = os.path.realpath(folder_paths.get_input_directory())
+    path = os.path.realpath(os.path.join(root, name)) if "\0" not in name else ""
+    try:
+        inside = os.path.commonpath([root, path]) == root
+    except ValueError:  # another drive
+        inside = False
+    if not inside:
+        raise ValueError(f"{name!r} is not inside ComfyUI's input folder: write its name as it is below input/.")
+    return path
 
 
 def check_interrupted() -> None:

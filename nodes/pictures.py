@@ -9,6 +9,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from . import host
+
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
@@ -19,16 +21,13 @@ def connected(images: dict[str, list[Tensor]] | None) -> list[Tensor]:
     return [picture[..., :3].movedim(-1, 0).float().cpu().clone() for batch in batches for picture in batch]
 
 
-def pictures_in(root: str, folder: str) -> list[Tensor]:
-    """The pictures of a folder inside `root`, by name, turned upright as their camera noted.
+def pictures_in(folder: str) -> list[Tensor]:
+    """The pictures of a folder inside ComfyUI's input folder, by name, turned upright as their camera noted.
 
     Raises:
-        ValueError: the folder leaves `root`, does not exist, holds no pictures, or a file in it cannot be read.
+        ValueError: the folder lies elsewhere, does not exist, holds no pictures, or a file in it cannot be read.
     """
-    root = os.path.realpath(root)
-    path = os.path.realpath(os.path.join(root, folder)) if "\0" not in folder else ""
-    if not path or os.path.commonpath([root, path]) != root:
-        raise ValueError(f"The folder {folder!r} is not inside ComfyUI's input folder: write its name below input/.")
+    path = host.inside_input(folder)
     if not os.path.isdir(path):
         raise ValueError(f"There is no folder {folder!r} in ComfyUI's input folder.")
     files = sorted(f for f in Path(path).iterdir() if f.suffix.lower() in EXTENSIONS)

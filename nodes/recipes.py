@@ -1,8 +1,12 @@
 """One node per method, generated from its recipe: presets, each with its own fields."""
 
+from pathlib import Path
+
 from comfy_api.latest import io
 
+from ..trainers.data import captions_of
 from ..trainers.recipes import textboost
+from . import host
 from .schema import widgets
 from .sockets import CATEGORY, RecipeSocket
 
@@ -23,7 +27,7 @@ class TextBoostRecipe(io.ComfyNode):
                     "preset",
                     options=[io.DynamicCombo.Option(name, widgets(r)) for name, r in textboost.PRESETS.items()],
                     tooltip="benchmark: the settings of the paper's comparison. readme: the authors' example command.",
-                )
+                ),
             ],
             outputs=[RecipeSocket.Output(display_name="recipe")],
         )
@@ -35,4 +39,22 @@ class TextBoostRecipe(io.ComfyNode):
         if name not in textboost.PRESETS:
             known = ", ".join(textboost.PRESETS)
             raise ValueError(f"TextBoost has no preset {name!r}: choose one of {known}.")
+        values["captions"] = captions(values.get("captions", "").strip())
         return io.NodeOutput(textboost.TextBoost(**values))
+
+
+def captions(name: str) -> tuple[str, ...]:
+    """The lines of a text file in the input folder; none for an empty name.
+
+    Raises:
+        ValueError: a file that lies elsewhere, cannot be read, or holds no caption.
+    """
+    if not name:
+        return ()
+    try:
+        found = captions_of(Path(host.inside_input(name)).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"The captions file {name!r} cannot be read as text: {error}") from error
+    if not found:
+        raise ValueError(f"The captions file {name!r} is empty: write one caption per line.")
+    return found

@@ -22,4 +22,4 @@ def _widget(field: dataclasses.Field, default) -> io.Input:
     if isinstance(default, float):
         step = 10.0 ** -(4 if default >= 0.1 or default == 0 else 6)  # fine enough for a learning rate
         return io.Float.Input(field.name, **limits, step=step, round=1e-8, **options)
-    return io.String.Input(field.name, **options)
+    return io.String.Input(field.name, **options | {"default": ""})  # lines of text, by the name of a file

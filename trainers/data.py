@@ -156,7 +156,7 @@ def encode_views(models: Models, views: Iterator[View], count: int, batch_size: 
     means, stds, masks, operations = [], [], [], []
     for start in range(0, count, batch_size):
         chunk = [next(views) for _ in range(min(batch_size, count - start))]
-        mean, std = models.encode_images(torch.stack([view.pixels for view in chunk]))
+        mean, std = models.encode_images(torch.stack([view.pixels for view in chunk]).to(models.device))
         means.append(mean.float().cpu())
         stds += [] if std is None else [std.float().cpu()]
         masks += [F.interpolate(v.mask[None], mean.shape[-2:], mode="area") for v in chunk if v.mask is not None]
@@ -191,8 +191,11 @@ class PreservationPrompts:
         return self.ids[index], self.targets[index]
 
 
-def read_captions(path: Path | None = None) -> list[str]:
-    """Non-empty lines of a text file; without a path the captions that this package ships."""
-    path = path or Path(__file__).parent / "preservation_captions.txt"
-    captions = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    return [caption for caption in captions if caption]
+def shipped_captions() -> tuple[str, ...]:
+    """The captions for knowledge preservation that come with this package."""
+    return captions_of((Path(__file__).parent / "preservation_captions.txt").read_text(encoding="utf-8"))
+
+
+def captions_of(text: str) -> tuple[str, ...]:
+    """One caption per line; empty lines do not count."""
+    return tuple(line.strip() for line in text.splitlines() if line.strip())

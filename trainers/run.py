@@ -48,9 +48,9 @@ class Run:
     micro_batch_size: int = 0
 
     def settings(self) -> dict:
-        """All but the pictures, as plain data."""
+        """All but the pictures, as JSON knows it."""
         words = {f.name: getattr(self.concept, f.name) for f in dataclasses.fields(Concept)}
-        return {
+        settings = {
             "run_format": RUN_FORMAT,
             "method": type(self.recipe).__name__,
             "recipe": dataclasses.asdict(self.recipe),
@@ -59,6 +59,7 @@ class Run:
             "precision": str(self.dtype).removeprefix("torch."),
             "micro_batch_size": self.micro_batch_size,
         }
+        return json.loads(json.dumps(settings))
 
     def digest(self, models: Models) -> str:
         """16 hexadecimal digits that name the run's folder: same digest, same result."""
@@ -67,6 +68,10 @@ class Run:
         tensors = [*self.concept.images, *(self.concept.masks or ()), models.alphas_cumprod]
         for module in (models.unet, *models.text_encoders):
             tensors += [_sampled(p) for p in module.parameters()]
+        for encoder in models.text_encoders:  # what was learned earlier in the graph
+            sha.update(" ".join(encoder.known_tokens).encode())
+            tensors += [*encoder.known_tokens.values()]
+            tensors += [] if encoder.fixed_outputs is None else [encoder.fixed_outputs]
         for tensor in tensors:
             sha.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return sha.hexdigest()[:16]

@@ -17,7 +17,7 @@ import torch
 from torch import Generator
 
 from .. import augmentation, losses, timesteps, trainables
-from ..data import TEMPLATES, Concept, Latents, PreservationPrompts, choose, encode_views, read_captions
+from ..data import TEMPLATES, Concept, Latents, PreservationPrompts, choose, encode_views, shipped_captions
 from ..loop import Stage
 from ..models import Models
 from ..objective import Batch
@@ -74,6 +74,12 @@ class TextBoost:
     )
     weight_decay: float = setting(1e-2, "AdamW's weight decay.", min=0.0, max=1.0, advanced=True)
 
+    captions: tuple[str, ...] = setting(
+        (),
+        "Captions whose meaning is preserved: a text file in the input folder, one per line; empty: the pack's own.",
+        advanced=True,
+    )
+
     def subject(self, concept: Concept) -> str:
         """What `{}` in a prompt stands for."""
         return concept.subject(self.with_class_word)
@@ -114,7 +120,8 @@ class TextBoost:
     def _preserved(self, models: Models, concept: Concept) -> PreservationPrompts | None:
         if not self.knowledge_weight:
             return None
-        return PreservationPrompts(models, concept.class_word, TEMPLATES[self.templates], read_captions())
+        captions = self.captions or shipped_captions()
+        return PreservationPrompts(models, concept.class_word, TEMPLATES[self.templates], captions)
 
     def _pools(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Latents]:
         """Encoded views for one step after the other: always the same pool, or fresh ones."""
