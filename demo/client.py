@@ -63,7 +63,8 @@ def has_accelerator(python):
         "import torch; seen = torch.cuda.is_available() or torch.backends.mps.is_available()"
         " or (hasattr(torch, 'xpu') and torch.xpu.is_available()); print(int(bool(seen)))"
     )
-    result = subprocess.run([str(python), "-c", script], capture_output=True, text=True)
+    # Not in the current folder, which Python would search first.
+    result = subprocess.run([str(python), "-c", script], capture_output=True, text=True, cwd=Path(python).parent)
     return result.returncode == 0 and result.stdout.split()[-1:] == ["1"]
 
 
@@ -82,7 +83,7 @@ class Server:
     def url(self):
         return f"http://127.0.0.1:{self.port}"
 
-    def start(self, timeout=180):
+    def start(self, timeout=300):
         """Starts the process and returns a Client once it answers."""
         command = [self.python, "main.py", "--listen", "127.0.0.1", "--port", self.port, "--base-directory", self.base]
         command += ["--disable-auto-launch", "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]

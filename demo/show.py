@@ -83,6 +83,8 @@ def learn_and_draw(root, base, host, overrides, words):
         prompt = client.override(api, changes)
         with step(f"drawing: {prompts[number]}") if number else contextlib.nullcontext():
             history = host.run(prompt, on_poll=progress.show)
+        if number == 0 and progress.last is None:
+            print("    (a training with these inputs was finished before: used again)", flush=True)
         for name, title in (("untrained", UNTRAINED), ("trained", TRAINED)):
             pictures[name].append(host.images(history)[node_titled(prompt, title)])
     # The untrained model once more, told in words all that words can tell: what it takes no training to reach.
@@ -97,7 +99,7 @@ def learn_and_draw(root, base, host, overrides, words):
         **{"instance": INSTANCE, "class_word": class_word(overrides), "prompts": prompts, "pictures": pictures},
         "placeholder": find(api, "PersonalizeLoadReferences")["placeholder_token"],
         "device": host.get("/system_stats")["devices"][0]["name"],
-        **progress.result(),
+        **progress.result(runs[0]["PersonalizeTrain"]["seed"], runs[0]["PersonalizeTextBoost"]["preset.steps"]),
     }
 
 
@@ -196,12 +198,15 @@ class Progress:
         changed, newest = max(logs, default=(0, None))
         return newest if changed >= self.started else None
 
-    def result(self):
-        """Steps and seconds of the training; of the newest one where a finished training was used again."""
-        if self.last is None:
-            newest = max(self.runs.glob("*/steps.jsonl"), key=lambda log: log.stat().st_mtime)
-            self.last = json.loads(newest.read_text(encoding="utf-8").splitlines()[-1])
-        return {"steps": self.last["step"], "train_seconds": self.last["seconds"]}
+    def result(self, seed, steps):
+        """Steps and seconds of the training that was followed, or of the finished one that was used again."""
+        if self.last is not None:
+            return {"steps": self.last["step"], "train_seconds": self.last["seconds"]}
+        for file in sorted(self.runs.glob("*/run.json"), key=lambda file: file.stat().st_mtime, reverse=True):
+            stored = read_json(file)
+            if stored["complete"] and stored["seed"] == seed and stored["recipe"]["steps"] == steps:
+                return {"steps": steps, "train_seconds": stored["seconds"]}
+        raise client.HostError(f"No training was followed, and none with these inputs stands in {self.runs}.")
 
 
 def write_job(base, job):

@@ -41,7 +41,7 @@ def use_comfyui():
 def has_accelerator():
     import torch
 
-    return torch.cuda.is_available() or torch.backends.mps.is_available()
+    return torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
 
 
 class DeprecationsRaise(logging.Handler):

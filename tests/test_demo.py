@@ -53,15 +53,19 @@ def test_progress_follows_the_log_of_the_running_training(tmp_path, capsys):
     log.write_text("".join(lines))
     progress.show()
     assert capsys.readouterr().out.splitlines()[0].startswith("    step 6/20  loss 0.5000  3 s")
-    assert progress.result() == {"steps": 20, "train_seconds": 10.0}
+    assert progress.result(seed=0, steps=20) == {"steps": 20, "train_seconds": 10.0}
 
 
-def test_a_training_that_was_reused_still_has_a_result(tmp_path):
-    log = tmp_path / "run" / "steps.jsonl"
-    log.parent.mkdir()
-    log.write_text('{"step": 1, "seconds": 1}\n{"step": 2, "seconds": 3}\n')
-    os.utime(log, (1, 1))
-    assert show.Progress(tmp_path).result() == {"steps": 2, "train_seconds": 3}
+def test_a_training_that_was_used_again_is_found_by_its_inputs(tmp_path):
+    for name, seed, complete in (("a", 0, True), ("b", 1, True), ("c", 0, False)):
+        (tmp_path / name).mkdir()
+        stored = {"seed": seed, "recipe": {"steps": 2}, "complete": complete, "seconds": 3.5 + seed}
+        (tmp_path / name / "run.json").write_text(json.dumps(stored))
+    progress = show.Progress(tmp_path)
+    assert progress.result(seed=1, steps=2) == {"steps": 2, "train_seconds": 4.5}
+    assert progress.result(seed=0, steps=2) == {"steps": 2, "train_seconds": 3.5}
+    with pytest.raises(client.HostError, match="No training"):
+        progress.result(seed=0, steps=3)
 
 
 JOB = {

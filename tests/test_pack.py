@@ -1,7 +1,10 @@
 """The pack as a whole: does it import light, is trainers/ free of the host, do its two lists of packages agree?"""
 
+import logging
 import subprocess
 import sys
+import warnings
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,14 @@ def test_trainers_imports_no_module_of_the_host(tmp_path):
     assert "trainers.loop" in python(IMPORT_TRAINERS, tmp_path)
 
 
+@pytest.mark.parametrize("library", ["diffusers", "transformers", "peft"])
+def test_a_deprecation_in_a_library_fails_a_test(library):
+    with pytest.raises(FutureWarning):
+        warnings.warn_explicit("old", FutureWarning, "x.py", 1, module=f"{library}.models.x")
+    with pytest.raises(DeprecationWarning):
+        logging.getLogger(f"{library}.models.x").warning("`x` is deprecated, use `y`")
+
+
 def test_the_requirements_are_those_of_the_project():
     assert read_lines("requirements.txt") == project()["dependencies"]
 
@@ -73,8 +84,6 @@ def test_the_project_asks_for_the_host_that_the_tests_run(comfyui):
 
 
 def test_the_published_archive_keeps_what_users_need():
-    from fnmatch import fnmatch
-
     ignored = read_lines(".comfyignore")
     for path in ("workflows/textboost.json", "locales/en/nodeDefs.json", "js/personalize.js", "requirements.txt"):
         assert not any(path.startswith(line.rstrip("/") + "/") or fnmatch(path, line) for line in ignored)
