@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from . import client
+from .workflow import override, override_workflow, to_api
 
 CHECKPOINT = "personalize-tiny.safetensors"
 REFERENCE = "reference.png"
@@ -72,15 +73,15 @@ def learn_and_draw(root, base, host, overrides, words):
     workflow = read_json(root / "workflows" / "textboost.json")
     tell_overrides(overrides)
     runs, object_info = one_by_one(overrides), host.object_info()
-    api = client.to_api(workflow, object_info)
-    offer(client.override_workflow(workflow, object_info, runs[0]), base)
+    api = to_api(workflow, object_info)
+    offer(override_workflow(workflow, object_info, runs[0]), base)
     prompts = [changes["Prompt"]["value"] for changes in runs]
     progress = Progress(base / "output" / "personalize" / "runs")
     pictures = {"untrained": [], "trained": [], "words": []}
 
     print(f"  training, then drawing: {prompts[0]}", flush=True)
     for number, changes in enumerate(runs):
-        prompt = client.override(api, changes)
+        prompt = override(api, changes)
         with step(f"drawing: {prompts[number]}") if number else contextlib.nullcontext():
             history = host.run(prompt, on_poll=progress.show)
         if number == 0 and progress.last is None:
@@ -89,7 +90,7 @@ def learn_and_draw(root, base, host, overrides, words):
             pictures[name].append(host.images(history)[node_titled(prompt, title)])
     # The untrained model once more, told in words all that words can tell: what it takes no training to reach.
     for number, changes in enumerate(runs):
-        prompt = client.override(api, {**changes, "Prompt, class word": {"replace": words}})
+        prompt = override(api, {**changes, "Prompt, class word": {"replace": words}})
         # Nodes run for the sake of an output, so without the other output there is no training in this prompt.
         del prompt[node_titled(prompt, TRAINED)]
         with step(f"drawing untrained: {prompts[number].replace('{}', words)}"):

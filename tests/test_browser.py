@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from personalize.demo import client, show
+from personalize.demo import show
+from personalize.demo.workflow import override_workflow, to_api
 from personalize.tests import browser, host
 
 pytestmark = [pytest.mark.slow, pytest.mark.comfy, pytest.mark.browser]
@@ -36,7 +37,7 @@ def test_a_workflow_opens_and_converts_as_the_editor_does(server, object_info, t
     workflow = json.loads(path.read_text(encoding="utf-8"))
     seen = in_editor(server, tmp_path, LOAD % json.dumps(workflow))
     assert seen["missing"] == []
-    assert client.to_api(workflow, object_info) == seen["prompt"]
+    assert to_api(workflow, object_info) == seen["prompt"]
 
 
 QUEUE = """
@@ -58,7 +59,7 @@ return seen
 def test_the_editor_runs_the_workflow(server, object_info, tmp_path):
     workflow = show.read_json(ROOT / "workflows" / "textboost.json")
     for changes in (host.demo_overrides(), host.QUICK, {"PersonalizeTrain": {"seed": 2, "preview_every": 2}}):
-        workflow = client.override_workflow(workflow, object_info, changes)
+        workflow = override_workflow(workflow, object_info, changes)
     seen = in_editor(server, tmp_path, QUEUE % json.dumps(workflow))
     assert seen["end"] == "success"
     pictures = {seen["titles"][node]: number for node, number in seen["executed"].items()}
@@ -102,4 +103,4 @@ def test_core_nodes_convert_as_the_editor_does(server, object_info, tmp_path):
     """
     seen = in_editor(server, tmp_path, build)
     assert len(seen["prompt"]) == 9, "the graph was not built as meant"
-    assert client.to_api(seen["workflow"], object_info) == seen["prompt"]
+    assert to_api(seen["workflow"], object_info) == seen["prompt"]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from personalize.demo import client, show
+from personalize.demo import show
+from personalize.demo.workflow import override, to_api
 from personalize.tests import host
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,8 +16,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.comfy]
 @pytest.fixture(scope="module")
 def textboost(object_info):
     """The API prompt of workflows/textboost.json with the demo's values, cut to a few steps."""
-    prompt = client.to_api(show.read_json(ROOT / "workflows" / "textboost.json"), object_info)
-    return client.override(client.override(prompt, host.demo_overrides()), host.QUICK)
+    prompt = to_api(show.read_json(ROOT / "workflows" / "textboost.json"), object_info)
+    return override(override(prompt, host.demo_overrides()), host.QUICK)
 
 
 def one_picture(server, prompt, title):
@@ -41,10 +42,10 @@ def test_training_changes_the_trained_picture_only_and_happens_once(server, text
 
     # The untrained half once more, drawn afresh because another prompt came between: the base model is untouched.
     alone = {number: node for number, node in textboost.items() if number != show.node_titled(textboost, show.TRAINED)}
-    server.run(client.override(alone, {"KSampler": {"cfg": 7.0}}))
+    server.run(override(alone, {"KSampler": {"cfg": 7.0}}))
     assert one_picture(server, alone, show.UNTRAINED) == untrained
 
-    other = client.override(textboost, {"Prompt": {"value": "a sketch of a {} at night"}})
+    other = override(textboost, {"Prompt": {"value": "a sketch of a {} at night"}})
     assert pictures(server, other)[1] != trained
     # Back again: the host has forgotten, the folder of the run has not.
     server.client.post("/free", {"unload_models": True, "free_memory": True})
@@ -54,7 +55,7 @@ def test_training_changes_the_trained_picture_only_and_happens_once(server, text
 
 def test_another_seed_is_another_training(server, textboost):
     before = logs(server)
-    pictures(server, client.override(textboost, {"PersonalizeTrain": {"seed": 1}}))
+    pictures(server, override(textboost, {"PersonalizeTrain": {"seed": 1}}))
     assert len(logs(server)) == len(before) + 1
 
 
