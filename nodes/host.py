@@ -59,11 +59,13 @@ def training_session() -> Iterator[torch.device]:
 
     Keep what is trained inside a function called from this block, so that its memory is free when the block ends.
     """
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
+    device = mm.get_torch_device()
+    rng = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with torch.inference_mode(False), torch.enable_grad(), rng:
         mm.unload_all_models()
         mm.soft_empty_cache()
         try:
-            yield mm.get_torch_device()
+            yield device
         except BaseException as error:
             # The frames of a failed training hold its tensors; the host keeps the exception for a while.
             traceback.clear_frames(error.__traceback__)

@@ -1,6 +1,8 @@
 """Recipes over the loop: does exactly what is declared train, and twice alike? Small random models on the CPU."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,6 +64,15 @@ def test_twice_in_one_process_is_the_same(preset, tmp_path):
     assert all(torch.equal(first.lora[key], second.lora[key]) for key in first.lora)
     other = train(recipe, tmp_path / "other", seed=1)[1]
     assert first.history[0]["loss"] != other.history[0]["loss"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_first_losses_equal_the_golden_ones(preset, tmp_path):
+    """A change that should not alter results must not alter these numbers."""
+    golden = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text())
+    recipe = dataclasses.replace(PRESETS[preset], steps=3, batch_size=4, views=8)
+    history = train(recipe, tmp_path)[1].history
+    assert [step["terms"]["denoising"] for step in history] == pytest.approx(golden[f"textboost {preset}"], rel=1e-3)
 
 
 def test_previews_change_nothing(tmp_path):
