@@ -75,8 +75,11 @@ class TileStem(nn.Conv2d):
 
 
 def on_tiles(tower: nn.Module) -> nn.Module:
-    """The tower with a stem that reads 16 x 16 tiles instead of 128 px."""
+    """The tower with a stem that reads 16 x 16 tiles instead of 128 px, and the same answer for flat tiles."""
+    weight = tower.stem[0].weight.detach().sum((2, 3), keepdim=True)
     tower.stem[0] = TileStem(3, tower.stem[0].out_channels, 1, bias=False)
+    with torch.no_grad():
+        tower.stem[0].weight.copy_(weight)
     return tower
 
 
