@@ -48,43 +48,60 @@ def standard_error(values) -> float | None:
     return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
 
 
-def cells(out: Path, method: str, numbers) -> list[dict]:
-    return [record for number in numbers if (record := read(out / "cells" / method / f"{number:03d}"))]
+def cells(out: Path, method: str, numbers) -> dict[int, dict]:
+    """The finished cells of a row by the individual's number."""
+    found = {number: read(out / "cells" / method / f"{number:03d}") for number in numbers}
+    return {number: record for number, record in found.items() if record}
 
 
-def summary(records: list[dict]) -> dict:
-    """Per score: the individuals' means, their mean and its standard error. Some details exist in some individuals
-    only.
+def summary(records: dict[int, dict]) -> dict:
+    """Per score: the individuals' means ("each", by number), their mean and its standard error.
+
+    Some details exist in some individuals only.
     """
-    names = [name for name in (*COLUMNS, "clip_image", *RIGHT) if any(name in record["scores"] for record in records)]
+    every = [name for record in records.values() for name in record["scores"]]
     result = {"individuals": len(records)}
-    for name in names:
-        values = [mean(record["scores"][name]) for record in records if name in record["scores"]]
-        result[name] = {"mean": mean(values), "standard_error": standard_error(values), "each": values}
+    for name in dict.fromkeys(every):
+        each = {number: mean(record["scores"][name]) for number, record in records.items() if name in record["scores"]}
+        values = list(each.values())
+        result[name] = {"mean": mean(values), "standard_error": standard_error(values), "each": each}
     for name in ("train_seconds", "steps"):
-        known = [record["facts"][name] for record in records if name in record["facts"]]
+        known = [record["facts"][name] for record in records.values() if name in record["facts"]]
         result |= {name: mean(known)} if known else {}
     return result
 
 
-def closed(rows: dict, method: str, name: str) -> dict | None:
-    """The share of the way from floor to ceiling, as a ratio of means; its error from leaving out one individual at a
-    time.
-    """
-    needed = [rows.get(row, {}).get(name, {}).get("each", []) for row in (method, "untuned", "real")]
-    count = len(needed[0])
-    if not count or any(len(values) != count for values in needed):
+def over_individuals(function, *rows: dict) -> dict | None:
+    """A function of the rows' means over the individuals that all rows have, and its jackknife error."""
+    common = sorted(set.intersection(*(set(row) for row in rows)))
+    if not common:
         return None
 
-    def ratio(left_out: int | None) -> float:
-        own, floor, ceiling = (mean([v for i, v in enumerate(values) if i != left_out]) for values in needed)
-        return (own - floor) / (ceiling - floor)
+    def without(left_out: int | None) -> float:
+        return function(*(mean([row[number] for number in common if number != left_out]) for row in rows))
 
-    if count == 1:
-        return {"mean": ratio(None), "standard_error": None}
-    without = [ratio(i) for i in range(count)]
-    spread = sum((value - mean(without)) ** 2 for value in without)
-    return {"mean": ratio(None), "standard_error": ((count - 1) / count * spread) ** 0.5}
+    if len(common) == 1:
+        return {"mean": without(None), "standard_error": None}
+    values = [without(number) for number in common]
+    spread = sum((value - mean(values)) ** 2 for value in values)
+    return {"mean": without(None), "standard_error": ((len(common) - 1) / len(common) * spread) ** 0.5}
+
+
+def closed(rows: dict, method: str, name: str) -> dict | None:
+    """The share of the way from floor to ceiling: (row - untuned) / (real - untuned), of means."""
+    if not {method, "untuned", "real"} <= rows.keys():
+        return None
+    own, floor, ceiling = (rows[row][name]["each"] for row in (method, "untuned", "real"))
+    return over_individuals(lambda own, floor, ceiling: (own - floor) / (ceiling - floor), own, floor, ceiling)
+
+
+def kept(rows: dict, method: str) -> dict | None:
+    """Text alignment relative to the floor's."""
+    if "untuned" not in rows:
+        return None
+    return over_individuals(
+        lambda own, floor: own / floor, rows[method]["text"]["each"], rows["untuned"]["text"]["each"]
+    )
 
 
 def figure(entry: dict | None) -> str:
@@ -100,6 +117,7 @@ def table(rows: dict) -> str:
         "row",
         "n",
         *COLUMNS,
+        "text / untuned",
         "gap closed",
         "named closed",
         "never-named closed",
@@ -109,6 +127,7 @@ def table(rows: dict) -> str:
     lines = [head, ["---"] * len(head)]
     for method, row in rows.items():
         cells = [method, str(row["individuals"]), *(figure(row.get(name)) for name in COLUMNS)]
+        cells.append(figure(kept(rows, method)))
         cells += [figure(closed(rows, method, name)) for name in COLUMNS[:3]]
         cells += [f"{row[name]['mean']:.2f}" if name in row else "-" for name in RIGHT]
         lines.append([*cells, f"{row['train_seconds']:.0f}" if "train_seconds" in row else "-"])
@@ -142,7 +161,7 @@ def report(out: Path, methods, numbers, settings: dict):
     found = {method: cells(out, method, numbers) for method in methods}
     rows = {method: summary(records) for method, records in found.items() if records}
     for method, row in rows.items():
-        row["closed"] = {name: closed(rows, method, name) for name in COLUMNS[:3]}
+        row |= {"closed": {name: closed(rows, method, name) for name in COLUMNS[:3]}, "text_kept": kept(rows, method)}
     (out / "results.json").write_text(json.dumps({"settings": settings, "rows": rows}, indent=1), encoding="utf-8")
     (out / "table.md").write_text(table(rows) + "\n", encoding="utf-8")
     (out / "grids").mkdir(exist_ok=True)

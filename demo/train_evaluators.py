@@ -3,7 +3,7 @@
     python -m demo.train_evaluators pictures|instance|clip|check --minutes M --work DIR
 
 Took, on one thread of a two-core Xeon that also trained the generator: pictures 4 minutes, instance 20, clip 59 in
-three goes: 20 without near misses and with a fresh image tower, 14 as below with the first one's text tower, 25 --go-on.
+three goes: 20 without near misses and with a fresh image tower, 14 as below on the first one's text tower, 25 --go-on.
 Apart from the generator in everything: own seeds, individuals (EVALUATOR_SEEDS), pictures, text tower and token
 rows. `check` states accuracies on individuals and pictures that training never saw. This file defines no
 architecture: see evaluators.py.
