@@ -56,6 +56,8 @@ def main():
         stop(f"Python 3.10 or newer is needed; this one is {sys.version.split()[0]}.")
     # The default action of SIGTERM would leave the server running behind us.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # Torch's threads wait by spinning; on a machine that has other work, too, that makes small models 50 times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     options, rest = parser().parse_known_args()
     if rest and options.command != "test":
         parser().error("unrecognized arguments: " + " ".join(rest))

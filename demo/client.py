@@ -89,6 +89,9 @@ class Server:
         command += ["--disable-auto-launch", "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
         command += [*(["--cpu"] if self.cpu else []), *self.arguments]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+        # A tiny model gains little from more threads, and loses much where they wait for each other by spinning.
+        environment.setdefault("OMP_NUM_THREADS", str(min(8, max(1, (os.cpu_count() or 1) // 2))))
+        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 [str(part) for part in command],
