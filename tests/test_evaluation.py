@@ -212,3 +212,18 @@ def test_stored_clip_expands_to_the_same_file_every_time(tmp_path):
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert first[evaluators.ROWS].shape == (49408, 128)
+
+
+def test_gap_closed_is_a_ratio_of_means_with_a_jackknife_error():
+    from personalize.benchmarks import fidelity_report
+
+    each = {"untuned": [0.1, 0.3, 0.2], "real": [0.9, 0.7, 0.8], "method": [0.5, 0.4, 0.6]}
+    rows = {name: {"identity": {"each": dict(enumerate(values))}} for name, values in each.items()}
+    closed = fidelity_report.closed(rows, "method", "identity")
+    assert closed["mean"] == pytest.approx((0.5 - 0.2) / (0.8 - 0.2))
+    left_out = [(0.5 - 0.25) / (0.75 - 0.25), (0.55 - 0.15) / (0.85 - 0.15), (0.45 - 0.2) / (0.8 - 0.2)]
+    middle = sum(left_out) / 3
+    error = (2 / 3 * sum((value - middle) ** 2 for value in left_out)) ** 0.5
+    assert closed["standard_error"] == pytest.approx(error)
+    assert fidelity_report.closed(rows, "untuned", "identity")["mean"] == 0
+    assert fidelity_report.closed({"method": rows["method"]}, "method", "identity") is None
