@@ -26,9 +26,9 @@ from .pool import Pool
 from .sample import NOISE, prompt_sheet, untrained_unet
 from .text import Vocabulary, new_strangers, text_encoder
 
-RATE, GAMMA, EMPTY, LONG = 1e-3, 5.0, 0.1, 0.25
+RATE, WARM_UP, GAMMA, EMPTY, LONG = 1e-3, 80, 5.0, 0.1, 0.25
 # More captions than the default ones name details: words are what this model learns last.
-NAMED = dict(colour=0.85, pattern=0.6, extra=0.65)
+NAMED = dict(colour=0.9, pattern=0.85, extra=0.9)
 
 
 class Average:
@@ -50,7 +50,7 @@ class Average:
 def rate_at(done: float, step: int) -> float:
     """Learning rate: short warm-up, level, then a half cosine to zero over the last 40 % of the time."""
     fall = 1 if done < 0.6 else 0.5 * (1 + math.cos(math.pi * min(1, (done - 0.6) / 0.4)))
-    return RATE * fall * min(1, (step + 1) / 200)
+    return RATE * fall * min(1, (step + 1) / WARM_UP)
 
 
 def batch_of(pool, words, rng, size: int):
