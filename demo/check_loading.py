@@ -59,7 +59,9 @@ def unet_difference(model, unet) -> float:
     noisy, context = torch.randn(2, 4, 16, 16, generator=generator), torch.randn(2, 77, 128, generator=generator)
     times = torch.tensor([20, 700])
     theirs = model.model.diffusion_model(noisy, times, context=context)
-    return (unet(noisy, times, context).sample - theirs.float()).abs().max().item()
+    ours = unet(noisy, times, context).sample
+    print("U-Net outputs: mean magnitude", ours.abs().mean().item())
+    return (ours - theirs.float()).abs().max().item()
 
 
 def decibels(one, other) -> float:
