@@ -61,12 +61,7 @@ def start(comfyui, base, *, cpu, arguments=()):
     from ..demo import build, report, show
 
     api.make_base_directory(base, {"personalize": ROOT, "personalize_demo_host": ROOT / "demo" / "host_node"})
-    if (build.WEIGHTS / "text.safetensors").exists():
-        build.build_checkpoint(base / "models" / "checkpoints" / CHECKPOINT)
-    else:  # TEMPORARY, until the weights are committed
-        import shutil
-
-        shutil.copy(ROOT / ".dev/demo/models/checkpoints" / CHECKPOINT, base / "models" / "checkpoints" / CHECKPOINT)
+    build.build_checkpoint(base / "models" / "checkpoints" / CHECKPOINT)
     report.reference(base / "input" / show.REFERENCE, show.INSTANCE, show.class_word(demo_overrides()))
     server = api.Server(comfyui, sys.executable, base, cpu=cpu, arguments=arguments)
     with server as client:
