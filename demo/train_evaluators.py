@@ -8,9 +8,9 @@ three goes: 20 without near misses and with a fresh image tower, 14 as below on 
 Apart from the generator in everything: own seeds, individuals (EVALUATOR_SEEDS), pictures, text tower and token rows.
 `check` states accuracies on individuals and pictures that training never saw (1600 pictures of 800 individuals; CLIP:
 400 pictures). Probes on whole photos: class .995, colour .99, second colour .99, pattern .92, accessory .82, its
-colour .97, period .97. The other picture of an individual among all of its class, four near doubles included: first
-in .85. CLIP zero-shot: class .95, colour .94, pattern .79, place .96, style .99, accessory with its colour (of 40)
-.27; the right one of 400 full captions .99. This file defines no architecture: see evaluators.py.
+colour .97, period .97. The other picture of an individual among all of its class, three near doubles of it included:
+first in .85. CLIP zero-shot: class .95, colour .94, pattern .79, place .96, style .99, accessory with its colour (of
+40) .27; the right one of 400 full captions .99. This file defines no architecture: see evaluators.py.
 """
 
 import argparse
