@@ -64,7 +64,8 @@ def test_snr_probabilities_equal_the_formula():
     weights = [max(log_snr) - value for value in log_snr]
     expected = torch.tensor([w / sum(weights) for w in weights], dtype=torch.float64)
     assert torch.allclose(timesteps.snr_probabilities(alphas), expected, atol=1e-12)
-    assert expected[0] == 0 and expected[999] > expected[500] > expected[100] > 0  # noisy steps more often, the cleanest never
+    # Noisy steps more often, the cleanest never.
+    assert expected[0] == 0 and expected[999] > expected[500] > expected[100] > 0
 
 
 def test_samplers_follow_their_distribution():
