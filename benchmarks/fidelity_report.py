@@ -147,8 +147,8 @@ def grid(out: Path, methods, number: int, prompts, seeds: int) -> Image.Image | 
         return None
     sheet = Image.new("RGB", (LABEL + (1 + len(prompts)) * (SIDE + 4), 20 + len(rows) * (SIDE + 4)), "white")
     pen = ImageDraw.Draw(sheet)
-    for column, text in enumerate(("reference", *(prompt.format("…") for prompt in prompts))):
-        pen.text((LABEL + column * (SIDE + 4), 4), text.replace("a photo of … ", "")[:20], fill="black")
+    for column, text in enumerate(("reference", *(prompt.replace(" of {}", "") for prompt in prompts))):
+        pen.text((LABEL + column * (SIDE + 4), 4), text.removeprefix("a photo ").removeprefix("a ")[:22], fill="black")
     for line, (method, pictures) in enumerate(rows):
         pen.text((4, 20 + line * (SIDE + 4) + SIDE // 2), method.replace("textboost-", "- "), fill="black")
         for column, picture in enumerate(pictures):
