@@ -94,7 +94,7 @@ def recipe(bench: Bench, method: str):
     name, _, ablation = method.partition("-")
     if name != "textboost" or (ablation and ablation not in ABLATIONS):
         raise ValueError(f"Unknown method {method!r}: choose from {', '.join(METHODS)}")
-    return replace(PRESETS[bench.preset], **bench.overrides, **ABLATIONS.get(ablation, {}))
+    return replace(PRESETS[bench.preset], **bench.overrides | ABLATIONS.get(ablation, {}))
 
 
 def unseen(number: int) -> world.Instance:
