@@ -209,7 +209,7 @@ def test_references_from_lists_batches_and_folders(server, graph):
     before = folders(server)
     server.run(prompt)
     (run,) = folders(server) - before
-    sizes = [Image.open(file).size for file in sorted((run / "images").iterdir())]
+    sizes = [size_of(file) for file in sorted((run / "images").iterdir())]
     assert sizes == [(128, 128), (64, 96), (200, 80), (128, 128)]
     last = graph(references={"folder": "many", "choose": "6"}, recipe={"preset.steps": 1})
     last["references"]["inputs"].pop("images.image0")
@@ -218,7 +218,12 @@ def test_references_from_lists_batches_and_folders(server, graph):
     last["references"]["inputs"]["choose"] = "4"
     server.run(last)
     (turned,) = folders(server) - before - {run}
-    assert Image.open(turned / "images" / "00.png").size == (20, 40)
+    assert size_of(turned / "images" / "00.png") == (20, 40)
+
+
+def size_of(file):
+    with Image.open(file) as picture:
+        return picture.size
 
 
 @pytest.mark.parametrize(
