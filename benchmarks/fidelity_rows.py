@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from demo import captions, world
+from demo.build import HEADS, UNET
 from trainers.checkpoint import load_models
 from trainers.data import Concept
 from trainers.recipes.textboost import PRESETS
@@ -23,19 +24,6 @@ from .fidelity_report import array
 
 SIDE = world.TILES * world.TILE
 PLACEHOLDER = "<thing>"
-TINY_UNET = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 64,
-    "channel_mult": [1, 2],
-    "num_res_blocks": [2, 2],
-    "transformer_depth": [0, 0, 1, 1],
-    "transformer_depth_middle": 1,
-    "num_heads": 4,
-    "context_dim": 128,
-    "use_linear_in_transformer": False,
-}
-TINY_HEADS = 4
 # What is asked for, and the same as a scene, in which the real individual is drawn for the ceiling.
 # "{}" comes with its article.
 PROMPTS = {
@@ -117,7 +105,7 @@ def real(bench: Bench, number: int) -> list:
 
 
 def read_models(bench: Bench):
-    return load_models(bench.checkpoint, TINY_UNET, TINY_HEADS)
+    return load_models(bench.checkpoint, UNET, HEADS)
 
 
 def generate(bench: Bench, models, noun: str) -> list:

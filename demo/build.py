@@ -17,6 +17,20 @@ from safetensors.torch import load_file, save_file
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 TEXT, AUTOENCODER = "cond_stage_model.transformer.text_model.", "first_stage_model."
 VOCABULARY, SEED, WIDTH = 49408, 20, 64
+# What the file does not say about its layout: the U-Net in LDM's words, and the text encoder's attention heads.
+UNET = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 64,
+    "channel_mult": [1, 2],
+    "num_res_blocks": [2, 2],
+    "transformer_depth": [0, 0, 1, 1],
+    "transformer_depth_middle": 1,
+    "num_heads": 4,
+    "context_dim": 128,
+    "use_linear_in_transformer": False,
+}
+HEADS = 4
 
 
 def token_table(tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -19,18 +19,6 @@ from personalize.trainers.sampling import sample
 
 pytestmark = pytest.mark.slow
 
-UNET = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 64,
-    "channel_mult": [1, 2],
-    "num_res_blocks": [2, 2],
-    "transformer_depth": [0, 0, 1, 1],
-    "transformer_depth_middle": 1,
-    "num_heads": 4,
-    "context_dim": 128,
-    "use_linear_in_transformer": False,
-}
 SCENES = ("a photo of a {} in the snow", "a photo of a {} on grass", "a photo of a {} on the beach")
 
 
@@ -60,7 +48,7 @@ def test_one_picture_teaches_the_subject(tmp_path):
     recipe = TextBoost(steps=120, views=48, lora_learning_rate=3e-3, embedding_learning_rate=1e-2)
     run = runs.Run(concept=Concept(images=(pixels,), resolution=128), recipe=recipe)
 
-    models = load_models(path, UNET, heads=4).to("cpu", torch.float32)
+    models = load_models(path, build.UNET, build.HEADS).to("cpu", torch.float32)
     before = draw(models, "dog")
     runs.train(run, models, tmp_path / "run")
     after = draw(models, "<concept>")
