@@ -17,8 +17,9 @@ from demo.build import HEADS, UNET
 from trainers.checkpoint import load_models
 from trainers.data import Concept
 from trainers.recipes.textboost import PRESETS
-from trainers.run import Run, train
+from trainers.run import Run
 from trainers.sampling import sample
+from trainers.training import train
 
 from .fidelity_report import array
 

@@ -125,7 +125,7 @@ def measure(args, device: torch.device, dtype: torch.dtype) -> Clock:
     timed = TimedDevice(device=device, dtype=dtype)
     timed.clock = clock
     ends = [clock.now()]
-    loop.train_stage(stage, models, timed, generator, on_step=lambda report: ends.append(clock.now()))
+    loop.train_stage(stage, models, timed, generator, on_step=lambda report, state: ends.append(clock.now()))
     clock.parts["whole step"] = [b - a for a, b in zip(ends, ends[1:])]
     return clock
 

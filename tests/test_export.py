@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from personalize.tests import small
 from personalize.trainers import run as runs
+from personalize.trainers import training
 from personalize.trainers.data import Concept
 from personalize.trainers.recipes.textboost import TextBoost
 
@@ -20,7 +21,7 @@ def trained(tmp_path):
         steps=3, batch_size=2, views=4, lora_learning_rate=2e-2, fixed_outputs=False, augmentation_prompt="words"
     )
     concept = Concept(images=(torch.rand(3, 32, 32),), resolution=32, initializer_token="corgi dog")
-    return models, runs.train(runs.Run(concept=concept, recipe=recipe), models, tmp_path)
+    return models, training.train(runs.Run(concept=concept, recipe=recipe), models, tmp_path)
 
 
 def pipeline(comfyui):
@@ -63,7 +64,7 @@ def test_alpha_carries_the_scale(trained):
     recipe = dataclasses.replace(TextBoost(), steps=1, batch_size=2, views=2, lora_rank=2, lora_alpha=6.0)
     models = small.models()
     concept = Concept(images=(torch.rand(3, 32, 32),), resolution=32)
-    result = runs.train(runs.Run(concept=concept, recipe=recipe), models, result.folder / "alpha")
+    result = training.train(runs.Run(concept=concept, recipe=recipe), models, result.folder / "alpha")
     name = "lora_te_text_model_encoder_layers_1_self_attn_v_proj"
     layer = models.text_encoders[0].text_model.encoder.layers[1].self_attn.v_proj
     down, up, alpha = (result.lora[f"{name}.{part}"] for part in ("lora_down.weight", "lora_up.weight", "alpha"))

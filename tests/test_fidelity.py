@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from personalize.demo import build, evaluators, world
+from personalize.trainers import previews, training
 from personalize.trainers import run as runs
 from personalize.trainers.checkpoint import load_models
 from personalize.trainers.data import Concept
@@ -26,7 +27,7 @@ def draw(models, noun):
     """Two pictures per scene, the same noise for every noun."""
     prompts = [scene.format(noun) for scene in SCENES for _ in range(2)]
     pixels = sample(models, prompts, [0, 1] * len(SCENES), resolution=128, steps=15, guidance=4.0)
-    return [runs.to_pil(picture) for picture in pixels]
+    return [previews.to_pil(picture) for picture in pixels]
 
 
 def right_scenes(judges, pictures):
@@ -50,7 +51,7 @@ def test_one_picture_teaches_the_subject(tmp_path):
 
     models = load_models(path, build.UNET, build.HEADS).to("cpu", torch.float32)
     before = draw(models, "dog")
-    runs.train(run, models, tmp_path / "run")
+    training.train(run, models, tmp_path / "run")
     after = draw(models, "<concept>")
 
     judges = evaluators.load("cpu")

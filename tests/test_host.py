@@ -27,7 +27,7 @@ def graph(tmp_path_factory):
 def trained(graph, tmp_path_factory):
     """A short TextBoost training with large steps: the models after it, the run's result."""
     from personalize.nodes import host
-    from personalize.trainers import run
+    from personalize.trainers import run, training
     from personalize.trainers.data import Concept
     from personalize.trainers.recipes.textboost import TextBoost
 
@@ -38,7 +38,7 @@ def trained(graph, tmp_path_factory):
     with host.training_session():
         models = host.read_models(*graph, torch.float32)
         folder = tmp_path_factory.mktemp("run")
-        result = run.train(run.Run(concept=concept, recipe=recipe), models, folder)
+        result = training.train(run.Run(concept=concept, recipe=recipe), models, folder)
     return models, result
 
 

@@ -1,15 +1,18 @@
 """The one training loop. It knows stages, not methods: what differs between methods is in the `Stage` it is given."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
 
 from .models import Models
 from .objective import Batch, Loss, Objective
+from .state import StageState, capture, restore
 
 
 @dataclass(kw_only=True)
@@ -19,7 +22,7 @@ class Stage:
     name: str
     steps: int
     params: list[dict]  # optimizer groups, the only statement of what trains; "max_grad_norm" clips a group
-    batches: Iterator[Batch]
+    batches: Iterator[Batch]  # with no memory of its own but the run's generator, so that a run can be resumed
     losses: dict[str, tuple[float, Loss]]  # name -> (weight, loss)
     timesteps: Callable[[int], Tensor]
     weight_decay: float = 1e-2
@@ -39,6 +42,16 @@ class StepReport:
     loss: float
     terms: dict[str, float]
     seconds: float  # since the stage began
+
+
+class Diverged(FloatingPointError):
+    """The loss of `step` is no longer a number, so the parameters after `step - 1` are not to be trusted."""
+
+    def __init__(self, step: int, loss: float):
+        super().__init__(
+            f"The loss became {loss} at step {step}: lower the learning rates, or set the precision to float32."
+        )
+        self.step = step
 
 
 @dataclass(kw_only=True)
@@ -76,41 +89,46 @@ def train_stage(
     generator: Generator,
     *,
     micro_batch_size: int = 0,
-    on_step: Callable[[StepReport], None] = lambda report: None,
+    start: StageState | None = None,
+    on_step: Callable[[StepReport, Callable[[], StageState]], None] = lambda report, state: None,
     should_stop: Callable[[StepReport], bool] = lambda report: False,
-) -> int:
-    """Train one stage and return the number of steps done.
+) -> StageState:
+    """Train one stage and return where it stands at its end.
 
     Args:
         generator: draws the noise; every random number of a run comes from it.
         micro_batch_size: samples that go through the model at once; gradients add up to those of the whole batch.
-        on_step: called after every step; an exception it raises ends the training.
+        start: go on from here instead of from the beginning.
+        on_step: called after every step with its report and a function that copies the state, to be called at once or
+            not at all; an exception it raises ends the training.
 
     Raises:
-        FloatingPointError: the loss is no longer a number.
+        Diverged: the loss is no longer a number.
         RuntimeError: a parameter that the stage declares receives no gradient.
     """
     freeze_all_but(stage, models)
     objective = Objective(models, {name: loss for name, (_, loss) in stage.losses.items()})
     optimizer = torch.optim.AdamW(stage.params, betas=(0.9, 0.999), eps=1e-8, weight_decay=stage.weight_decay)
+    trained = stage.parameters(), generator, optimizer, device.scaler
+    if start:
+        restore(start, *trained)
+    done, before = (start.step, start.seconds) if start else (0, 0.0)
     started = time.perf_counter()
-    for step in range(1, stage.steps + 1):
+    for step in range(done + 1, stage.steps + 1):
         terms = forward_backward(stage, objective, device, generator, micro_batch_size)
-        if step == 1:
+        if step == done + 1:
             check_gradients(stage)
         loss = sum(weight * terms[name] for name, (weight, _) in stage.losses.items())
-        if not loss == loss or loss in (float("inf"), -float("inf")):
-            raise FloatingPointError(
-                f"The loss became {loss} at step {step}: lower the learning rates, or set the precision to float32."
-            )
+        if not math.isfinite(loss):
+            raise Diverged(step, loss)
         device.step(optimizer)
         stage.after_step()
-        seconds = time.perf_counter() - started
+        seconds = before + time.perf_counter() - started
         report = StepReport(step=step, steps=stage.steps, stage=stage.name, loss=loss, terms=terms, seconds=seconds)
-        on_step(report)
+        on_step(report, partial(capture, step, seconds, *trained))
         if should_stop(report):
             break
-    return step
+    return capture(step, seconds, stage.parameters(), generator) if done < stage.steps else start
 
 
 def forward_backward(

@@ -1,0 +1,219 @@
+"""A run's folder: what is written while it trains, how a broken-off run goes on, and what a finished one left.
+
+    run.json  images/  previews/  steps.jsonl  checkpoints/  lora.safetensors  clip.safetensors  last.safetensors
+
+Every file but the log is written beside and renamed. A process that is killed at any moment leaves a folder that can
+be resumed or, if nothing was learned yet, begun again.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from filelock import FileLock, Timeout
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from . import export, state
+from .state import StageState
+
+CHECKPOINTS_KEPT = 2  # the newest, and the one before it in case the newest is damaged
+LAST_AT_MOST = 256 * 2**20  # bytes; a larger model's last state is not kept, so more steps then start over
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run learned, on the CPU, and how it went."""
+
+    folder: Path
+    settings: dict
+    dataset: str  # digest of the reference pictures and masks
+    lora: dict[str, Tensor]  # kohya's names
+    tokens: dict[str, tuple[Tensor, ...]]  # placeholder -> vectors [n, d] per text encoder
+    fixed_outputs: tuple[Tensor, ...]  # [layers + 1, 77, d] per text encoder; empty where nothing is fixed
+    history: list[dict]  # one entry per step, as in steps.jsonl
+    stop_reason: str
+    seconds: float
+    complete: bool = True  # False: broken off; queued again it goes on
+
+    @property
+    def placeholder_token(self) -> str:
+        return self.settings["concept"]["placeholder_token"]
+
+    def metadata(self) -> dict[str, str]:
+        """What the safetensors files say about themselves: how they were made, and what LoRA browsers look for."""
+        about = {"settings": self.settings, "dataset": self.dataset, "steps": len(self.history)}
+        ranks = [v.shape[0] for k, v in self.lora.items() if k.endswith(".lora_down.weight")]
+        alphas = [float(v) for k, v in self.lora.items() if k.endswith(".alpha")]
+        return {
+            "personalize": json.dumps({**about, "stop_reason": self.stop_reason}),
+            "modelspec.title": f"{self.placeholder_token} ({self.settings['method']})",
+            "modelspec.trigger_phrase": self.placeholder_token,
+            "ss_network_module": "networks.lora",
+            "ss_network_dim": str(max(ranks, default=0)),
+            "ss_network_alpha": str(max(alphas, default=0)),
+        }
+
+
+class RunFolder:
+    """The files of one run; the folder's name is the run's digest."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Only one process trains here; a process that is killed loses its lock.
+
+        Raises:
+            RuntimeError: another process trains here now.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RuntimeError(
+                f"This training is already running in another ComfyUI (run {self.path.name}): wait until it ends."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    # -- before and while training
+
+    def start(self, about: dict, images: list[Image.Image]) -> None:
+        """run.json, the pictures learned from, and room for previews and checkpoints."""
+        for name in ("images", "previews", "checkpoints"):
+            (self.path / name).mkdir(parents=True, exist_ok=True)
+        for i, image in enumerate(images):
+            self.save_picture(image, f"images/{i:02d}.png")
+        self._write_json({**about, "complete": False})
+
+    def save_picture(self, picture: Image.Image, name: str) -> None:
+        beside = (self.path / name).with_suffix(".tmp")
+        picture.save(beside, format="PNG")
+        os.replace(beside, self.path / name)
+
+    def about(self) -> dict:
+        """run.json; empty where there is none that can be read."""
+        try:
+            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def history(self, steps: int) -> list[dict]:
+        """The first `steps` entries of the log; what a killed process left behind them does not count."""
+        lines = (self.path / "steps.jsonl").read_text(encoding="utf-8").splitlines() if steps else []
+        return [json.loads(line) for line in lines[:steps]]
+
+    def log(self, history: list[dict]) -> TextIO:
+        """The log with `history` in it, open for more."""
+        beside = self.path / "steps.tmp"
+        beside.write_text("".join(json.dumps(entry) + "\n" for entry in history), encoding="utf-8")
+        os.replace(beside, self.path / "steps.jsonl")
+        return (self.path / "steps.jsonl").open("a", encoding="utf-8")
+
+    def save_state(self, stages: tuple[StageState, ...]) -> None:
+        """Write a checkpoint and forget all but the newest ones."""
+        folder = self.path / "checkpoints"
+        state.save(stages, folder / f"step_{total_steps(stages):06d}.safetensors")
+        for old in sorted(folder.glob("step_*.safetensors"))[:-CHECKPOINTS_KEPT]:
+            old.unlink()
+
+    def last_state(self, before: int | None = None) -> tuple[StageState, ...]:
+        """The newest checkpoint that is not damaged and not later than step `before`; empty if there is none."""
+        files = sorted((self.path / "checkpoints").glob("step_*.safetensors"), reverse=True)
+        for file in [*files, self.path / "last.safetensors"]:
+            stages = state.load(file)
+            if stages and (before is None or total_steps(stages) <= before):
+                return stages
+        return ()
+
+    def ancestor(self, lineage: str, steps: int) -> "RunFolder | None":
+        """The run beside this one that went furthest towards its `steps`: the same but for their number."""
+        best, most = None, 0
+        for path in self.path.parent.iterdir() if lineage else ():
+            other = RunFolder(path)
+            if path != self.path and other.about().get("lineage") == lineage:
+                done = total_steps(other.last_state(before=steps - 1))
+                best, most = (other, done) if done > most else (best, most)
+        return best
+
+    # -- results
+
+    def finish(self, result: RunResult, stages: tuple[StageState, ...], about: dict) -> None:
+        """The learned weights, and run.json last: only a run that says so is complete.
+
+        The checkpoints of a complete run, with the optimizer's moments, are deleted; its last state stays for a run
+        with more steps. A broken-off one keeps them beside what it learned.
+        """
+        metadata = result.metadata()
+        self._save_tensors(result.lora, "lora", metadata)
+        self._save_tensors(export.carried(result.tokens, result.fixed_outputs), "clip", metadata)
+        if result.complete and sum(p.nbytes for stage in stages for p in stage.params) <= LAST_AT_MOST:
+            state.save(stages, self.path / "last.safetensors")
+        end = {"complete": result.complete, "stop_reason": result.stop_reason, "seconds": result.seconds}
+        self._write_json({**about, **end, "steps": len(result.history)})
+        if result.complete:
+            shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+    def result(self, partial: bool = False) -> RunResult | None:
+        """What the run learned, or `None` if it holds no complete result that can be read.
+
+        With `partial`, also what a run learned before it was broken off.
+        """
+        about = self.about()
+        if not about.get("complete") and not (partial and "stop_reason" in about):
+            return None
+        try:
+            tokens, fixed_outputs = export.read_carried(load_file(self.path / "clip.safetensors"))
+            return RunResult(
+                folder=self.path,
+                settings=about["settings"],
+                dataset=about["dataset"],
+                lora=load_file(self.path / "lora.safetensors"),
+                tokens=tokens,
+                fixed_outputs=fixed_outputs,
+                history=self.history(about["steps"]),
+                stop_reason=about["stop_reason"],
+                seconds=about["seconds"],
+                complete=about["complete"],
+            )
+        except (OSError, SafetensorError, KeyError, ValueError):
+            return None
+
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+
+    def delete(self) -> None:
+        """Raises RuntimeError while the run is training."""
+        with self.lock():
+            for name in os.listdir(self.path):
+                path = self.path / name
+                if name != ".lock":
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        shutil.rmtree(self.path)
+
+    def _save_tensors(self, tensors: dict[str, Tensor], name: str, metadata: dict[str, str]) -> None:
+        beside = self.path / f"{name}.tmp"
+        save_file(tensors, beside, metadata=metadata)
+        os.replace(beside, self.path / f"{name}.safetensors")
+
+    def _write_json(self, data: dict) -> None:
+        beside = self.path / "run.tmp"
+        beside.write_text(json.dumps(data, indent=2), encoding="utf-8")
+        os.replace(beside, self.path / "run.json")
+
+
+def total_steps(stages: tuple[StageState, ...]) -> int:
+    return sum(stage.step for stage in stages)

@@ -1,0 +1,109 @@
+"""How much memory a stage needs, and how to fit it into less: smaller splits, then gradient checkpointing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .models import Models
+
+# What the count below does not see: workspaces, fragmentation, the text encoder's activations.
+MARGIN, BASE = 1.25, 256 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """What is done to fit into memory. It costs time and never changes a result beyond rounding."""
+
+    micro_batch_size: int = 0  # samples that go through the model at once; 0 = the whole batch
+    gradient_checkpointing: bool = False
+
+    def words(self, batch_size: int) -> str:
+        split = f"{self.micro_batch_size or batch_size} of {batch_size} pictures at once"
+        return split + (", activations computed twice" if self.gradient_checkpointing else "")
+
+    def smaller(self, batch_size: int) -> "Effort | None":
+        """The next that needs less: half the split down to 1, then gradient checkpointing, then nothing."""
+        size = min(self.micro_batch_size or batch_size, batch_size)
+        if size > 1:
+            return Effort(micro_batch_size=-(-size // 2), gradient_checkpointing=self.gradient_checkpointing)
+        return None if self.gradient_checkpointing else Effort(micro_batch_size=1, gradient_checkpointing=True)
+
+
+def stage_bytes(models: Models, effort: Effort, *, trained: int, batch_size: int, resolution: int) -> int:
+    """Estimated bytes that a stage needs beside the models' weights.
+
+    Args:
+        trained: number of trained values; each has a gradient and two moments in float32.
+        resolution: pixels on a side.
+    """
+    size = min(effort.micro_batch_size or batch_size, batch_size)
+    activations = size * activation_bytes(models, resolution // 8, effort.gradient_checkpointing)
+    return int(12 * trained + MARGIN * activations) + BASE
+
+
+def activation_bytes(models: Models, side: int, checkpointing: bool) -> int:
+    """Bytes that autograd keeps for one sample of `[4, side, side]` through the U-Net, with fused attention.
+
+    Counted on a copy without memory (the meta device), a fifth of a second whatever the size. Attention runs unfused
+    there; the scores, which a fused kernel never stores, are left out.
+    """
+    unet = models.empty_unet(checkpointing)
+    weights = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
+    sizes: dict[int, int] = {}
+    kept = []  # alive until the end, so that no two storages share an address
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights and not _is_scores(tensor, unet.config.attention_head_dim):
+            sizes[storage._cdata] = storage.nbytes()
+        return tensor
+
+    width = unet.config.cross_attention_dim
+    context = torch.zeros(1, 77, width, dtype=unet.dtype, device="meta", requires_grad=True)
+    latents = torch.zeros(1, 4, side, side, dtype=unet.dtype, device="meta")
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        unet(latents, torch.zeros(1, dtype=torch.long, device="meta"), context)
+    whole = sum(sizes.values())
+    if not checkpointing:
+        return whole
+    # While it goes back, one block at a time is computed again.
+    return whole + activation_bytes(models, side, False) // len(list(unet.down_blocks) + list(unet.up_blocks))
+
+
+def _is_scores(tensor: Tensor, heads: int | tuple[int, ...]) -> bool:
+    heads = (heads,) if isinstance(heads, int) else heads
+    return tensor.dim() >= 3 and tensor.shape[-3] in heads and tensor.shape[-1] in (tensor.shape[-2], 77)
+
+
+def fit(
+    models: Models, wanted: Effort, free: int, *, trained: int, batch_size: int, resolution: int
+) -> tuple[Effort, int]:
+    """The least effort, from `wanted` on, whose estimate fits into `free` bytes, and that estimate.
+
+    Raises:
+        MemoryError: not even the greatest effort fits.
+    """
+    stage = {"trained": trained, "batch_size": batch_size, "resolution": resolution}
+    for effort in efforts(wanted, batch_size):
+        need = stage_bytes(models, effort, **stage)
+        if need <= free:
+            return effort, need
+    raise MemoryError(
+        f"Training at {resolution} px needs about {need / 2**30:.1f} GB even picture by picture, and "
+        f"{free / 2**30:.1f} GB are free: lower the resolution in Load References, or close other programs."
+    )
+
+
+def efforts(wanted: Effort, batch_size: int) -> Iterator[Effort]:
+    """`wanted` and everything that needs less."""
+    effort: Effort | None = wanted
+    while effort:
+        yield effort
+        effort = effort.smaller(batch_size)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "allocate memory" in str(error)

@@ -1,0 +1,256 @@
+"""Train a run in its folder: resume what was broken off, keep what is learned, draw previews, report."""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+
+from . import export, previews, state
+from .folder import CHECKPOINTS_KEPT, RunFolder, RunResult, total_steps
+from .loop import Diverged, SingleDevice, Stage, StepReport, train_stage
+from .memory import Effort, fit, is_out_of_memory
+from .models import Models
+from .previews import Preview, to_pil
+from .run import Run, fingerprint
+from .state import StageState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watcher:
+    """Whom a training tells how it goes. An exception from any of them ends it and keeps what was learned."""
+
+    on_step: Callable[[StepReport], None] = lambda report: None
+    on_preview: Callable[[int, Image.Image], None] = lambda step, picture: None
+    on_notice: Callable[[str], None] = lambda sentence: None
+
+
+def train(
+    run: Run,
+    models: Models,
+    folder: Path,
+    *,
+    model: str = "",
+    device: torch.device | str = "cpu",
+    effort: Effort | None = None,
+    free_memory: Callable[[], int] | None = None,
+    preview: Preview | None = None,
+    checkpoint_every: int = 50,
+    watcher: Watcher | None = None,
+) -> RunResult:
+    """Train `run` in its folder, or go on where an earlier process stopped, and return what was learned.
+
+    An exception, the host's interrupt among them, ends it; the folder then holds a checkpoint and what was learned so
+    far. A loss that is no longer a number ends it too, with the last state whose loss still was one as the result.
+
+    Args:
+        model: fingerprint of `models`; computed if empty.
+        effort: the least to do to fit into memory; more is done where an estimate or an error asks for it.
+        free_memory: bytes that the device has free; without it nothing is estimated.
+        checkpoint_every: steps between checkpoints; 0 writes none but at the end.
+
+    Raises:
+        RuntimeError: another process trains in this folder, or the disk cannot hold the checkpoints.
+        MemoryError: the stage does not fit, whatever is done.
+        Diverged: the loss stopped being a number before the first checkpoint.
+    """
+    training = Training(
+        run=run,
+        models=models,
+        folder=RunFolder(folder),
+        model=model or fingerprint(models),
+        device=SingleDevice(device=torch.device(device), dtype=run.dtype),
+        effort=effort or Effort(),
+        free_memory=free_memory,
+        preview=preview or Preview(),
+        checkpoint_every=checkpoint_every,
+        watcher=watcher or Watcher(),
+    )
+    with training.folder.lock():
+        return training.go()
+
+
+@dataclass(kw_only=True)
+class Training:
+    """One run under way: its stages one after the other, and what is written meanwhile."""
+
+    run: Run
+    models: Models
+    folder: RunFolder
+    model: str
+    device: SingleDevice
+    effort: Effort
+    free_memory: Callable[[], int] | None
+    preview: Preview
+    checkpoint_every: int
+    watcher: Watcher
+    done: tuple[StageState, ...] = ()  # stages that are finished
+    history: list[dict] = dataclasses.field(default_factory=list)
+
+    def go(self) -> RunResult:
+        earlier = self._begin()
+        self.models.to(self.device.device, self.run.dtype)
+        generator = torch.Generator().manual_seed(self.run.seed)
+        self.log = self.folder.log(self.history)
+        try:
+            reason = self._stages(earlier, generator)
+        finally:
+            self.log.close()
+        last = len(self.history)
+        if not self.preview.due(last, -1):
+            self._show(last, last)
+        return self._finish(self.done, reason or f"all {last} steps done")
+
+    def _stages(self, earlier: tuple[StageState, ...], generator: torch.Generator) -> str:
+        """All stages one after the other; returns why it stopped before the end, if it did."""
+        stages = self.run.recipe.stages(self.models, self.run.concept, generator)
+        for number, stage in enumerate(stages):
+            if number + 1 < len(earlier):
+                state.restore(earlier[number], stage.parameters(), generator)
+                self.done += (earlier[number],)
+                continue
+            self._announce(stage)
+            if not self.history:
+                self._show(0)
+            try:
+                self.done += (self._train(stage, generator, earlier[number] if number < len(earlier) else None),)
+            except Diverged as error:
+                return self._step_back(stage, generator, error)
+        return ""
+
+    def _begin(self) -> tuple[StageState, ...]:
+        """The stages that an earlier process got through, here or in a run with fewer steps."""
+        settings, lineage = self.run.settings(), self.run.lineage(self.model)
+        self.about = {"settings": settings, "dataset": self.run.dataset(), "model": self.model, "lineage": lineage}
+        source = self.folder
+        earlier = source.last_state()
+        if not earlier and (source := self.folder.ancestor(lineage, self.run.recipe.steps if lineage else 0)):
+            earlier = source.last_state(before=self.run.recipe.steps - 1)
+            moments = "" if earlier[-1].optimizer else ", with new optimizer moments"
+            self.about["continued_from"] = f"step {total_steps(earlier)} of run {source.path.name}{moments}"
+        elif continued := self.folder.about().get("continued_from"):
+            self.about["continued_from"] = continued
+        self.folder.start(self.about, [to_pil(image) for image in self.run.concept.images])
+        if earlier:
+            self.history = source.history(total_steps(earlier))
+            self.watcher.on_notice(f"going on after step {len(self.history)}")
+        return earlier
+
+    def _announce(self, stage: Stage) -> None:
+        """Say what the stage will take; stop here if the disk or the memory cannot hold it."""
+        trained = sum(p.numel() for p in stage.parameters())
+        # Parameters and their two moments in float32, in the files that are kept and the one being written.
+        most, free = 12 * trained * (CHECKPOINTS_KEPT + 1), shutil.disk_usage(self.folder.path).free
+        sizes = f"{most / 2**20:.1f} MB of disk for checkpoints, {free / 2**30:.1f} GB are free"
+        if most > free:
+            raise RuntimeError(f"The stage {stage.name} needs up to {sizes}: make room, or delete old runs.")
+        self.watcher.on_notice(f"{stage.name}: {stage.steps} steps, up to {sizes}")
+        if self.free_memory:
+            self.effort, need = fit(self.models, self.effort, self.free_memory(), **self._size(trained))
+            words = self.effort.words(self.run.recipe.batch_size)
+            self.watcher.on_notice(f"{stage.name}: about {need / 2**30:.1f} GB of memory beside the models, {words}")
+
+    def _size(self, trained: int) -> dict[str, int]:
+        resolution = self.run.concept.at_resolution(self.models.family.resolution)
+        return {"trained": trained, "batch_size": self.run.recipe.batch_size, "resolution": resolution}
+
+    def _train(self, stage: Stage, generator: torch.Generator, start: StageState | None) -> StageState:
+        """The stage from `start` to its end; where memory runs out, once more from the last state with less at once."""
+        begin = start or state.capture(0, 0.0, stage.parameters(), generator)
+        if self.done and not start:  # so that a later stage can always be taken back to its beginning
+            self.folder.save_state((*self.done, begin))
+        while True:
+            self.models.save_memory(self.effort.gradient_checkpointing)
+            try:
+                return train_stage(
+                    stage, self.models, self.device, generator,
+                    micro_batch_size=self.effort.micro_batch_size, start=begin, on_step=self._after_step,
+                )  # fmt: skip
+            except (MemoryError, RuntimeError) as error:
+                begin = self._try_smaller(stage, begin, error)
+
+    def _try_smaller(self, stage: Stage, begin: StageState, error: Exception) -> StageState:
+        """Where to begin again with less at once."""
+        if not is_out_of_memory(error):
+            raise error
+        batch_size = self.run.recipe.batch_size
+        smaller = self.effort.smaller(batch_size)
+        if not smaller:
+            raise MemoryError(
+                "Memory ran out even picture by picture: lower the resolution in Load References, or close other "
+                "programs."
+            ) from None
+        self.effort = smaller
+        self.watcher.on_notice(f"memory ran out: going on with {smaller.words(batch_size)}")
+        stages = self.folder.last_state()
+        if len(stages) == len(self.done) + 1:
+            begin = stages[-1]
+        self._rewind(sum(s.step for s in self.done) + begin.step)
+        return begin
+
+    def _rewind(self, steps: int) -> None:
+        self.log.close()
+        self.history = self.history[:steps]
+        self.log = self.folder.log(self.history)
+
+    def _after_step(self, report: StepReport, capture: Callable[[], StageState]) -> None:
+        earlier = sum(stage.seconds for stage in self.done)
+        entry = {**dataclasses.asdict(report), "step": len(self.history) + 1, "stage_step": report.step}
+        self.history.append({**entry, "seconds": earlier + report.seconds})
+        self.log.write(json.dumps(self.history[-1]) + "\n")
+        self.log.flush()
+        try:
+            if self.checkpoint_every and len(self.history) % self.checkpoint_every == 0:
+                self.folder.save_state((*self.done, capture()))
+            self._show(len(self.history))
+            self.watcher.on_step(report)
+        except BaseException:
+            with contextlib.suppress(OSError, SafetensorError):  # a full disk must not hide what happened
+                self._break_off((*self.done, capture()))
+            raise
+
+    def _break_off(self, stages: tuple[StageState, ...]) -> None:
+        self.folder.save_state(stages)
+        self._finish(stages, f"broken off after step {total_steps(stages)}", complete=False)
+
+    def _step_back(self, stage: Stage, generator: torch.Generator, error: Diverged) -> str:
+        """Restore the newest state whose own loss was a number, and say so."""
+        step = sum(s.step for s in self.done) + error.step
+        stages = self.folder.last_state(before=step - 2)  # the loss of step n judges the state after step n - 1
+        if len(stages) != len(self.done) + 1:
+            raise error
+        state.restore(stages[-1], stage.parameters(), generator)
+        self.done = stages
+        self._rewind(total_steps(stages))
+        reason = f"the loss was no number at step {step}; this is the state after step {total_steps(stages)}"
+        self.watcher.on_notice(reason)
+        return reason
+
+    def _show(self, step: int, last: int = -1) -> None:
+        if self.preview.due(step, last):
+            picture = previews.draw(self.models, self.run, self.preview)
+            self.folder.save_picture(picture, f"previews/step_{step:04d}.png")
+            self.watcher.on_preview(step, picture)
+
+    def _finish(self, stages: tuple[StageState, ...], reason: str, complete: bool = True) -> RunResult:
+        encoders = self.models.text_encoders
+        result = RunResult(
+            folder=self.folder.path,
+            settings=self.about["settings"],
+            dataset=self.about["dataset"],
+            lora=export.text_encoder_lora(self.models),
+            tokens=export.token_vectors(self.models),
+            fixed_outputs=tuple(e.fixed_outputs.cpu() for e in encoders if e.fixed_outputs is not None),
+            history=self.history,
+            stop_reason=reason,
+            seconds=sum(stage.seconds for stage in stages),
+            complete=complete,
+        )
+        self.folder.finish(result, stages, self.about)
+        return result
