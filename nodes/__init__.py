@@ -3,9 +3,11 @@
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
+from .apply import Apply
 from .concept import LoadReferences
 from .recipes import TextBoostRecipe
 from .results import Save
+from .runs import Load, Runs
 from .train import Train
 
 
@@ -14,4 +16,4 @@ class Personalize(ComfyExtension):
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadReferences, TextBoostRecipe, Train, Save]
+        return [LoadReferences, TextBoostRecipe, Train, Save, Apply, Load, Runs]

@@ -1,25 +1,113 @@
 """A run's result put onto a MODEL and a CLIP, as patches that every stock node honours."""
 
+import comfy.lora
 import comfy.sd
+from comfy_api.latest import io
+from torch import Tensor
 
-from ..trainers.run import RunResult
-from . import carry
+from ..trainers.folder import RunResult
+from . import carry, exact
+from .sockets import CATEGORY, ResultSocket
 
 ENCODERS = ("clip_l",)
+EXACT = (
+    "Add what was learned in full precision at every use instead of merging it into the half-precision weights: a "
+    "little slower, and checkpoint savers do not see it."
+)
 
 
-def apply(model, clip, result: RunResult, strength: float = 1.0):
+class Apply(io.ComfyNode):
+    """RESULT -> MODEL and CLIP, with the strengths that Load LoRA has."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        strength = {"default": 1.0, "min": -20.0, "max": 20.0, "step": 0.05}
+        return io.Schema(
+            node_id="PersonalizeApply",
+            display_name="Apply Personalized",
+            category=CATEGORY,
+            description="Puts what was learned onto a model and a text encoder, more or less strongly.",
+            search_aliases=["strength", "lora", "weight", "apply"],
+            inputs=[
+                io.Model.Input("model"),
+                io.Clip.Input("clip"),
+                ResultSocket.Input("result"),
+                io.Float.Input("strength_unet", **strength, tooltip="Of what the U-Net learned, if it did."),
+                io.Float.Input(
+                    "strength_text_encoder", **strength,
+                    tooltip="Of the text encoder's LoRA. The new word itself is always whole.",
+                ),
+                io.Boolean.Input("exact", default=False, advanced=True, optional=True, tooltip=EXACT),
+            ],
+            outputs=[io.Model.Output(display_name="model"), io.Clip.Output(display_name="clip")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, clip, result, strength_unet, strength_text_encoder, exact=False) -> io.NodeOutput:
+        return io.NodeOutput(*apply(model, clip, result, strength_unet, strength_text_encoder, exact))
+
+
+def apply(
+    model,
+    clip,
+    result: RunResult,
+    strength_unet: float = 1.0,
+    strength_text_encoder: float = 1.0,
+    in_full_precision: bool = False,
+):
     """Clones of `model` and `clip` that know the concept.
 
     Raises:
-        ValueError: a LoRA that does not fit this CLIP.
+        ValueError: what was learned does not fit this MODEL and CLIP.
     """
-    _, patched = comfy.sd.load_lora_for_models(None, clip, result.lora, 0, strength)
-    used = sum(len(p) for p in patched.patcher.patches.values()) - sum(len(p) for p in clip.patcher.patches.values())
-    if used != len(result.lora) // 3:
-        raise ValueError(f"Only {used} of {len(result.lora) // 3} LoRA layers fit this CLIP: it is of another family.")
+    unet_keys = comfy.lora.model_lora_keys_unet(model.model, {})
+    text_keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
+    check_layers(result.lora, {**unet_keys, **text_keys}, {**_shapes(model.model), **_shapes(clip.cond_stage_model)})
+    check_carried(result, clip)
+    if in_full_precision:
+        patched, patched_clip = model.clone(), clip.clone()
+        exact.add(patched, result.lora, unet_keys, strength_unet)
+        exact.add(patched_clip.patcher, result.lora, text_keys, strength_text_encoder)
+    else:
+        lora, strengths = result.lora, (strength_unet, strength_text_encoder)
+        patched, patched_clip = comfy.sd.load_lora_for_models(model, clip, lora, *strengths)
     earlier = carry.of(clip)
     tokens = {token: dict(zip(ENCODERS, vectors, strict=True)) for token, vectors in result.tokens.items()}
     fixed = dict(zip(ENCODERS, result.fixed_outputs, strict=False))
     carried = carry.Carried(tokens=earlier.tokens | tokens, fixed_outputs=earlier.fixed_outputs | fixed)
-    return model.clone(), carry.attach(patched, carried)
+    return patched, carry.attach(patched_clip, carried)
+
+
+def _shapes(module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+
+
+def check_layers(lora: dict[str, Tensor], keys: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise `ValueError` unless every LoRA layer belongs to a weight and has its shape: the host would only log it."""
+    layers = {name.split(".", 1)[0] for name in lora}
+    unknown = sorted(layers - keys.keys())
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} of {len(layers)} learned layers are not in this MODEL and CLIP (such as {unknown[0]}): "
+            "use the family of models that the run was trained on."
+        )
+    for name in sorted(layers):
+        up, down = lora.get(f"{name}.lora_up.weight"), lora.get(f"{name}.lora_down.weight")
+        rows, columns = shapes[keys[name]][:2]
+        if up is None or down is None or (len(up), down.shape[1], up.shape[1]) != (rows, columns, len(down)):
+            raise ValueError(
+                f"The learned layer {name} has not the shape of this MODEL's or CLIP's {rows} x {columns} weight: "
+                "use the family of models that the run was trained on."
+            )
+
+
+def check_carried(result: RunResult, clip) -> None:
+    """Raise `ValueError` unless the learned vectors have the width of the text encoders."""
+    for i, name in enumerate(ENCODERS):
+        width = getattr(clip.cond_stage_model, name).transformer.get_input_embeddings().weight.shape[1]
+        vectors = [tensors[i : i + 1] for tensors in (*result.tokens.values(), result.fixed_outputs)]
+        if any(tensor.shape[-1] != width for tensors in vectors for tensor in tensors):
+            raise ValueError(
+                f"The learned words do not fit this CLIP, whose width is {width}: use the family of models that the "
+                "run was trained on."
+            )

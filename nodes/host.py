@@ -8,6 +8,7 @@ import gc
 import os
 import traceback
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import comfy.lora
@@ -18,8 +19,10 @@ import comfy.supported_models
 import comfy.utils
 import folder_paths
 import torch
+from server import PromptServer
 from torch import Tensor
 
+from ..trainers import run as runs
 from ..trainers.models import SD1, Models, TextEncoder, build_text_encoder, build_unet
 from ..trainers.tokenizer import Tokenizer
 from . import carry
@@ -29,6 +32,12 @@ NAMES = {"SD20": "SD 2.x", "SSD1B": "SSD-1B", "Segmind_Vega": "Segmind Vega"}  #
 
 def runs_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / "personalize" / "runs"
+
+
+def notices(node_id: str) -> Callable[[str], None]:
+    """A function that shows a sentence on a node; where no editor listens, it does nothing."""
+    server = getattr(PromptServer, "instance", None)
+    return lambda sentence: server.send_progress_text(sentence, node_id) if server else None
 
 
 def inside_input(name: str) -> str:
@@ -53,13 +62,22 @@ def check_interrupted() -> None:
     mm.throw_exception_if_processing_interrupted()
 
 
+def training_device() -> torch.device:
+    return mm.get_torch_device()
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that the host reports free on `device`."""
+    return mm.get_free_memory(device)
+
+
 @contextlib.contextmanager
 def training_session() -> Iterator[torch.device]:
     """Gradients on, the graph's models out of the way, and afterwards everything as it was.
 
     Keep what is trained inside a function called from this block, so that its memory is free when the block ends.
     """
-    device = mm.get_torch_device()
+    device = training_device()
     rng = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     with torch.inference_mode(False), torch.enable_grad(), rng:
         mm.unload_all_models()
@@ -128,10 +146,17 @@ def effective_state_dict(patcher, prefix: str, dtype: torch.dtype = torch.float3
         if not key.startswith(prefix):
             continue
         weight = _unpatched(patcher, key, parameter)
-        if key in patcher.patches:
-            weight = comfy.lora.calculate_weight(patcher.patches[key], weight, key)
-        state[key.removeprefix(prefix)] = weight.to(dtype)
+        state[key.removeprefix(prefix)] = _patched(patcher, key, weight).to(dtype)
     return state
+
+
+def _patched(patcher, key: str, weight: Tensor) -> Tensor:
+    """`weight`, which may be changed in place, with the patches and wrappers that the graph put on it."""
+    if key in patcher.patches:
+        weight = comfy.lora.calculate_weight(patcher.patches[key], weight, key)
+    for wrapper in patcher.weight_wrapper_patches.get(key, []):
+        weight = wrapper(weight)
+    return weight
 
 
 def _unpatched(patcher, key: str, parameter: Tensor) -> Tensor:
@@ -146,37 +171,77 @@ def _unpatched(patcher, key: str, parameter: Tensor) -> Tensor:
     return weight.detach().to(device="cpu", dtype=torch.float32, copy=True)
 
 
-def read_models(model, clip, vae, dtype: torch.dtype) -> Models:
-    """Trainable copies of what a graph hands over, in the U-Net's training precision."""
+def check_fit(model, clip, vae):
+    """The family of what a graph hands over.
+
+    Raises:
+        ValueError: the three do not belong together, or cannot be trained.
+    """
     family = family_of(model, clip)
     if vae.latent_channels != 4:
         raise ValueError(
             f"This VAE has {vae.latent_channels} latent channels, the MODEL has 4: use the MODEL's own VAE."
         )
+    return family
+
+
+def fingerprint(model, clip, vae) -> str:
+    """A digest of what a training starts from, read from stretches of the weights as they act in the graph."""
+    family, (alphas, prediction) = family_of(model, clip), _schedule(model)
+    words, tensors = [family.name, prediction, str(clip.layer_idx), training_device().type], [alphas]
+    for patcher, prefix in ((model, "diffusion_model."), (clip.patcher, ""), (vae.patcher, "")):
+        tensors += [_sampled(patcher, k, p) for k, p in patcher.model.named_parameters() if k.startswith(prefix)]
+    earlier = carry.of(clip)
+    for token, vectors in earlier.tokens.items():
+        words.append(token)
+        tensors += vectors.values()
+    return runs.digest_of([*tensors, *earlier.fixed_outputs.values()], words)
+
+
+def _sampled(patcher, key: str, parameter: Tensor) -> Tensor:
+    if key in patcher.patches or key in patcher.weight_wrapper_patches:
+        return runs.sampled(_patched(patcher, key, _unpatched(patcher, key, parameter)))
+    backup = patcher.backup.get(key)
+    return runs.sampled(parameter if backup is None else backup.weight)
+
+
+def _schedule(model) -> tuple[Tensor, str]:
+    """Cumulative alphas, `[T]`, and what the model predicts."""
     sampling = model.get_model_object("model_sampling")
     v_prediction = isinstance(sampling, comfy.model_sampling.V_PREDICTION)
+    alphas = (1 / (sampling.sigmas.double().cpu() ** 2 + 1)).float().clone()
+    return alphas, "v_prediction" if v_prediction else "epsilon"
+
+
+def read_models(model, clip, vae, dtype: torch.dtype, say: Callable[[str], None] = lambda sentence: None) -> Models:
+    """Trainable copies of what a graph hands over, in the U-Net's training precision."""
+    family, (alphas, prediction) = check_fit(model, clip, vae), _schedule(model)
     return Models(
         family=family,
         text_encoders=tuple(_text_encoder(clip, name) for name in family.text_encoders),
         unet=build_unet(effective_state_dict(model, "diffusion_model.", dtype), model.model.model_config.unet_config),
-        alphas_cumprod=(1 / (sampling.sigmas.double().cpu() ** 2 + 1)).float().clone(),
-        prediction_type="v_prediction" if v_prediction else "epsilon",
-        encode_images=_encoder(model, vae),
+        alphas_cumprod=alphas,
+        prediction_type=prediction,
+        encode_images=_encoder(model, vae, say),
         decode_latents=_decoder(model, vae),
     )
 
 
+def tokenizer_of(clip, name: str) -> Tokenizer:
+    """How the graph's own tokenizer spells words, without the placeholders of earlier trainings."""
+    words = getattr(clip.tokenizer, name)
+    encode = words.tokenizer
+    return Tokenizer(lambda text: encode(text, add_special_tokens=False)["input_ids"], pad_token_id=words.pad_token)
+
+
 def _text_encoder(clip, name: str) -> TextEncoder:
-    encoder, words = getattr(clip.cond_stage_model, name), getattr(clip.tokenizer, name)
+    encoder = getattr(clip.cond_stage_model, name)
     state = effective_state_dict(clip.patcher, f"{name}.transformer.")
     attention = encoder.transformer.text_model.encoder.layers[0]
-    tokenizer = Tokenizer(
-        lambda text: words.tokenizer(text, add_special_tokens=False)["input_ids"], pad_token_id=words.pad_token
-    )
     module = build_text_encoder(
         state, heads=attention.self_attn.heads, activation=_activation(attention.mlp.activation)
     )
-    trained = TextEncoder(module, tokenizer, layer=clip.layer_idx)
+    trained = TextEncoder(module, tokenizer_of(clip, name), layer=clip.layer_idx)
     earlier = carry.of(clip)
     trained.known_tokens = {token: vectors[name] for token, vectors in earlier.tokens.items()}
     trained.fixed_outputs = earlier.fixed_outputs.get(name)
@@ -189,11 +254,13 @@ def _activation(function: Callable) -> str:
     return "gelu" if torch.allclose(function(x), torch.nn.functional.gelu(x), atol=1e-4) else "quick_gelu"
 
 
-def _encoder(model, vae):
+def _encoder(model, vae, say: Callable[[str], None]):
     """Pixels to the latents' mean and deviation. The VAE stays the host's; it runs in the host's inference mode."""
+    encoded = count(1)
 
     def encode(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         check_interrupted()
+        say(f"encoding pictures, {next(encoded) * len(pixels)} so far")
         with torch.inference_mode():
             mean = vae.encode(pixels.movedim(1, -1))
             std = _deviation(vae, pixels)

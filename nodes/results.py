@@ -39,9 +39,9 @@ class Save(io.ComfyNode):
             raise ValueError(f"{name!r} cannot be a file name: use letters, digits, - and _ only.")
         lora, embedding = (_target(kind, name, overwrite) for kind in ("loras", "embeddings"))
         vectors = result.tokens[result.placeholder_token]
-        save_file(result.lora, lora)
+        save_file(result.lora, lora, metadata=result.metadata())
         # One tensor under the placeholder's name: the host takes the first tensor, diffusers also reads the name.
-        save_file({result.placeholder_token: vectors[0]}, embedding)
+        save_file({result.placeholder_token: vectors[0]}, embedding, metadata=result.metadata())
         text = f"Saved {os.path.basename(lora)} in loras and in embeddings; write embedding:{name} in prompts."
         return io.NodeOutput(os.path.basename(lora), f"embedding:{name}", ui=ui.PreviewText(text))
 

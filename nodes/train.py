@@ -7,8 +7,13 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 from ..trainers import run as runs
+from ..trainers import training
+from ..trainers.folder import RunFolder, RunResult
+from ..trainers.memory import Effort
+from ..trainers.previews import Preview
+from ..trainers.trainables import check_words
 from . import host
-from .apply import apply
+from .apply import EXACT, apply
 from .sockets import CATEGORY, ConceptSocket, RecipeSocket, ResultSocket
 
 PREVIEW_PROMPTS = "a photo of {}\na painting of {}"
@@ -49,7 +54,14 @@ class Train(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "micro_batch_size", default=0, min=0, max=512, advanced=True,
-                    tooltip="Pictures at once; fewer need less memory and give the same result. 0 = the whole batch.",
+                    tooltip="Pictures at once; fewer need less memory and give the same result. 0 = as many as fit.",
+                ),
+                io.Int.Input(
+                    "checkpoint_every", default=50, min=0, max=100_000, advanced=True, optional=True,
+                    tooltip="In steps: what a killed training loses at most. 0 = only when it is cancelled.",
+                ),
+                io.Boolean.Input(
+                    "exact", default=False, advanced=True, optional=True, tooltip=EXACT,
                 ),
             ],
             outputs=[
@@ -58,50 +70,72 @@ class Train(io.ComfyNode):
                 ResultSocket.Output(display_name="result"),
                 io.Image.Output(display_name="previews"),
             ],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def execute(
         cls, model, clip, vae, concept, recipe, seed, preview_prompts, preview_every, previews_per_prompt,
-        preview_steps, preview_cfg, precision, micro_batch_size,
+        preview_steps, preview_cfg, precision, micro_batch_size, checkpoint_every=50, exact=False,
     ) -> io.NodeOutput:  # fmt: skip
-        preview = runs.Preview(
+        preview = Preview(
             prompts=tuple(line.strip() for line in preview_prompts.splitlines() if line.strip()),
             every=preview_every,
             images_per_prompt=previews_per_prompt,
             steps=preview_steps,
             guidance=preview_cfg,
         )
-        settings = {"concept": concept, "recipe": recipe, "seed": seed, "micro_batch_size": micro_batch_size}
-        with host.training_session() as device:
-            dtype = host.training_dtype(precision, device)
-            result = train(model, clip, vae, runs.Run(**settings, dtype=dtype), preview, device)
-        trained_model, trained_clip = apply(model, clip, result)
+        dtype = host.training_dtype(precision, host.training_device())
+        run = runs.Run(concept=concept, recipe=recipe, seed=seed, dtype=dtype)
+        options = {
+            "preview": preview,
+            "effort": Effort(micro_batch_size=micro_batch_size),
+            "checkpoint_every": checkpoint_every,
+        }
+        say = host.notices(cls.hidden.unique_id)
+        result = train(model, clip, vae, run, say, **options)
+        say(f"run {result.folder.name}: {result.stop_reason}, {result.seconds / 60:.1f} minutes of training")
+        trained_model, trained_clip = apply(model, clip, result, in_full_precision=exact)
         pictures = previews(result)
         return io.NodeOutput(trained_model, trained_clip, result, pictures, ui=ui.PreviewImage(pictures[-1:], cls=cls))
 
 
-def train(model, clip, vae, run: runs.Run, preview: runs.Preview, device: torch.device) -> runs.RunResult:
-    """Reuse the finished run with these inputs, or train it."""
-    models = host.read_models(model, clip, vae, run.dtype)
-    folder = host.runs_folder() / run.digest(models)
-    finished = runs.load(folder)
+def train(model, clip, vae, run: runs.Run, say, **options) -> RunResult:
+    """The finished run with these inputs if there is one, else a training: a new one, or one that was broken off."""
+    family = host.check_fit(model, clip, vae)
+    for name in family.text_encoders:
+        check_words(host.tokenizer_of(clip, name), run.concept.placeholder_token, run.concept.initializer)
+    fingerprint = host.fingerprint(model, clip, vae)
+    folder = host.runs_folder() / run.digest(fingerprint)
+    finished = RunFolder(folder).result()
     if finished:
         return finished
+    with host.training_session() as device:
+        # A function of its own: when it returns, nothing but the result is left of the training.
+        return _train(model, clip, vae, run, device, folder, say, model_fingerprint=fingerprint, **options)
+
+
+def _train(model, clip, vae, run: runs.Run, device, folder, say, *, model_fingerprint: str, **options) -> RunResult:
+    models = host.read_models(model, clip, vae, run.dtype, say)
     progress = comfy.utils.ProgressBar(run.recipe.steps)
 
     def on_step(report) -> None:
         progress.update_absolute(report.step, report.steps)
+        minutes = report.seconds / report.step * (report.steps - report.step) / 60
+        soon = f", about {minutes:.0f} minutes left" if report.step > 2 and minutes >= 1 else ""
+        say(f"step {report.step} of {report.steps}, loss {report.loss:.4f}{soon}")
         host.check_interrupted()
 
     def on_preview(step: int, picture: Image.Image) -> None:
         progress.update_absolute(step, None, ("JPEG", picture, 768))
         host.check_interrupted()
 
-    return runs.train(run, models, folder, device=device, preview=preview, on_step=on_step, on_preview=on_preview)
+    watcher = training.Watcher(on_step=on_step, on_preview=on_preview, on_notice=say)
+    options |= {"model": model_fingerprint, "device": device, "watcher": watcher}
+    return training.train(run, models, folder, free_memory=lambda: host.free_memory(device), **options)
 
 
-def previews(result: runs.RunResult) -> torch.Tensor:
+def previews(result: RunResult) -> torch.Tensor:
     """The previews of a run as one IMAGE, in the order of their steps; the reference where there are none."""
     files = sorted((result.folder / "previews").glob("step_*.png")) or [result.folder / "images" / "00.png"]
     pictures = [torch.from_numpy(np.array(Image.open(file).convert("RGB"))).float() / 255 for file in files]

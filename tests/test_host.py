@@ -3,9 +3,11 @@
 Against ComfyUI's own forward passes, on random SD 1.x models in small widths.
 """
 
+import contextlib
 import dataclasses
 import gc
-from types import SimpleNamespace
+import itertools
+import json
 
 import pytest
 import torch
@@ -278,44 +280,67 @@ def live_bytes():
     return sum(size for size in storages.values() if size > 2**20)
 
 
-@pytest.mark.parametrize("ending", ["cancel", "exception"])
+def process_state():
+    """Whatever a training could leave behind in a process, as values to compare."""
+    import comfy.model_management as mm
+
+    backends = torch.backends
+    return {
+        "random": torch.get_rng_state().tolist(),
+        "gradients": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+        "dtype": torch.get_default_dtype(),
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "matmul": (torch.get_float32_matmul_precision(), backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32),
+        "cudnn": (backends.cudnn.enabled, backends.cudnn.benchmark, backends.cudnn.deterministic),
+        "attention": (backends.cuda.flash_sdp_enabled(), backends.cuda.math_sdp_enabled()),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "host": (mm.in_training, mm.interrupt_processing),
+    }
+
+
+@pytest.mark.parametrize("ending", ["done", "cancel", "exception", "out of memory"])
 def test_an_ended_training_leaves_nothing_behind(graph, tmp_path, monkeypatch, ending):
-    """Cancelled or failed in mid-run: tensors, gradient mode, random state and default dtype are as before."""
+    """However a training ends: tensors, gradient mode, random state, backend flags are as before."""
     import comfy.model_management as mm
     import folder_paths
 
     from personalize.nodes import train
     from personalize.trainers.data import Concept
+    from personalize.trainers.objective import Objective
     from personalize.trainers.recipes.textboost import TextBoost
-    from personalize.trainers.run import Preview, Run
+    from personalize.trainers.run import Run
 
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
-    recipe = TextBoost(steps=50, batch_size=2, views=8)
+    recipe = TextBoost(steps=3, batch_size=2, views=8)
     run = Run(concept=Concept(images=(torch.rand(3, 64, 64),), resolution=64), recipe=recipe)
 
-    def end_it(report):
-        if report.step == 2 and ending == "cancel":
+    def end_it(self, step, *others):
+        if step == 2 and ending == "cancel":
             mm.interrupt_current_processing()
-        elif report.step == 2:
-            raise RuntimeError("a callback failed")
+        elif step == 2 and ending == "exception":
+            raise ValueError("a callback failed")
 
-    def attempt():
-        from personalize.nodes import host
+    def out_of_memory(self, batch, noise, timesteps, predict=Objective.predict, calls=itertools.count()):
+        if ending == "out of memory" and next(calls) >= 2:
+            raise torch.cuda.OutOfMemoryError("out of memory, here on purpose")
+        return predict(self, batch, noise, timesteps)
 
-        with host.training_session() as device:
-            train.train(*graph, run, Preview(), device)
-
-    monkeypatch.setattr(comfy_progress(), "update_absolute", lambda self, *a: end_it(SimpleNamespace(step=a[0])))
+    monkeypatch.setattr(comfy_progress(), "update_absolute", end_it)
+    monkeypatch.setattr(Objective, "predict", out_of_memory)
     mm.unload_all_models()
-    before, random_state = live_bytes(), torch.get_rng_state()
-    with pytest.raises(mm.InterruptProcessingException if ending == "cancel" else RuntimeError):
-        attempt()
+    ends = {"cancel": mm.InterruptProcessingException, "exception": ValueError, "out of memory": MemoryError}
+    before, state = live_bytes(), process_state()
+    with pytest.raises(ends[ending]) if ending in ends else contextlib.nullcontext():
+        train.train(*graph, run, lambda sentence: None, checkpoint_every=0)
     assert live_bytes() == before
-    assert torch.equal(torch.get_rng_state(), random_state)
-    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-    assert torch.get_default_dtype() == torch.float32
+    assert process_state() == state
     (folder,) = (tmp_path / "personalize" / "runs").iterdir()
-    assert len((folder / "steps.jsonl").read_text().splitlines()) == 2
+    about = json.loads((folder / "run.json").read_text())
+    assert about["complete"] == (ending == "done")
+    if ending != "out of memory":  # which begins again at the last checkpoint, here at none
+        assert len((folder / "steps.jsonl").read_text().splitlines()) == (3 if ending == "done" else 2)
+        assert (folder / "lora.safetensors").exists() and (folder / "checkpoints").exists() != (ending == "done")
 
 
 def comfy_progress():

@@ -110,6 +110,20 @@ class Models:
             encoder.to(device=device, dtype=torch.float32)
         return self
 
+    def save_memory(self, checkpointing: bool) -> None:
+        """Gradient checkpointing of the U-Net: activations are computed a second time instead of being kept."""
+        (self.unet.enable_gradient_checkpointing if checkpointing else self.unet.disable_gradient_checkpointing)()
+        self.unet.train(checkpointing)  # older diffusers checkpoints in training mode only; there is no dropout
+
+    def empty_unet(self, checkpointing: bool) -> nn.Module:
+        """The U-Net's layout without memory, on the meta device, for counting."""
+        with torch.device("meta"):
+            unet = type(self.unet).from_config(self.unet.config)
+        nn.Module.to(unet, dtype=self.unet.dtype).requires_grad_(False)
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        return unet.train(checkpointing)
+
     @property
     def device(self) -> torch.device:
         return self.unet.device

@@ -47,7 +47,7 @@ class Run:
         Args:
             model: a fingerprint of the weights it starts from, such as `fingerprint` gives.
         """
-        return _hash(json.dumps(self.settings(), sort_keys=True), self.dataset(), model)
+        return digest_of([], [json.dumps(self.settings(), sort_keys=True), self.dataset(), model])
 
     def lineage(self, model: str) -> str:
         """What runs share that differ in their number of steps alone; empty where a method has no such number."""
@@ -67,7 +67,7 @@ def fingerprint(models: Models) -> str:
         words += encoder.known_tokens
         tensors += encoder.known_tokens.values()
         tensors += [] if encoder.fixed_outputs is None else [encoder.fixed_outputs]
-    return _hash(*words, digest_of(tensors))
+    return digest_of(tensors, words)
 
 
 def sampled(weight: Tensor, runs: int = 4, length: int = 64) -> Tensor:
@@ -77,14 +77,10 @@ def sampled(weight: Tensor, runs: int = 4, length: int = 64) -> Tensor:
     return torch.cat([flat[start : start + length] for start in starts]).float()
 
 
-def digest_of(tensors: Iterable[Tensor]) -> str:
-    """16 hexadecimal digits of the tensors' shapes and values, as float32."""
-    sha = hashlib.sha256()
+def digest_of(tensors: Iterable[Tensor], words: Iterable[str] = ()) -> str:
+    """16 hexadecimal digits of words and of the tensors' shapes and values, as float32."""
+    sha = hashlib.sha256("\n".join(words).encode())
     for tensor in tensors:
         sha.update(str(tuple(tensor.shape)).encode())
         sha.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return sha.hexdigest()[:16]
-
-
-def _hash(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

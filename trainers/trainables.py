@@ -10,6 +10,8 @@ from torch import Generator, Tensor, nn
 from .models import TextEncoder
 from .tokenizer import Tokenizer
 
+MOST_VECTORS = 16  # a prompt has room for 75 tokens, and the subject should leave most of it free
+
 
 class TokenEmbedding(nn.Module):
     """A frozen embedding table with a small trainable `rows` behind it.
@@ -67,6 +69,19 @@ def check_placeholder(tokenizer: Tokenizer, token: str) -> None:
         raise ValueError(f"The placeholder {token} is already taken: choose another name.")
     if len(tokenizer.encode_words(token)) == 1:
         raise ValueError(f"The placeholder {token} is a word the model already knows: write it as <{token}>.")
+
+
+def check_words(tokenizer: Tokenizer, token: str, initializer: str) -> None:
+    """Raise `ValueError` unless `token` can become a placeholder that starts from `initializer`."""
+    check_placeholder(tokenizer, token)
+    vectors = len(tokenizer.encode_words(initializer))
+    if not any(letter.isalpha() for letter in initializer):
+        raise ValueError(f"The initializer {initializer!r} is no word: write what your subject is, such as corgi dog.")
+    if vectors > MOST_VECTORS:
+        raise ValueError(
+            f"The initializer has {vectors} tokens, and each becomes a vector: describe the subject in at most "
+            f"{MOST_VECTORS} tokens."
+        )
 
 
 def add_lora(

@@ -56,7 +56,7 @@ def train(
         checkpoint_every: steps between checkpoints; 0 writes none but at the end.
 
     Raises:
-        RuntimeError: another process trains in this folder, or the disk cannot hold the checkpoints.
+        RuntimeError: another process trains in this folder, or it cannot be written.
         MemoryError: the stage does not fit, whatever is done.
         Diverged: the loss stopped being a number before the first checkpoint.
     """
@@ -72,8 +72,14 @@ def train(
         checkpoint_every=checkpoint_every,
         watcher=watcher or Watcher(),
     )
-    with training.folder.lock():
-        return training.go()
+    try:
+        with training.folder.lock():
+            return training.go()
+    except (OSError, SafetensorError) as error:
+        raise RuntimeError(
+            f"The run's folder {training.folder.path.name} cannot be written ({error}): make room on that disk and "
+            "queue again; the run goes on from its last checkpoint."
+        ) from error
 
 
 @dataclass(kw_only=True)

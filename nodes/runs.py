@@ -1,0 +1,138 @@
+"""Load and Runs: what earlier trainings left in output/personalize/runs."""
+
+import re
+import time
+
+from comfy_api.latest import io, ui
+
+from ..trainers.folder import RunFolder
+from . import host
+from .apply import EXACT, apply
+from .sockets import CATEGORY, ResultSocket
+
+NONE = "there is no run yet"
+
+
+def labels() -> list[str]:
+    """One line per run, the newest first; it ends with the run's digest."""
+    folders = [
+        path for path in host.runs_folder().glob("*/run.json") if re.fullmatch(r"[0-9a-f]{16}", path.parent.name)
+    ]
+    newest = sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
+    return [_label(RunFolder(path.parent)) for path in newest] or [NONE]
+
+
+def _label(folder: RunFolder) -> str:
+    about = folder.about()
+    settings = about.get("settings", {})
+    name = settings.get("concept", {}).get("placeholder_token", "?")
+    state = "" if about.get("complete") else ", broken off" if "stop_reason" in about else ", not finished"
+    return f"{name} {settings.get('method', '?')}, {about.get('steps', 0)} steps{state} {folder.path.name}"
+
+
+def find(label: str) -> RunFolder:
+    """The run that a label, or a digest alone, names.
+
+    Raises:
+        ValueError: there is no such run.
+    """
+    digest = label.rsplit(" ", 1)[-1]
+    folder = host.runs_folder() / digest
+    if not re.fullmatch(r"[0-9a-f]{16}", digest) or not (folder / "run.json").is_file():
+        raise ValueError(f"There is no run {label!r}: choose one of the list (press R to refresh it).")
+    return RunFolder(folder)
+
+
+def _checked(run: str) -> bool | str:
+    try:
+        return bool(find(run))
+    except ValueError as error:
+        return str(error)
+
+
+class Load(io.ComfyNode):
+    """An earlier run -> MODEL and CLIP as its training returned them, and its RESULT."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizeLoad",
+            display_name="Load Personalized",
+            category=CATEGORY,
+            description="Restores what an earlier training learned, without its pictures and without training.",
+            search_aliases=["restore", "run", "load lora", "checkpoint"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the run was trained on, or one like it."),
+                io.Clip.Input("clip"),
+                io.Combo.Input(
+                    "run", options=labels(), tooltip="The newest first. A run that was broken off loads too."
+                ),
+                io.Boolean.Input("exact", default=False, advanced=True, optional=True, tooltip=EXACT),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model"),
+                io.Clip.Output(display_name="clip"),
+                ResultSocket.Output(display_name="result"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, run: str) -> bool | str:
+        """Instead of the host's own check: a run's line changes when it ends, its digest does not."""
+        return _checked(run)
+
+    @classmethod
+    def fingerprint_inputs(cls, run: str, **others) -> float:
+        return (find(run).path / "run.json").stat().st_mtime
+
+    @classmethod
+    def execute(cls, model, clip, run, exact=False) -> io.NodeOutput:
+        folder = find(run)
+        result = folder.result(partial=True)
+        if result is None:
+            raise ValueError(
+                f"The run {folder.path.name} holds nothing that can be loaded: queue its training again, or delete it."
+            )
+        host.notices(cls.hidden.unique_id)(f"{result.placeholder_token}: {result.stop_reason}")
+        return io.NodeOutput(*apply(model, clip, result, in_full_precision=exact), result)
+
+
+class Runs(io.ComfyNode):
+    """A list of the runs with their sizes, and a way to delete one."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizeRuns",
+            display_name="Runs",
+            category=CATEGORY,
+            description="Lists what trainings left on the disk, and deletes a run when told to.",
+            search_aliases=["delete", "disk space", "clean up", "trainings"],
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input("action", options=["list", "delete"], tooltip="delete removes the run below for good."),
+                io.Combo.Input("run", options=labels()),
+            ],
+            outputs=[io.String.Output(display_name="runs")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, action: str, run: str) -> bool | str:
+        return _checked(run) if action == "delete" else True
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs) -> float:
+        return time.time()  # the disk changes without the graph
+
+    @classmethod
+    def execute(cls, action, run) -> io.NodeOutput:
+        lines = []
+        if action == "delete":
+            folder = find(run)
+            folder.delete()
+            lines.append(f"Deleted {run}.")
+        sizes = [(label, find(label).size()) for label in labels() if label != NONE]
+        lines += [f"{size / 2**20:8.1f} MB  {label}" for label, size in sizes]
+        lines.append(f"{len(sizes)} runs, {sum(size for _, size in sizes) / 2**20:.1f} MB")
+        return io.NodeOutput("\n".join(lines), ui=ui.PreviewText("\n".join(lines)))
