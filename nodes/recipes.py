@@ -1,5 +1,6 @@
 """One node per method, generated from its recipe: presets, each with its own fields."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from comfy_api.latest import io
@@ -40,7 +41,8 @@ class TextBoostRecipe(io.ComfyNode):
             known = ", ".join(textboost.PRESETS)
             raise ValueError(f"TextBoost has no preset {name!r}: choose one of {known}.")
         values["captions"] = captions(values.get("captions", "").strip())
-        return io.NodeOutput(textboost.TextBoost(**values))
+        # A prompt saved before a field existed lacks it: the preset's value stands in.
+        return io.NodeOutput(replace(textboost.PRESETS[name], **values))
 
 
 def captions(name: str) -> tuple[str, ...]:

@@ -6,13 +6,17 @@ from comfy_api.latest import io
 
 
 def widgets(recipe) -> list[io.Input]:
-    """One widget per field of a recipe, with that instance's values as defaults."""
+    """One widget per field of a recipe, with that instance's values as defaults.
+
+    All are optional, so that a prompt saved before a field existed still runs.
+    """
     return [_widget(field, getattr(recipe, field.name)) for field in dataclasses.fields(recipe)]
 
 
 def _widget(field: dataclasses.Field, default) -> io.Input:
     limits = dict(field.metadata)
     options = {"default": default, "tooltip": limits.pop("help"), "advanced": limits.pop("advanced", None)}
+    options["optional"] = True
     if "options" in limits:
         return io.Combo.Input(field.name, options=list(limits["options"]), **options)
     if isinstance(default, bool):

@@ -71,6 +71,19 @@ def test_recipe_widgets_are_its_fields():
         assert recipe == PRESETS[option.key]
 
 
+def test_a_prompt_without_newer_fields_takes_the_presets():
+    """Saved by an older version of the pack, an API prompt lacks fields: none of them is required, each has a value."""
+    from personalize.nodes.recipes import TextBoostRecipe
+    from personalize.trainers.recipes.textboost import PRESETS
+
+    for option in TextBoostRecipe.define_schema().inputs[0].options:
+        assert all(widget.optional for widget in option.inputs)
+        older = {widget.id: widget.default for widget in option.inputs[:9]} | {"steps": 7}
+        recipe = TextBoostRecipe.execute({"preset": option.key, **older}).result[0]
+        assert recipe == dataclasses.replace(PRESETS[option.key], steps=7)
+        assert TextBoostRecipe.execute({"preset": option.key}).result[0] == PRESETS[option.key]
+
+
 def test_captions_come_from_a_file_in_the_input_folder(tmp_path, monkeypatch):
     import folder_paths
 
