@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..trainers.data import Concept
 from . import host
-from .pictures import chosen, connected, pictures_in
+from .pictures import captions_for, chosen, connected, pictures_in
 from .sockets import CATEGORY, ConceptSocket
 
 
@@ -63,6 +63,14 @@ class LoadReferences(io.ComfyNode):
                 io.String.Input(
                     "choose", default="", advanced=True, tooltip="Use only these pictures, counted from 1: '1, 3-5'."
                 ),
+                io.String.Input(
+                    "captions",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="What each connected picture shows, a line each, with {} for the subject: 'A house in {}'. "
+                    "Pictures of a folder have theirs in .txt files beside them.",
+                ),
             ],
             outputs=[
                 ConceptSocket.Output(display_name="concept"),
@@ -76,13 +84,15 @@ class LoadReferences(io.ComfyNode):
     @classmethod
     def execute(
         cls, folder, class_word, placeholder_token, initializer_token, resolution, crop, first, choose,
-        images=None, mask=None, model=None,
+        images=None, mask=None, model=None, captions=(),
     ) -> io.NodeOutput:  # fmt: skip
         pictures = connected(images)
+        texts = captions_for("\n".join(captions), len(pictures))
         if folder[0].strip():
-            pictures += pictures_in(folder[0].strip())
+            more, beside = pictures_in(folder[0].strip())
+            pictures, texts = pictures + more, texts + beside
         masks = [m for batch in mask or [] for m in batch]
-        pictures, masks = chosen(pictures, masks, first[0], choose[0])
+        pictures, masks, texts = chosen(pictures, masks, texts, first[0], choose[0])
         concept = Concept(
             images=tuple(pictures),
             masks=tuple(masks) or None,
@@ -91,6 +101,7 @@ class LoadReferences(io.ComfyNode):
             initializer_token=initializer_token[0].strip(),
             resolution=resolution[0],
             crop=crop[0],
+            captions=tuple(texts),
         )
         size = concept.at_resolution(host.resolution_of(model[0]) if model else 512)
         return io.NodeOutput(concept, concept.images[0].movedim(0, -1)[None], concept.placeholder_token, size, size)

@@ -21,8 +21,26 @@ def connected(images: dict[str, list[Tensor]] | None) -> list[Tensor]:
     return [picture[..., :3].movedim(-1, 0).float().cpu().clone() for batch in batches for picture in batch]
 
 
-def pictures_in(folder: str) -> list[Tensor]:
-    """The pictures of a folder inside ComfyUI's input folder, by name, turned upright as their camera noted.
+def captions_for(text: str, count: int) -> list[str]:
+    """The captions of `count` connected pictures, one per line; without any text an empty one each.
+
+    Raises:
+        ValueError: another number of lines.
+    """
+    lines = [line.strip() for line in text.split("\n")] if text.strip() else [""] * count
+    while len(lines) > count and not lines[-1]:
+        lines.pop()
+    if len(lines) != count:
+        raise ValueError(
+            f"The captions have {len(lines)} lines but {count} pictures are connected: write one line per connected "
+            "picture, an empty one for none, and a caption of a folder's picture into a .txt file beside it."
+        )
+    return lines
+
+
+def pictures_in(folder: str) -> tuple[list[Tensor], list[str]]:
+    """The pictures of a folder inside ComfyUI's input folder, by name, turned upright as their camera noted, and their
+    captions: the text of a .txt file beside the picture, of the same name, else "".
 
     Raises:
         ValueError: the folder lies elsewhere, does not exist, holds no pictures, or a file in it cannot be read.
@@ -33,7 +51,7 @@ def pictures_in(folder: str) -> list[Tensor]:
     files = sorted(f for f in Path(path).iterdir() if f.suffix.lower() in EXTENSIONS)
     if not files:
         raise ValueError(f"The folder {folder!r} holds no pictures (png, jpg, webp, bmp or tiff).")
-    return [_read(file) for file in files]
+    return [_read(file) for file in files], [_caption_beside(folder, file) for file in files]
 
 
 def _read(file: Path) -> Tensor:
@@ -45,8 +63,21 @@ def _read(file: Path) -> Tensor:
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
 
 
-def chosen(pictures: list[Tensor], masks: list[Tensor], first: int, choose: str) -> tuple[list[Tensor], list[Tensor]]:
-    """The pictures to learn from, with their masks as `[1, h, w]`.
+def _caption_beside(folder: str, picture: Path) -> str:
+    beside = picture.with_suffix(".txt")
+    if not beside.exists():
+        return ""
+    try:
+        text = Path(host.inside_input(os.path.join(folder, beside.name))).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"The caption {beside.name} cannot be read as text: {error}") from error
+    return " ".join(text.split())
+
+
+def chosen(
+    pictures: list[Tensor], masks: list[Tensor], captions: list[str], first: int, choose: str
+) -> tuple[list[Tensor], list[Tensor], list[str]]:
+    """The pictures to learn from, with their masks as `[1, h, w]` and their captions, one for each or none at all.
 
     Raises:
         ValueError: no pictures, masks that do not fit them, or a choice that does not exist.
@@ -57,7 +88,8 @@ def chosen(pictures: list[Tensor], masks: list[Tensor], first: int, choose: str)
         raise ValueError(f"There are {len(pictures)} pictures but {len(masks)} masks: connect one mask per picture.")
     index = _indices(choose, len(pictures)) if choose.strip() else range(len(pictures))[: first or None]
     masks = [_fitting(masks[i], pictures[i]) for i in index] if masks else []
-    return [pictures[i] for i in index], masks
+    kept = [captions[i] for i in index]
+    return [pictures[i] for i in index], masks, kept if any(kept) else []
 
 
 def _indices(choose: str, count: int) -> list[int]:

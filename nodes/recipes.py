@@ -27,7 +27,8 @@ class TextBoostRecipe(io.ComfyNode):
                 io.DynamicCombo.Input(
                     "preset",
                     options=[io.DynamicCombo.Option(name, widgets(r)) for name, r in textboost.PRESETS.items()],
-                    tooltip="benchmark: the settings of the paper's comparison. readme: the authors' example command.",
+                    tooltip="benchmark: the settings of the paper's comparison. readme: the authors' example command. "
+                    "style: for a style, from pictures with a caption each.",
                 ),
             ],
             outputs=[RecipeSocket.Output(display_name="recipe")],

@@ -98,6 +98,24 @@ def test_draws_are_independent_and_stack(picture):
     assert both == pytest.approx(0.5 * 0.5 / 4, abs=0.02)
 
 
+def test_only_the_flip_leaves_a_style_alone(picture):
+    """Nothing but a mirror and the loss of colour: the views are exactly four pictures, the flip in its whole share."""
+    g, seen = generator(), []
+    gray = augmentation.grayscale(picture)
+    expected = {
+        (): picture,
+        ("hflip",): picture.flip(-1),
+        ("grayscale",): gray,
+        ("hflip", "grayscale"): gray.flip(-1),
+    }
+    for _ in range(1000):
+        view = augmentation.augment((picture, None), g, p=0.5, grayscale_p=0.2, kinds="flip")
+        assert torch.equal(view.pixels, expected[view.operations])
+        seen.append("hflip" in view.operations)
+    assert sum(seen) / len(seen) == pytest.approx(0.5, abs=0.05)
+    assert {name for operations in expected for name in operations} == set(augmentation.NAMES["flip"])
+
+
 def test_off_means_unchanged(picture):
     view = augmentation.augment((picture, None), generator(), p=0.0, grayscale_p=0.0)
     assert view.operations == () and torch.equal(view.pixels, picture)
@@ -126,9 +144,16 @@ def test_words_stand_where_they_belong():
     assert describe("right", "grayscale", named="none") == {"a <dog>"}
 
 
+def test_a_view_knows_its_picture():
+    """Pictures come in the order asked for, each view with the number of the picture it was made from."""
+    concept = Concept(images=tuple(torch.full((3, 32, 32), value) for value in (0.0, 0.5, 1.0)))
+    seen = [*augmentation.views(concept, [2, 0, 1, 1], 32, generator(), 0.0, 0.0, "all")]
+    assert [view.picture for view in seen] == [2, 0, 1, 1]
+    assert [view.pixels.mean().item() for view in seen] == [1.0, 0.0, 0.5, 0.5]
+
+
 def test_same_seed_same_views():
     concept = Concept(images=(torch.rand(3, 40, 32), torch.rand(3, 32, 32)), crop="random")
-    first, second = (augmentation.views(concept, 32, generator(3), 0.5, 0.2) for _ in range(2))
-    for _ in range(10):
-        a, b = next(first), next(second)
-        assert torch.equal(a.pixels, b.pixels) and a.operations == b.operations
+    first, second = (augmentation.views(concept, [0, 1] * 5, 32, generator(3), 0.5, 0.2, "all") for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a.pixels, b.pixels) and (a.operations, a.picture) == (b.operations, b.picture)

@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 pytestmark = pytest.mark.comfy
 GOLDEN = Path(__file__).parent / "golden" / "nodes.json"
@@ -82,6 +84,64 @@ def test_a_prompt_without_newer_fields_takes_the_presets():
         recipe = TextBoostRecipe.execute({"preset": option.key, **older}).result[0]
         assert recipe == dataclasses.replace(PRESETS[option.key], steps=7)
         assert TextBoostRecipe.execute({"preset": option.key}).result[0] == PRESETS[option.key]
+
+
+@pytest.fixture
+def load_references(tmp_path, monkeypatch):
+    """`load_references(input=value, ...)`: the CONCEPT that Load References makes of them, in an empty input folder."""
+    import folder_paths
+
+    from personalize.nodes.concept import LoadReferences
+
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path))
+    shown = {i.id: i.default for i in LoadReferences.define_schema().inputs if getattr(i, "default", None) is not None}
+
+    def load(images=None, **values):
+        inputs = {name: [value] for name, value in (shown | {"crop": "center"} | values).items()}
+        return LoadReferences.execute(**inputs, images={"image0": images} if images else None).result[0]
+
+    return load
+
+
+def test_captions_follow_their_pictures(load_references, tmp_path):
+    """Lines for connected pictures, files for those of a folder; both go with the choice."""
+    pictures = [torch.full((1, 16, 16, 3), i / 4) for i in range(3)]
+    lines = "A house in {}\n\n {} on a hill \n"
+    assert load_references(pictures, captions=lines).captions == ("A house in {}", "", "{} on a hill")
+    assert load_references(pictures, captions=lines, first=1).captions == ("A house in {}",)
+    assert load_references(pictures, captions=lines, choose="3, 1").captions == ("{} on a hill", "A house in {}")
+    assert load_references(pictures, captions=lines, choose="2").captions == ()
+    assert load_references(pictures).captions == ()
+
+    (tmp_path / "many").mkdir()
+    for name in ("a.png", "b.jpg", "c.png"):
+        Image.new("RGB", (16, 16)).save(tmp_path / "many" / name)
+    (tmp_path / "many" / "b.txt").write_text("\ufeffA tree\n in {}\n", encoding="utf-8")
+    concept = load_references(folder="many")
+    assert len(concept.images) == 3 and concept.captions == ("", "A tree in {}", "")
+    both = load_references(pictures, captions=lines, folder="many", choose="3-5")
+    assert both.captions == ("{} on a hill", "", "A tree in {}")
+
+
+def test_bad_captions_get_one_sentence(load_references, tmp_path):
+    pictures = [torch.rand(1, 16, 16, 3)] * 2
+    for lines, sentence in (
+        ("one {}", "1 lines but 2 pictures"),
+        ("{}\n{}\n{}", "3 lines"),
+        ("{}\na house", r"'a house' .* write \{\}"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            load_references(pictures, captions=lines)
+    (tmp_path / "many").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "many" / "a.png")
+    (tmp_path.parent / "secret.txt").write_text("{}")
+    (tmp_path / "many" / "a.txt").symlink_to(tmp_path.parent / "secret.txt")
+    with pytest.raises(ValueError, match="not inside"):
+        load_references(folder="many")
+    (tmp_path / "many" / "a.txt").unlink()
+    (tmp_path / "many" / "a.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"a\.txt cannot be read as text"):
+        load_references(folder="many")
 
 
 def test_captions_come_from_a_file_in_the_input_folder(tmp_path, monkeypatch):

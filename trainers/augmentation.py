@@ -5,8 +5,8 @@ the change. Masks follow every geometric operation. Everything is drawn from the
 """
 
 import math
-from collections.abc import Iterator
-from itertools import cycle
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -40,18 +40,20 @@ WORDS = {
 Picture = tuple[Tensor, Tensor | None]  # [3, s, s] and its mask [1, s, s]
 
 
-def augment(picture: Picture, generator: Generator, p: float = 0.5, grayscale_p: float = 0.2) -> View:
+def augment(
+    picture: Picture, generator: Generator, p: float = 0.5, grayscale_p: float = 0.2, kinds: str = "all"
+) -> View:
     """One view of a square picture: three independent draws that stack.
 
-    With probability `p` one geometric operation out of four; with probability `p` a collage; with probability
-    `grayscale_p` no colour.
+    With probability `p` one geometric operation of `kinds`; with probability `p` a collage, if they include it; with
+    probability `grayscale_p` no colour.
     """
     pixels, mask = picture
     stacked, layers = (pixels if mask is None else torch.cat([pixels, mask])), []
     if draw(generator) < p:
-        stacked, name = choose((scale, crop, shift, flip), generator)(stacked, generator)
+        stacked, name = choose(GEOMETRY[kinds], generator)(stacked, generator)
         layers += [name] if name else []
-    if draw(generator) < p:
+    if "collage" in NAMES[kinds] and draw(generator) < p:
         stacked = collage(stacked, choose((2, 3), generator))
         layers.append("collage")
     if draw(generator) < grayscale_p:
@@ -99,6 +101,12 @@ def flip(picture: Tensor, generator: Generator) -> tuple[Tensor, str]:
     return picture.flip(-1), "hflip"
 
 
+# Which geometric operations may be drawn, and all names that a view may then have, in the order of TOKENS. A style
+# lies in strokes and proportions: it survives a mirror, not a zoom.
+GEOMETRY = {"all": (scale, crop, shift, flip), "flip": (flip,)}
+NAMES = {"all": tuple(TOKENS), "flip": ("grayscale", "hflip")}
+
+
 def collage(picture: Tensor, tiles: int) -> Tensor:
     """`tiles` x `tiles` small copies, each with a black edge of one pixel; a mask counts the edge as background."""
     size = picture.shape[-1]
@@ -139,7 +147,10 @@ def describe(prompt: str, operations: tuple[str, ...], named: str, generator: Ge
     return prompt
 
 
-def views(concept: Concept, size: int, generator: Generator, p: float, grayscale_p: float) -> Iterator[View]:
-    """Augmented views of the reference pictures in turn, without end."""
-    for index in cycle(range(len(concept.images))):
-        yield augment(instance(concept, index, size, generator), generator, p, grayscale_p)
+def views(
+    concept: Concept, pictures: Iterable[int], size: int, generator: Generator, p: float, grayscale_p: float, kinds: str
+) -> Iterator[View]:
+    """An augmented view of each of `pictures`, reference pictures by their index."""
+    for picture in pictures:
+        view = augment(instance(concept, picture, size, generator), generator, p, grayscale_p, kinds)
+        yield replace(view, picture=picture)

@@ -57,6 +57,7 @@ class Concept:
         initializer_token: words whose embeddings the new word starts from; empty means the class word.
         resolution: side of the square training pictures in pixels, a multiple of 8; 0 means the model's own.
         crop: "center" or "random", how a picture that is not square is cut.
+        captions: for each picture what it shows, with `{}` for the subject; "" where templates say it; empty for none.
     """
 
     images: tuple[Tensor, ...]
@@ -66,6 +67,7 @@ class Concept:
     initializer_token: str = ""
     resolution: int = 0
     crop: str = "center"
+    captions: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not self.images:
@@ -82,6 +84,20 @@ class Concept:
             raise ValueError(
                 f"The resolution {self.resolution} is not a multiple of 8: try {self.resolution // 8 * 8}."
             )
+        self._check_captions()
+
+    def _check_captions(self) -> None:
+        if self.captions and len(self.captions) != len(self.images):
+            raise ValueError(
+                f"The number of captions ({len(self.captions)}) is not that of the pictures ({len(self.images)}): "
+                "write one for each picture, an empty one where templates should do."
+            )
+        for caption in filter(None, self.captions):
+            if "{}" not in caption:
+                raise ValueError(
+                    f"The caption {caption!r} does not say where your subject is: write {{}} in its place, "
+                    "as in 'A house in {}'."
+                )
 
     @property
     def initializer(self) -> str:
@@ -93,6 +109,10 @@ class Concept:
     def subject(self, with_class_word: bool) -> str:
         """The subject as it stands in a prompt: `<dog>` or `<dog> dog`."""
         return f"{self.placeholder_token} {self.class_word}" if with_class_word else self.placeholder_token
+
+    def caption(self, picture: int) -> str:
+        """The caption of a picture, with `{}` for the subject; "" for none."""
+        return self.captions[picture] if self.captions else ""
 
 
 def resize(picture: Tensor, height: int, width: int) -> Tensor:
@@ -134,6 +154,7 @@ class View:
     pixels: Tensor  # [3, size, size] in 0..1
     mask: Tensor | None  # [1, size, size]
     operations: tuple[str, ...] = ()
+    picture: int = 0  # which reference picture it shows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +165,7 @@ class Latents:
     std: Tensor | None
     masks: Tensor | None  # [n, 1, h, w]
     operations: tuple[tuple[str, ...], ...]
+    pictures: tuple[int, ...]  # which reference picture each view shows
 
     def sample(self, indices: Tensor, generator: Generator) -> Tensor:
         mean = self.mean[indices]
@@ -153,7 +175,7 @@ class Latents:
 @torch.no_grad()
 def encode_views(models: Models, views: Iterator[View], count: int, batch_size: int = 8) -> Latents:
     """Encode the next `count` views with the model's autoencoder, onto the CPU."""
-    means, stds, masks, operations = [], [], [], []
+    means, stds, masks, operations, pictures = [], [], [], [], []
     for start in range(0, count, batch_size):
         chunk = [next(views) for _ in range(min(batch_size, count - start))]
         mean, std = models.encode_images(torch.stack([view.pixels for view in chunk]).to(models.device))
@@ -161,11 +183,13 @@ def encode_views(models: Models, views: Iterator[View], count: int, batch_size: 
         stds += [] if std is None else [std.float().cpu()]
         masks += [F.interpolate(v.mask[None], mean.shape[-2:], mode="area") for v in chunk if v.mask is not None]
         operations += [view.operations for view in chunk]
+        pictures += [view.picture for view in chunk]
     return Latents(
         mean=torch.cat(means),
         std=torch.cat(stds) if stds else None,
         masks=torch.cat(masks) if masks else None,
         operations=tuple(operations),
+        pictures=tuple(pictures),
     )
 
 

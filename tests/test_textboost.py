@@ -1,0 +1,92 @@
+"""TextBoost's own parts: captions and views. (Any recipe: test_recipes.py.)
+
+Small random models on the CPU; the latents of a plain gray picture tell which one it is.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+
+from personalize.tests import small
+from personalize.trainers import run as runs
+from personalize.trainers import training
+from personalize.trainers.data import TEMPLATES, Concept
+from personalize.trainers.recipes.textboost import PRESETS, TextBoost
+
+FAST = TextBoost(steps=3, batch_size=4, views=8)
+GRAYS = (0.0, 0.5, 1.0)
+
+
+def concept(**changes):
+    pictures = tuple(torch.full((3, 32, 32), gray) for gray in GRAYS)
+    return Concept(**{"images": pictures, "resolution": 32, "initializer_token": "corgi dog"} | changes)
+
+
+def train(recipe, folder, models=None):
+    return training.train(runs.Run(concept=concept(), recipe=recipe), models or small.models(), folder)
+
+
+@pytest.mark.parametrize("views", [0, 24])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_captions_take_the_place_of_templates(preset, views):
+    """Each view of a batch has the caption of the picture that it shows; a picture without one a template."""
+    captions = ("A house in {}", "", "{} on a {{hill}}")
+    many = concept(captions=captions)
+    recipe = dataclasses.replace(
+        PRESETS[preset], views=views, batch_size=24, augmentation_p=0.0, grayscale_p=0.0, knowledge_weight=0.0
+    )
+    models = small.models()
+    batch = next(next(recipe.stages(models, many, torch.Generator().manual_seed(0))).batches)
+    subject = recipe.subject(many)
+    possible = [
+        models.tokenize([f"A house in {subject}"]),
+        models.tokenize([template.format(subject) for template in TEMPLATES[recipe.templates]]),
+        models.tokenize([f"{subject} on a {{{{hill}}}}"]),
+    ]
+    shown = [round(latents.mean().item()) // 2 + 1 for latents in batch.latents]  # the latents are -2, 0 and 2
+    assert set(shown) == {0, 1, 2}
+    for picture, ids in zip(shown, batch.input_ids, strict=True):
+        assert (possible[picture] == ids).flatten(1).all(dim=1).any()
+
+
+def test_fresh_views_encode_in_every_step(tmp_path):
+    models = small.models()
+    calls, encode = [], models.encode_images
+    models.encode_images = lambda pixels: calls.append(len(pixels)) or encode(pixels)
+    train(dataclasses.replace(FAST, views=0), tmp_path / "fresh", models)
+    assert calls == [4, 4, 4]
+    models = small.models()
+    models.encode_images = lambda pixels: calls.append(len(pixels)) or encode(pixels)
+    calls.clear()
+    train(FAST, tmp_path / "pool", models)
+    assert calls == [8]  # all before the first step
+
+
+def test_a_pool_shows_every_picture_equally_often():
+    models, values = small.models(), []
+    encode = models.encode_images
+    models.encode_images = lambda pixels: values.extend(pixels.mean(dim=(1, 2, 3)).tolist()) or encode(pixels)
+    recipe = dataclasses.replace(FAST, views=9, augmentation_p=0.0, grayscale_p=0.0)
+    next(recipe.stages(models, concept(), torch.Generator().manual_seed(0)))
+    assert values == [*GRAYS] * 3
+
+
+@pytest.mark.parametrize("views", [0, 8])
+def test_the_generator_alone_knows_the_next_batch(views):
+    """A run that is taken up again needs no memory of which picture came last."""
+
+    def batches():
+        generator = torch.Generator().manual_seed(0)
+        recipe = dataclasses.replace(FAST, views=views)
+        return generator, next(recipe.stages(small.models(), concept(), generator)).batches
+
+    generator, going = batches()
+    for _ in range(4):
+        next(going)
+    state = generator.get_state()
+    expected = next(going)
+    generator, resumed = batches()
+    generator.set_state(state)
+    found = next(resumed)
+    assert torch.equal(found.latents, expected.latents) and torch.equal(found.input_ids, expected.input_ids)
