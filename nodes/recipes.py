@@ -21,7 +21,7 @@ class TextBoostRecipe(io.ComfyNode):
             node_id="PersonalizeTextBoost",
             display_name="TextBoost",
             category=CATEGORY,
-            description="Learns a subject from one picture by adapting the text encoder; the U-Net stays untouched.",
+            description="Learns a subject from one picture by adapting the text encoder.",
             search_aliases=["textboost", "train", "personalize", "lora", "dreambooth"],
             inputs=[
                 io.DynamicCombo.Input(

@@ -1,4 +1,4 @@
-"""TextBoost's own parts: captions and views. (Any recipe: test_recipes.py.)
+"""TextBoost's own parts: captions, views, rows for mixing, the LoRA of the U-Net. (Any recipe: test_recipes.py.)
 
 Small random models on the CPU; the latents of a plain gray picture tell which one it is.
 """
@@ -12,6 +12,8 @@ from personalize.tests import small
 from personalize.trainers import run as runs
 from personalize.trainers import training
 from personalize.trainers.data import TEMPLATES, Concept
+from personalize.trainers.loop import SingleDevice, forward_backward, freeze_all_but
+from personalize.trainers.objective import Objective
 from personalize.trainers.recipes.textboost import PRESETS, TextBoost
 
 FAST = TextBoost(steps=3, batch_size=4, views=8)
@@ -25,6 +27,48 @@ def concept(**changes):
 
 def train(recipe, folder, models=None):
     return training.train(runs.Run(concept=concept(), recipe=recipe), models or small.models(), folder)
+
+
+def test_unet_lora_trains_in_float32_beside_a_half_precision_unet():
+    """Its gradients are those of a float32 U-Net but for rounding; without them it would train in name only."""
+
+    def gradients(dtype):
+        models = small.models().to("cpu", dtype)
+        generator = torch.Generator().manual_seed(0)
+        stage = next(dataclasses.replace(FAST, unet_lora_rank=4).stages(models, concept(), generator))
+        freeze_all_but(stage, models)
+        objective = Objective(models, {name: loss for name, (_, loss) in stage.losses.items()})
+        forward_backward(stage, objective, SingleDevice(device=torch.device("cpu"), dtype=dtype), generator, 0)
+        lora = stage.params[-1]["params"]
+        assert {p.dtype for p in lora} == {p.grad.dtype for p in lora} == {torch.float32}
+        return torch.cat([p.grad.flatten() for p in lora])
+
+    exact, half = gradients(torch.float32), gradients(torch.bfloat16)
+    assert 0 < (half - exact).norm() < 0.05 * exact.norm()
+
+
+def deltas(result):
+    """What each layer's weight changes by, from the saved LoRA: (alpha / rank) B A."""
+    layers = {key.removesuffix(".alpha") for key in result.lora if key.endswith(".alpha")}
+    parts = {
+        name: [result.lora[f"{name}.{p}"] for p in ("lora_down.weight", "lora_up.weight", "alpha")] for name in layers
+    }
+    return {name: alpha / len(down) * up @ down for name, (down, up, alpha) in parts.items() if "out_proj" not in name}
+
+
+def test_an_object_and_a_style_never_change_the_same_output(tmp_path):
+    """Odd rows for objects, even ones for styles, exactly: also under weight decay, in the U-Net too."""
+    recipe = dataclasses.replace(FAST, unet_lora_rank=2, weight_decay=0.5, lora_learning_rate=0.1)
+    trained = {
+        mixing: deltas(train(dataclasses.replace(recipe, mixing=mixing), tmp_path / mixing))
+        for mixing in ("object", "style", "off")
+    }
+    for name in trained["off"]:
+        changed = {mixing: delta[name].abs().amax(dim=1) > 0 for mixing, delta in trained.items()}
+        odd = torch.arange(len(changed["off"])) % 2 == 1
+        assert torch.equal(changed["object"], odd)
+        assert torch.equal(changed["style"], ~odd)
+        assert changed["off"].all()
 
 
 @pytest.mark.parametrize("views", [0, 24])

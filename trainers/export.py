@@ -1,33 +1,44 @@
 """Names under which other programs load what was trained. The only file that knows key names."""
 
-from torch import Tensor
+from collections.abc import Iterator
+
+from torch import Tensor, nn
 
 from .models import Models
 
+UNET_PREFIX = "lora_unet_"
 # What stock loaders call the LoRA of each text encoder: one encoder is "te", two are "te1" and "te2".
 TEXT_ENCODER_PREFIXES = {1: ("lora_te_",), 2: ("lora_te1_", "lora_te2_")}
 
 
-def text_encoder_lora(models: Models) -> dict[str, Tensor]:
-    """LoRA of the text encoders in kohya's names, with alpha: ComfyUI and diffusers load it.
+def lora(models: Models) -> dict[str, Tensor]:
+    """LoRA of the U-Net and the text encoders in kohya's names, with alpha: ComfyUI and diffusers load it.
 
     Without the `.alpha` entry a loader would take the scale alpha / rank to be 1.
     """
     state = {}
+    for path, *weights in _lora_layers(models.unet):
+        state |= _kohya(UNET_PREFIX, path, *weights)
     for prefix, encoder in zip(TEXT_ENCODER_PREFIXES[len(models.text_encoders)], models.text_encoders, strict=True):
-        for path, layer in encoder.text_model.named_modules():
-            if not hasattr(layer, "lora_A"):
-                continue
-            alpha = layer.lora_alpha["default"]
-            down, up = (_detached(part["default"].weight) for part in (layer.lora_A, layer.lora_B))
-            state |= _kohya(prefix, path, down, up, alpha)
-        # diffusers tells kohya's names by an out_proj among them; this one adds nothing.
-        state |= _kohya(prefix, "encoder.layers.0.self_attn.out_proj", down * 0, up * 0, alpha)
+        layers = [*_lora_layers(encoder.text_model)]
+        for path, *weights in layers:
+            state |= _kohya(f"{prefix}text_model_", path, *weights)
+        for _, down, up, alpha in layers[-1:]:
+            # diffusers tells kohya's names by an out_proj among them; this one adds nothing.
+            state |= _kohya(f"{prefix}text_model_", "encoder.layers.0.self_attn.out_proj", down * 0, up * 0, alpha)
     return state
 
 
+def _lora_layers(module: nn.Module) -> Iterator[tuple[str, Tensor, Tensor, float]]:
+    """Path, A `[rank, in]`, B `[out, rank]` and alpha of every LoRA in `module`."""
+    for path, layer in module.named_modules():
+        if hasattr(layer, "lora_A"):
+            down, up = (_detached(part["default"].weight) for part in (layer.lora_A, layer.lora_B))
+            yield path, down, up, layer.lora_alpha["default"]
+
+
 def _kohya(prefix: str, path: str, down: Tensor, up: Tensor, alpha: float) -> dict[str, Tensor]:
-    name = prefix + "text_model_" + path.replace(".", "_")
+    name = prefix + path.replace(".", "_")
     return {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": up.new_tensor(alpha)}
 
 

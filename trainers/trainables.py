@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -85,11 +86,21 @@ def check_words(tokenizer: Tokenizer, token: str, initializer: str) -> None:
 
 
 def add_lora(
-    module: nn.Module, targets: list[str], rank: int, alpha: float, generator: Generator
+    module: nn.Module,
+    targets: list[str],
+    rank: int,
+    alpha: float,
+    generator: Generator,
+    rows: slice = slice(None),
 ) -> list[nn.Parameter]:
     """Put LoRA beside every linear layer of `module` whose name ends with one of `targets`; return its parameters.
 
-    `y = W x + (alpha / rank) B A x` with `A ~ normal(0, 1 / rank)` and `B = 0`, drawn from `generator`.
+    `y = W x + (alpha / rank) B A x` with `A ~ normal(0, 1 / rank)` and `B = 0`, drawn from `generator`. A is
+    `[rank, in]`, B is `[out, rank]`.
+
+    Args:
+        rows: the rows of B that receive a gradient, counted from 0 along its outputs. The others stay exactly zero,
+            because weight decay of zero is zero: those outputs stay the base's.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -100,7 +111,15 @@ def add_lora(
         parameter.data = parameter.data.float()  # the base may be half precision, what trains is not
         if "lora_A" in name:
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / rank)
+        elif rows != slice(None):
+            parameter.register_hook(partial(_only_rows, rows))
     return list(lora.values())
+
+
+def _only_rows(rows: slice, gradient: Tensor) -> Tensor:
+    kept = torch.zeros_like(gradient)
+    kept[rows] = gradient[rows]
+    return kept
 
 
 def mean_norm(table: Tensor) -> float:

@@ -250,7 +250,7 @@ class Training:
             folder=self.folder.path,
             settings=self.about["settings"],
             dataset=self.about["dataset"],
-            lora=export.text_encoder_lora(self.models),
+            lora=export.lora(self.models),
             tokens=export.token_vectors(self.models),
             fixed_outputs=tuple(e.fixed_outputs.cpu() for e in encoders if e.fixed_outputs is not None),
             history=self.history,

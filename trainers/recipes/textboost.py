@@ -1,4 +1,4 @@
-"""TextBoost: personalise the text encoder from one picture; the U-Net stays as it is.
+"""TextBoost: personalise the text encoder from one picture; the U-Net stays as it is, unless it gets a LoRA, too.
 
 Paper: "TextBoost: Towards One-Shot Personalization of Text-to-Image Models via Fine-tuning Text Encoder",
 arXiv 2409.08248. Authors' settings: 250 steps of 8 pictures at 512 px on SD 1.5 / 2.1; presets "benchmark" (their 30
@@ -15,12 +15,19 @@ from itertools import count, cycle, repeat
 
 import torch
 from torch import Generator
+from torch.nn import Module
 
 from .. import augmentation, losses, timesteps, trainables
 from ..data import TEMPLATES, Concept, Latents, PreservationPrompts, choose, encode_views, shipped_captions
 from ..loop import Stage
 from ..models import Models
 from ..objective import Batch
+
+TEXT_TARGETS = ["q_proj", "k_proj", "v_proj"]
+UNET_TARGETS = ["attn2.to_k", "attn2.to_v"]
+# Which rows of a LoRA's B train, counted from 0 along its outputs: an object's are odd, a style's even, so that the
+# two never change the same output.
+MIXING = {"off": slice(None), "object": slice(1, None, 2), "style": slice(0, None, 2)}
 
 
 def setting(default, help: str, **limits):
@@ -85,6 +92,19 @@ class TextBoost:
         options=tuple(augmentation.GEOMETRY),
         advanced=True,
     )
+    mixing: str = setting(
+        "off",
+        "Train only odd rows of the LoRA (object) or even ones (style): an object and a style can then be merged.",
+        options=tuple(MIXING),
+        advanced=True,
+    )
+    unet_lora_rank: int = setting(
+        0, "Rank of a LoRA on keys and values of the U-Net's cross-attention; 0 leaves the U-Net as it is.", min=0,
+        max=256, advanced=True,
+    )  # fmt: skip
+    unet_lora_learning_rate: float = setting(
+        1e-4, "Learning rate of the U-Net's LoRA.", min=0.0, max=1.0, advanced=True
+    )
 
     def subject(self, concept: Concept) -> str:
         """What `{}` in a prompt stands for."""
@@ -97,9 +117,7 @@ class TextBoost:
         tokens = trainables.add_tokens(encoder, [(concept.placeholder_token, concept.initializer), *self._tokens()])
         preserved = self._preserved(models, concept)  # while the encoder still is the teacher
         pools = self._pools(models, concept, generator)
-        lora = trainables.add_lora(
-            encoder.text_model, ["q_proj", "k_proj", "v_proj"], self.lora_rank, self.lora_alpha, generator
-        )
+        lora = self._lora(models, generator)
 
         objectives = {"denoising": (1.0, losses.denoising)}
         if preserved:
@@ -109,10 +127,7 @@ class TextBoost:
         yield Stage(
             name="textboost",
             steps=self.steps,
-            params=[
-                {"params": [tokens.rows], "lr": self.embedding_learning_rate},
-                {"params": lora, "lr": self.lora_learning_rate, "max_grad_norm": self.max_grad_norm},
-            ],
+            params=[{"params": [tokens.rows], "lr": self.embedding_learning_rate}, *lora],
             weight_decay=self.weight_decay,
             batches=self._batches(models, concept, pools, preserved, generator),
             losses=objectives,
@@ -123,6 +138,19 @@ class TextBoost:
     def _tokens(self) -> list[tuple[str, str]]:
         names = augmentation.NAMES[self.augmentations] if self.augmentation_prompt == "tokens" else ()
         return [augmentation.TOKENS[name] for name in names]
+
+    def _lora(self, models: Models, generator: Generator) -> list[dict]:
+        """Optimizer groups: the text encoder's LoRA and, where it is on, the U-Net's, whose alpha is its rank."""
+
+        def group(module: Module, targets: list[str], rank: int, alpha: float, lr: float) -> dict:
+            params = trainables.add_lora(module, targets, rank, alpha, generator, MIXING[self.mixing])
+            return {"params": params, "lr": lr, "max_grad_norm": self.max_grad_norm}
+
+        text_model, rank = models.text_encoders[0].text_model, self.unet_lora_rank
+        groups = [group(text_model, TEXT_TARGETS, self.lora_rank, self.lora_alpha, self.lora_learning_rate)]
+        if rank:
+            groups.append(group(models.unet, UNET_TARGETS, rank, rank, self.unet_lora_learning_rate))
+        return groups
 
     def _preserved(self, models: Models, concept: Concept) -> PreservationPrompts | None:
         if not self.knowledge_weight:
