@@ -9,9 +9,11 @@ import torch
 
 from personalize.tests import small
 from personalize.trainers import run as runs
-from personalize.trainers import trainables
+from personalize.trainers import trainables, training
 from personalize.trainers.data import Concept, PreservationPrompts
+from personalize.trainers.folder import RunFolder
 from personalize.trainers.loop import SingleDevice, train_stage
+from personalize.trainers.previews import Preview
 from personalize.trainers.recipes.textboost import PRESETS, TextBoost
 
 FAST = TextBoost(steps=3, batch_size=4, views=8)
@@ -25,7 +27,7 @@ def concept(**changes):
 def train(recipe=FAST, folder=None, models=None, preview=None, seed=0, **changes):
     models = models or small.models()
     run = runs.Run(concept=concept(**changes), recipe=recipe, seed=seed)
-    return models, runs.train(run, models, folder, preview=preview)
+    return models, training.train(run, models, folder, preview=preview)
 
 
 def weights(models):
@@ -34,18 +36,24 @@ def weights(models):
     return {f"{m}.{k}": v.clone() for m, module in modules.items() for k, v in module.state_dict().items()}
 
 
-def test_only_what_is_declared_changes(tmp_path):
+@pytest.mark.parametrize("rank", [0, 2])
+def test_only_what_is_declared_changes(rank, tmp_path):
     models = small.models()
     before = weights(models)
-    train(models=models, folder=tmp_path)
+    train(dataclasses.replace(FAST, unet_lora_rank=rank), models=models, folder=tmp_path)
     after = weights(models)
     for name, tensor in before.items():
-        moved = after.get(name, after.get(name.replace("_proj.", "_proj.base_layer.")))
+        layer, _, kind = name.rpartition(".")
+        moved = after.get(name, after.get(f"{layer}.base_layer.{kind}"))
         if name.endswith("token_embedding.weight"):
             moved = models.text_encoders[0].embedding.table
         assert torch.equal(moved, tensor), name
     lora = [name for name in after if "lora_" in name]
-    assert len(lora) == 2 * 3 * 2 and all(after[name].abs().max() > 0 for name in lora)  # A and B of q, k, v; 2 layers
+    in_unet = {name.partition(".lora_")[0] for name in lora if name.startswith("unet.")}
+    blocks = {name.rpartition(".attn2.")[0] for name in before if ".attn2." in name}
+    assert in_unet == ({f"{block}.attn2.to_{x}" for block in blocks for x in "kv"} if rank else set())
+    assert len(lora) == 2 * 3 * 2 + 2 * len(in_unet)  # A and B; q, k, v of 2 layers in the text encoder
+    assert all(after[name].abs().max() > 0 for name in lora)
 
 
 def test_each_declared_parameter_has_a_gradient():
@@ -77,7 +85,7 @@ def test_first_losses_equal_the_golden_ones(preset, tmp_path):
 
 def test_previews_change_nothing(tmp_path):
     quiet = train(folder=tmp_path / "quiet")[1]
-    preview = runs.Preview(prompts=("a photo of {}", "{} in snow"), every=1, images_per_prompt=2, steps=2)
+    preview = Preview(prompts=("a photo of {}", "{} in snow"), every=1, images_per_prompt=2, steps=2)
     torch.manual_seed(123)  # nor does the global random state
     drawn = train(folder=tmp_path / "drawn", preview=preview)[1]
     assert all(torch.equal(quiet.lora[key], drawn.lora[key]) for key in quiet.lora)
@@ -102,13 +110,14 @@ def test_splitting_the_batch_changes_nothing(micro_batch_size):
         assert all(torch.allclose(a, b, atol=2e-5) for a, b in zip(whole, split, strict=True))
 
 
+@pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_follows_float32(dtype, tmp_path):
+def test_half_precision_follows_float32(dtype, rank, tmp_path):
     """The U-Net in half precision, with loss scaling for float16: the same losses but for rounding."""
 
     def losses(dtype):
-        run = runs.Run(concept=concept(), recipe=FAST, dtype=dtype)
-        return [h["loss"] for h in runs.train(run, small.models(), tmp_path / str(dtype)).history]
+        run = runs.Run(concept=concept(), recipe=dataclasses.replace(FAST, unet_lora_rank=rank), dtype=dtype)
+        return [h["loss"] for h in training.train(run, small.models(), tmp_path / str(dtype)).history]
 
     exact = losses(torch.float32)
     assert losses(dtype) == pytest.approx(exact, rel=0.02) and losses(dtype) != exact
@@ -125,6 +134,8 @@ def test_switches(tmp_path):
     assert "knowledge_preservation" not in stage(knowledge_weight=0.0)[1].losses
     assert stage(fixed_outputs=False)[0].text_encoders[0].fixed_outputs is None
     assert list(stage(augmentation_prompt="words")[0].text_encoders[0].tokenizer.placeholders) == ["<concept>"]
+    only_flip = stage(augmentations="flip")[0].text_encoders[0].tokenizer.placeholders
+    assert list(only_flip) == ["<concept>", "<grayscale>", "<hflip>"]
     models, changed = stage(augmentation_p=0.0, grayscale_p=0.0)
     ids = next(changed.batches).input_ids
     placeholders = models.text_encoders[0].tokenizer.placeholders
@@ -147,19 +158,6 @@ def test_norm_clamp_holds(tmp_path):
     assert torch.allclose(short, torch.tensor([[0.3, 0.4], [0.6, 0.8]]))
 
 
-def test_fresh_views_encode_in_every_step(tmp_path):
-    models = small.models()
-    calls, encode = [], models.encode_images
-    models.encode_images = lambda pixels: calls.append(len(pixels)) or encode(pixels)
-    train(dataclasses.replace(FAST, views=0), tmp_path / "fresh", models=models)
-    assert calls == [4, 4, 4]
-    models = small.models()
-    models.encode_images = lambda pixels: calls.append(len(pixels)) or encode(pixels)
-    calls.clear()
-    train(FAST, tmp_path / "pool", models=models)
-    assert calls == [8]  # all before the first step
-
-
 def test_preservation_prompts_are_drawn_in_their_shares():
     models = small.models()
     templates, captions = ["a {}", "one {}"], ["snow on a roof", "two boats"]
@@ -176,31 +174,33 @@ def test_preservation_prompts_are_drawn_in_their_shares():
 
 def test_result_survives_its_folder(tmp_path):
     _, result = train(folder=tmp_path)
-    loaded = runs.load(tmp_path)
+    loaded = RunFolder(tmp_path).result()
     assert loaded.settings == result.settings and loaded.history == result.history
     assert loaded.tokens.keys() == result.tokens.keys() and "<left>" in loaded.tokens
     assert all(torch.equal(loaded.tokens[t][0], result.tokens[t][0]) for t in result.tokens)
     assert all(torch.equal(loaded.lora[key], result.lora[key]) for key in result.lora)
     assert torch.equal(loaded.fixed_outputs[0], result.fixed_outputs[0])
-    assert runs.load(tmp_path / "nowhere") is None
+    assert RunFolder(tmp_path / "nowhere").result() is None
 
 
 def test_digest_names_everything_that_decides_a_result():
     models = small.models()
     base = runs.Run(concept=concept(), recipe=FAST)
-    digests = {base.digest(models)}
-    assert base.digest(small.models()) in digests
+    digests = {base.digest(runs.fingerprint(models))}
+    assert base.digest(runs.fingerprint(small.models())) in digests
     for change in (
         {"seed": 1},
         {"recipe": dataclasses.replace(FAST, lora_rank=8)},
         {"concept": concept(class_word="cat")},
         {"concept": concept(images=(torch.zeros(3, 32, 32),))},
+        {"concept": concept(captions=("A house in {}",))},
+        {"concept": concept(captions=("A tree in {}",))},
         {"dtype": torch.bfloat16},
     ):
-        digests.add(dataclasses.replace(base, **change).digest(models))
+        digests.add(dataclasses.replace(base, **change).digest(runs.fingerprint(models)))
     models.unet.conv_out.weight.data += 1e-3
-    digests.add(base.digest(models))
-    assert len(digests) == 7
+    digests.add(base.digest(runs.fingerprint(models)))
+    assert len(digests) == 9
 
 
 def test_interrupt_leaves_a_partial_run(tmp_path):
@@ -213,9 +213,9 @@ def test_interrupt_leaves_a_partial_run(tmp_path):
 
     run = runs.Run(concept=concept(), recipe=FAST)
     with pytest.raises(Interrupted):
-        runs.train(run, small.models(), tmp_path, on_step=stop)
+        training.train(run, small.models(), tmp_path, watcher=training.Watcher(on_step=stop))
     assert len((tmp_path / "steps.jsonl").read_text().splitlines()) == 2
-    assert runs.load(tmp_path) is None
+    assert RunFolder(tmp_path).result() is None
 
 
 @pytest.mark.parametrize(
@@ -230,6 +230,8 @@ def test_interrupt_leaves_a_partial_run(tmp_path):
         ({"images": ()}, "no picture"),
         ({"images": (torch.zeros(3, 1, 1),)}, "smaller than 8"),
         ({"resolution": 100}, "multiple of 8"),
+        ({"captions": ("a house",)}, r"'a house' .* write \{\}"),
+        ({"captions": ("{}", "{}")}, "captions .2. is not that of the pictures .1."),
     ],
 )
 def test_bad_concepts_get_one_sentence(changes, sentence, tmp_path):
