@@ -321,7 +321,9 @@ def test_an_ended_training_leaves_nothing_behind(graph, tmp_path, monkeypatch, e
         elif step == 2 and ending == "exception":
             raise ValueError("a callback failed")
 
-    def out_of_memory(self, batch, noise, timesteps, predict=Objective.predict, calls=itertools.count()):
+    calls, predict = itertools.count(), Objective.predict
+
+    def out_of_memory(self, batch, noise, timesteps):
         if ending == "out of memory" and next(calls) >= 2:
             raise torch.cuda.OutOfMemoryError("out of memory, here on purpose")
         return predict(self, batch, noise, timesteps)
