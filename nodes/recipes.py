@@ -36,13 +36,13 @@ class TextBoostRecipe(io.ComfyNode):
 
     @classmethod
     def execute(cls, preset: dict | None = None) -> io.NodeOutput:
-        values = dict(preset or {})
+        # A prompt saved before a field existed lacks it, and the host then says None: the preset's value stands in.
+        values = {field: value for field, value in (preset or {}).items() if value is not None}
         name = values.pop("preset", None)
         if name not in textboost.PRESETS:
             known = ", ".join(textboost.PRESETS)
             raise ValueError(f"TextBoost has no preset {name!r}: choose one of {known}.")
         values["captions"] = captions(values.get("captions", "").strip())
-        # A prompt saved before a field existed lacks it: the preset's value stands in.
         return io.NodeOutput(replace(textboost.PRESETS[name], **values))
 
 

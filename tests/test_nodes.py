@@ -84,6 +84,8 @@ def test_a_prompt_without_newer_fields_takes_the_presets():
         recipe = TextBoostRecipe.execute({"preset": option.key, **older}).result[0]
         assert recipe == dataclasses.replace(PRESETS[option.key], steps=7)
         assert TextBoostRecipe.execute({"preset": option.key}).result[0] == PRESETS[option.key]
+        missing = dict.fromkeys(widget.id for widget in option.inputs)  # what the host makes of them
+        assert TextBoostRecipe.execute({**missing, "preset": option.key}).result[0] == PRESETS[option.key]
 
 
 @pytest.fixture
