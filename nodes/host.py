@@ -189,7 +189,9 @@ def fingerprint(model, clip, vae) -> str:
     """A digest of what a training starts from, read from stretches of the weights as they act in the graph."""
     family, (alphas, prediction) = family_of(model, clip), _schedule(model)
     words, tensors = [family.name, prediction, str(clip.layer_idx), training_device().type], [alphas]
-    for patcher, prefix in ((model, "diffusion_model."), (clip.patcher, ""), (vae.patcher, "")):
+    # Of the text encoders only what is used: the host leaves their projections uninitialised.
+    encoders = [(clip.patcher, f"{name}.transformer.text_model.") for name in family.text_encoders]
+    for patcher, prefix in ((model, "diffusion_model."), *encoders, (vae.patcher, "")):
         tensors += [_sampled(patcher, k, p) for k, p in patcher.model.named_parameters() if k.startswith(prefix)]
     earlier = carry.of(clip)
     for token, vectors in earlier.tokens.items():
