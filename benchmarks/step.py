@@ -23,6 +23,7 @@ import torch
 from trainers import loop
 from trainers.checkpoint import SD1_UNET, scaled_linear
 from trainers.data import Concept
+from trainers.memory import Effort, stage_bytes
 from trainers.models import SD1, Models, TextEncoder, diffusers_unet_config
 from trainers.recipes.textboost import BENCHMARK
 from trainers.tokenizer import Tokenizer, bundled_words
@@ -113,6 +114,10 @@ def measure(args, device: torch.device, dtype: torch.dtype) -> Clock:
     clock, generator = Clock(device), torch.Generator().manual_seed(0)
     models.encode_images = clock.timed("autoencoder, per batch (ahead)", models.encode_images)
     stage = next(recipe.stages(models, concept, generator))
+    effort = Effort(micro_batch_size=args.split, gradient_checkpointing=args.checkpointing)
+    models.save_memory(args.checkpointing)
+    size = {"batch_size": args.batch, "resolution": args.size, "trained": sum(p.numel() for p in stage.parameters())}
+    clock.estimate = stage_bytes(models, effort, **size) / 2**30
     ids = models.tokenize(["a photo of a dog"] * args.batch).to(device)
     for _ in range(2):
         with torch.no_grad(), clock.part("teacher, per batch (ahead)"):
@@ -125,7 +130,8 @@ def measure(args, device: torch.device, dtype: torch.dtype) -> Clock:
     timed = TimedDevice(device=device, dtype=dtype)
     timed.clock = clock
     ends = [clock.now()]
-    loop.train_stage(stage, models, timed, generator, on_step=lambda report, state: ends.append(clock.now()))
+    on_step = lambda report, state: ends.append(clock.now())  # noqa: E731
+    loop.train_stage(stage, models, timed, generator, micro_batch_size=args.split, on_step=on_step)
     clock.parts["whole step"] = [b - a for a, b in zip(ends, ends[1:])]
     return clock
 
@@ -146,6 +152,8 @@ def main() -> None:
         "--precision", choices=("float32", "bfloat16", "float16"), default="bfloat16" if cuda else "float32"
     )
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--split", type=int, default=0, help="pictures at once; 0 = the whole batch")
+    parser.add_argument("--checkpointing", action="store_true", help="compute activations twice")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     device = torch.device("cuda" if cuda else "cpu")
@@ -156,6 +164,7 @@ def main() -> None:
     print(f"TextBoost, SD 1.5 shape, {args.batch} x {args.size} px, {args.precision}, {where}{threads}")
     for name, milliseconds in medians.items():
         print(f"  {name:32} {milliseconds:10.1f} ms")
+    print(f"  {'estimate, beside the models':32} {clock.estimate:10.2f} GiB")
     memory = peak_memory(device)
     print(f"  {'peak memory' if cuda else 'peak memory (whole process)':32} {memory:10.2f} GiB")
     if args.json:

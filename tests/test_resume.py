@@ -43,7 +43,7 @@ def train(folder, recipe=FAST, *, stop_after=None, models=None, **options):
             raise Killed
 
     picture = torch.rand(3, 48, 32, generator=torch.Generator().manual_seed(5))
-    run = runs.Run(concept=Concept(images=(picture, picture.flip(1)), resolution=32), recipe=recipe)
+    run = runs.Run(concept=Concept(images=(picture, picture.flip(1), picture.flip(2)), resolution=32), recipe=recipe)
     options = {"checkpoint_every": 2, "watcher": training.Watcher(on_step=on_step)} | options
     return training.train(run, models or small.models(), folder, **options)
 
