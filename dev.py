@@ -1,4 +1,4 @@
-"""Sets up everything this repository needs and drives it: `python dev.py demo`, `test` or `check`.
+"""Sets up everything this repository needs and drives it: `python dev.py demo`, `test`, `check` or `docs`.
 
 Standard library only, no shell; written for Linux, macOS and Windows. Everything it makes lies in `.dev/`: the real
 ComfyUI, a virtual environment, the demo's working directory and the log. Each step leaves a digest of what was asked
@@ -68,13 +68,15 @@ def main():
             sys.exit(demo(comfyui, python, options))
         if options.command == "test":
             sys.exit(pytest(comfyui, python, rest))
+        if options.command == "docs":
+            sys.exit(watch([python, "docs.py"], comfyui))
         sys.exit(check(comfyui, python))
     except KeyboardInterrupt:
         stop("Stopped.")
 
 
 def parser():
-    top = argparse.ArgumentParser(prog="dev.py", description="Personalize for developers: demo, test, check.")
+    top = argparse.ArgumentParser(prog="dev.py", description="Personalize for developers: demo, test, check, docs.")
     commands = top.add_subparsers(dest="command", required=True)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
@@ -90,6 +92,7 @@ def parser():
     show.add_argument("--seed", type=int, help="training seed (default: the value in demo/overrides.json)")
     commands.add_parser("test", parents=[shared], help="all tests; further arguments go to pytest")
     commands.add_parser("check", parents=[shared], help="format, lint and the fast tests")
+    commands.add_parser("docs", parents=[shared], help="write the table of settings into README.md")
     return top
 
 

@@ -4,7 +4,6 @@ import logging
 import subprocess
 import sys
 import warnings
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -81,12 +80,6 @@ def test_the_project_asks_for_the_host_that_the_tests_run(comfyui):
     if comfyui.parent != ROOT / ".dev":
         pytest.skip("another ComfyUI is in use")
     assert toml()["tool"]["comfy"]["requires-comfyui"] == f">={version}"
-
-
-def test_the_published_archive_keeps_what_users_need():
-    ignored = read_lines(".comfyignore")
-    for path in ("workflows/textboost.json", "locales/en/nodeDefs.json", "js/personalize.js", "requirements.txt"):
-        assert not any(path.startswith(line.rstrip("/") + "/") or fnmatch(path, line) for line in ignored)
 
 
 def read_lines(name):

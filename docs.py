@@ -1,0 +1,48 @@
+"""Writes the table of settings into README.md, from the dataclasses that define them: `python dev.py docs`.
+
+A test fails while README.md holds another table than this would write.
+"""
+
+import html
+from dataclasses import fields
+from pathlib import Path
+
+README = Path(__file__).resolve().parent / "README.md"
+BEGIN, END = "<!-- settings: written by python dev.py docs -->", "<!-- end of settings -->"
+
+
+def filled(text: str, presets: dict) -> str:
+    """`text` with the table of `presets` between the two marks."""
+    before, _, rest = text.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise ValueError(f"README.md lacks the marks {BEGIN} and {END}.")
+    return f"{before}{BEGIN}\n\n{table(presets)}\n\n{END}{after}"
+
+
+def table(presets: dict) -> str:
+    """One row per field; of the presets after the first, only what differs from the first."""
+    rows = [["setting", *presets, "meaning"], ["---"] * (len(presets) + 2)]
+    first, *others = presets.values()
+    for field in fields(first):
+        own = getattr(first, field.name)
+        differing = [getattr(preset, field.name) for preset in others]
+        defaults = [shown(own), *("" if value == own else shown(value) for value in differing)]
+        meaning = html.escape(field.metadata["help"], quote=False)  # or <dog> would vanish as an unknown tag
+        rows.append([f"`{field.name}`", *defaults, meaning])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def shown(value) -> str:
+    """A default as its widget shows it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ", ".join(value) or "-"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    from trainers.recipes.textboost import PRESETS
+
+    README.write_text(filled(README.read_text(encoding="utf-8"), PRESETS), encoding="utf-8")
