@@ -6,7 +6,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..trainers.folder import RunResult
-from . import carry, exact
+from . import carry, exact, host
+from .schema import checked
 from .sockets import CATEGORY, ResultSocket
 
 ENCODERS = ("clip_l",)
@@ -43,6 +44,7 @@ class Apply(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @checked
     def execute(cls, model, clip, result, strength_unet, strength_text_encoder, exact=False) -> io.NodeOutput:
         return io.NodeOutput(*apply(model, clip, result, strength_unet, strength_text_encoder, exact))
 
@@ -60,10 +62,9 @@ def apply(
     Raises:
         ValueError: what was learned does not fit this MODEL and CLIP.
     """
-    unet_keys = comfy.lora.model_lora_keys_unet(model.model, {})
-    text_keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
-    check_layers(result.lora, {**unet_keys, **text_keys}, {**_shapes(model.model), **_shapes(clip.cond_stage_model)})
-    check_carried(result, clip)
+    host.family_of(model, clip)
+    unet_keys, text_keys = _keys(model, clip)
+    check(model, clip, result)
     if in_full_precision:
         patched, patched_clip = model.clone(), clip.clone()
         exact.add(patched, result.lora, unet_keys, strength_unet)
@@ -76,6 +77,30 @@ def apply(
     fixed = dict(zip(ENCODERS, result.fixed_outputs, strict=False))
     carried = carry.Carried(tokens=earlier.tokens | tokens, fixed_outputs=earlier.fixed_outputs | fixed)
     return patched, carry.attach(patched_clip, carried)
+
+
+def check(model, clip, result: RunResult) -> None:
+    """Raise `ValueError` unless what was learned is whole and fits this MODEL and CLIP."""
+    unet_keys, text_keys = _keys(model, clip)
+    shapes = {**_shapes(model.model), **_shapes(clip.cond_stage_model)}
+    check_layers(result.lora, {**unet_keys, **text_keys}, shapes)
+    check_carried(result, clip)
+
+
+def fits(model, clip, result: RunResult) -> bool:
+    """Whether `check` has nothing to say."""
+    try:
+        return check(model, clip, result) is None
+    except ValueError:
+        return False
+
+
+def _keys(model, clip) -> tuple[dict[str, str], dict[str, str]]:
+    """The host's names of the weights, by the names that layers have in a file."""
+    return (
+        comfy.lora.model_lora_keys_unet(model.model, {}),
+        comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}),
+    )
 
 
 def _shapes(module) -> dict[str, tuple[int, ...]]:
@@ -92,9 +117,13 @@ def check_layers(lora: dict[str, Tensor], keys: dict[str, str], shapes: dict[str
             "use the family of models that the run was trained on."
         )
     for name in sorted(layers):
-        up, down = lora.get(f"{name}.lora_up.weight"), lora.get(f"{name}.lora_down.weight")
+        up, down, alpha = (lora.get(f"{name}.{part}") for part in ("lora_up.weight", "lora_down.weight", "alpha"))
         rows, columns = shapes[keys[name]][:2]
-        if up is None or down is None or (len(up), down.shape[1], up.shape[1]) != (rows, columns, len(down)):
+        if up is None or down is None or alpha is None or alpha.numel() != 1 or up.ndim < 2 or down.ndim < 2:
+            raise ValueError(
+                f"The learned layer {name} is not whole: queue the run's training again, or delete the run."
+            )
+        if (len(up), down.shape[1], up.shape[1]) != (rows, columns, len(down)):
             raise ValueError(
                 f"The learned layer {name} has not the shape of this MODEL's or CLIP's {rows} x {columns} weight: "
                 "use the family of models that the run was trained on."
@@ -102,11 +131,14 @@ def check_layers(lora: dict[str, Tensor], keys: dict[str, str], shapes: dict[str
 
 
 def check_carried(result: RunResult, clip) -> None:
-    """Raise `ValueError` unless the learned vectors have the width of the text encoders."""
+    """Raise `ValueError` unless the learned vectors have the shapes of the text encoders."""
     for i, name in enumerate(ENCODERS):
-        width = getattr(clip.cond_stage_model, name).transformer.get_input_embeddings().weight.shape[1]
-        vectors = [tensors[i : i + 1] for tensors in (*result.tokens.values(), result.fixed_outputs)]
-        if any(tensor.shape[-1] != width for tensors in vectors for tensor in tensors):
+        encoder = getattr(clip.cond_stage_model, name).transformer
+        width = encoder.get_input_embeddings().weight.shape[1]
+        whole = all(len(vectors) == len(ENCODERS) and vectors[i].ndim == 2 for vectors in result.tokens.values())
+        fixed = [(encoder.num_layers + 1, 77, width)] if result.fixed_outputs else []
+        widths = {vectors[i].shape[-1] for vectors in result.tokens.values()} if whole else set()
+        if widths != {width} or [tuple(outputs.shape) for outputs in result.fixed_outputs] != fixed:
             raise ValueError(
                 f"The learned words do not fit this CLIP, whose width is {width}: use the family of models that the "
                 "run was trained on."

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..trainers.data import Concept
 from . import host
 from .pictures import captions_for, chosen, connected, pictures_in
+from .schema import checked
 from .sockets import CATEGORY, ConceptSocket
 
 
@@ -82,6 +83,7 @@ class LoadReferences(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls, folder, class_word, placeholder_token, initializer_token, resolution, crop, first, choose,
         images=None, mask=None, model=None, captions=(),
@@ -91,7 +93,7 @@ class LoadReferences(io.ComfyNode):
         if folder[0].strip():
             more, beside = pictures_in(folder[0].strip())
             pictures, texts = pictures + more, texts + beside
-        masks = [m for batch in mask or [] for m in batch]
+        masks = [m for batch in mask or [] for m in batch.reshape(-1, *batch.shape[-2:])]
         pictures, masks, texts = chosen(pictures, masks, texts, first[0], choose[0])
         concept = Concept(
             images=tuple(pictures),

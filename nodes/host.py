@@ -24,10 +24,16 @@ from torch import Tensor
 
 from ..trainers import run as runs
 from ..trainers.models import SD1, Models, TextEncoder, build_text_encoder, build_unet
+from ..trainers.sentences import quoted
 from ..trainers.tokenizer import Tokenizer
 from . import carry
 
-NAMES = {"SD20": "SD 2.x", "SSD1B": "SSD-1B", "Segmind_Vega": "Segmind Vega"}  # where the host's class says less
+NAMES = {
+    "SD15": "SD 1.x",
+    "SD20": "SD 2.x",
+    "SSD1B": "SSD-1B",
+    "Segmind_Vega": "Segmind Vega",
+}  # where the host's class says less
 
 
 def runs_folder() -> Path:
@@ -53,7 +59,7 @@ def inside_input(name: str) -> str:
     except ValueError:  # another drive
         inside = False
     if not inside:
-        raise ValueError(f"{name!r} is not inside ComfyUI's input folder: write its name as it is below input/.")
+        raise ValueError(f"{quoted(name)} is not inside ComfyUI's input folder: write its name as it is below input/.")
     return path
 
 
@@ -110,9 +116,13 @@ def family_of(model, clip=None):
     """
     config = model.model.model_config
     unet = config.unet_config
-    if not isinstance(config, comfy.supported_models.SD15) or unet.get("in_channels") != 4:
+    ours = isinstance(config, comfy.supported_models.SD15)
+    if not ours or unet.get("in_channels") != 4:
         name = NAMES.get(type(config).__name__, type(config).__name__)
-        raise ValueError(f"This is a {name} model; so far only SD 1.x checkpoints can be trained. Load one of those.")
+        kind = f"{name} with {unet.get('in_channels')} input channels" if ours else name
+        raise ValueError(
+            f"This model is {kind}, but so far only plain SD 1.x models can be trained: load one of those."
+        )
     if clip is None:
         return SD1
     stage = clip.cond_stage_model

@@ -9,16 +9,28 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..trainers.sentences import quoted, reason
 from . import host
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+MOST_PIXELS = 100_000_000  # of a file; more is nearly always a mistake, and takes gigabytes to open
 
 
 def connected(images: dict[str, list[Tensor]] | None) -> list[Tensor]:
     """Every picture of every connected IMAGE, `[3, h, w]`, in the order of the sockets."""
     batches = [batch for value in (images or {}).values() for batch in (value if isinstance(value, list) else [value])]
     # Copies: what comes down the graph was made in inference mode, and others may use it too.
-    return [picture[..., :3].movedim(-1, 0).float().cpu().clone() for batch in batches for picture in batch]
+    return [_rgb(picture).movedim(-1, 0).float().cpu().clone() for batch in batches for picture in batch]
+
+
+def _rgb(picture: Tensor) -> Tensor:
+    """`[h, w, c]` to three channels: gray three times, transparent over white, as a folder's files are read."""
+    channels = picture.shape[-1]
+    if channels not in (1, 3, 4):
+        raise ValueError(f"A connected picture has {channels} channels: connect one in colour or in gray.")
+    if channels < 4:
+        return picture.expand(-1, -1, 3)
+    return picture[..., :3] * picture[..., 3:] + 1 - picture[..., 3:]
 
 
 def captions_for(text: str, count: int) -> list[str]:
@@ -47,20 +59,57 @@ def pictures_in(folder: str) -> tuple[list[Tensor], list[str]]:
     """
     path = host.inside_input(folder)
     if not os.path.isdir(path):
-        raise ValueError(f"There is no folder {folder!r} in ComfyUI's input folder.")
-    files = sorted(f for f in Path(path).iterdir() if f.suffix.lower() in EXTENSIONS)
+        raise ValueError(
+            f"There is no folder {quoted(folder)} in ComfyUI's input folder: write its name as it is there."
+        )
+    files = sorted(f for f in Path(path).iterdir() if f.suffix.lower() in EXTENSIONS and f.is_file())
     if not files:
-        raise ValueError(f"The folder {folder!r} holds no pictures (png, jpg, webp, bmp or tiff).")
+        raise ValueError(
+            f"The folder {quoted(folder)} holds no pictures: put png, jpg, webp, bmp or tiff files into it."
+        )
     return [_read(file) for file in files], [_caption_beside(folder, file) for file in files]
 
 
 def _read(file: Path) -> Tensor:
     try:
         with Image.open(file) as image:
-            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file.name} cannot be read as a picture: {error}") from error
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+            # Looked at before it is unpacked, which may take a thousand times the file's size.
+            pixels = None if image.width * image.height > MOST_PIXELS else _pixels(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError:
+        pixels = None
+    except UnknownColours:
+        raise ValueError(
+            f"The picture {quoted(file.name)} holds no common colours: save it with 8 or 16 bits per colour."
+        ) from None
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+        raise ValueError(
+            f"The picture {quoted(file.name)} cannot be read: replace it, or take it out of the folder."
+        ) from error
+    if pixels is None:
+        raise ValueError(
+            f"The picture {quoted(file.name)} has more than {MOST_PIXELS // 10**6} million pixels: make it smaller."
+        )
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+class UnknownColours(Exception):
+    """Numbers whose black and white are unknown."""
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """`[h, w, 3]` in 0..1; what is transparent shows white, as it does on a page."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        gray = np.asarray(image).astype(np.int64)  # Pillow would cut 16 bits off at 255
+        if gray.min() < 0 or gray.max() > 65535:
+            raise UnknownColours
+        return np.repeat(gray[..., None] / np.float32(65535), 3, axis=2).astype(np.float32)
+    if image.mode == "F":
+        raise UnknownColours
+    if "A" in image.getbands() or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image.convert("RGBA"))
+        image = white
+    return np.asarray(image.convert("RGB")).astype(np.float32) / 255
 
 
 def _caption_beside(folder: str, picture: Path) -> str:
@@ -69,8 +118,12 @@ def _caption_beside(folder: str, picture: Path) -> str:
         return ""
     try:
         text = Path(host.inside_input(os.path.join(folder, beside.name))).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"The caption {beside.name} cannot be read as text: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The caption {beside.name} cannot be read as text: save it as UTF-8.") from error
+    except OSError as error:
+        raise ValueError(
+            f"The caption {beside.name} cannot be read ({reason(error)}): replace it, or take it out of the folder."
+        ) from error
     return " ".join(text.split())
 
 
@@ -97,23 +150,22 @@ def _indices(choose: str, count: int) -> list[int]:
     index = []
     for part in choose.split(","):
         match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
-        if not match:
-            raise ValueError(f"Cannot read {choose!r} as a choice of pictures: write numbers such as '1, 3-5'.")
-        low, high = int(match[1]), int(match[2] or match[1])
-        if not 1 <= low <= high <= count:
-            raise ValueError(f"Picture {part.strip()} does not exist: there are {count}, counted from 1.")
+        low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if low > high:
+            raise ValueError(f"Cannot read {quoted(choose)} as a choice of pictures: write numbers such as '1, 3-5'.")
+        if low < 1 or high > count:
+            raise ValueError(f"Picture {part.strip()} does not exist: choose from 1 to {count}.")
         index += range(low - 1, high)
     return index
 
 
 def _fitting(mask: Tensor, picture: Tensor) -> Tensor:
+    if not mask.any():  # first: what Load Image gives for a picture without transparency is empty and has its own size
+        raise ValueError("A mask is empty: paint over the subject, or leave the mask unconnected.")
     if mask.shape[-2:] != picture.shape[-2:]:
         height, width = picture.shape[-2:]
         raise ValueError(
             f"A mask is {mask.shape[-1]} x {mask.shape[-2]} pixels but its picture {width} x {height}: "
             "use a mask of the same size."
         )
-    mask = mask.float().cpu().clone().clamp(0, 1)[None]
-    if not mask.any():
-        raise ValueError("A mask is empty: paint over the subject, or leave the mask unconnected.")
-    return mask
+    return mask.float().cpu().clone().clamp(0, 1)[None]

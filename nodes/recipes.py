@@ -7,8 +7,9 @@ from comfy_api.latest import io
 
 from ..trainers.data import captions_of
 from ..trainers.recipes import textboost
+from ..trainers.sentences import quoted, reason
 from . import host
-from .schema import widgets
+from .schema import checked, widgets
 from .sockets import CATEGORY, RecipeSocket
 
 
@@ -35,13 +36,14 @@ class TextBoostRecipe(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, preset: dict | None = None) -> io.NodeOutput:
         # A prompt saved before a field existed lacks it, and the host then says None: the preset's value stands in.
         values = {field: value for field, value in (preset or {}).items() if value is not None}
         name = values.pop("preset", None)
         if name not in textboost.PRESETS:
             known = ", ".join(textboost.PRESETS)
-            raise ValueError(f"TextBoost has no preset {name!r}: choose one of {known}.")
+            raise ValueError(f"TextBoost has no preset of that name: choose one of {known}.")
         values["captions"] = captions(values.get("captions", "").strip())
         return io.NodeOutput(replace(textboost.PRESETS[name], **values))
 
@@ -56,8 +58,13 @@ def captions(name: str) -> tuple[str, ...]:
         return ()
     try:
         found = captions_of(Path(host.inside_input(name)).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"The captions file {name!r} cannot be read as text: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The captions file {quoted(name)} cannot be read as text: save it as UTF-8.") from error
+    except OSError as error:
+        raise ValueError(
+            f"The captions file {quoted(name)} cannot be read ({reason(error)}): write the name of a text file as "
+            "it is below input/."
+        ) from error
     if not found:
-        raise ValueError(f"The captions file {name!r} is empty: write one caption per line.")
+        raise ValueError(f"The captions file {quoted(name)} is empty: write one caption per line.")
     return found

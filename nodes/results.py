@@ -1,12 +1,17 @@
 """Save: what was learned, as files for stock loaders."""
 
+import contextlib
 import os
 import re
 
 import folder_paths
 from comfy_api.latest import io, ui
+from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
+from ..trainers.sentences import quoted, reason
+from .schema import checked
 from .sockets import CATEGORY, ResultSocket
 
 
@@ -33,15 +38,16 @@ class Save(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, result, name, overwrite) -> io.NodeOutput:
         name = name.strip()
-        if not re.fullmatch(r"[\w-]{1,80}", name):
-            raise ValueError(f"{name!r} cannot be a file name: use letters, digits, - and _ only.")
+        if not re.fullmatch(r"[\w-]{1,60}", name):
+            raise ValueError(f"{quoted(name)} cannot be a file name: use 1 to 60 letters, digits, - and _ only.")
         lora, embedding = (_target(kind, name, overwrite) for kind in ("loras", "embeddings"))
         vectors = result.tokens[result.placeholder_token]
-        save_file(result.lora, lora, metadata=result.metadata())
+        _write(result.lora, lora, result.metadata())
         # One tensor under the placeholder's name: the host takes the first tensor, diffusers also reads the name.
-        save_file({result.placeholder_token: vectors[0]}, embedding, metadata=result.metadata())
+        _write({result.placeholder_token: vectors[0]}, embedding, result.metadata())
         text = f"Saved {os.path.basename(lora)} in loras and in embeddings; write embedding:{name} in prompts."
         return io.NodeOutput(os.path.basename(lora), f"embedding:{name}", ui=ui.PreviewText(text))
 
@@ -50,6 +56,23 @@ def _target(kind: str, name: str, overwrite: bool) -> str:
     folder = folder_paths.get_folder_paths(kind)[0]
     path = os.path.join(folder, f"{name}.safetensors")
     if os.path.exists(path) and not overwrite:
-        raise ValueError(f"{name}.safetensors already exists in {kind}: choose another name, or switch overwrite on.")
+        raise ValueError(
+            f"The file {name}.safetensors already exists in {kind}: choose another name, or switch overwrite on."
+        )
     os.makedirs(folder, exist_ok=True)
     return path
+
+
+def _write(tensors: dict[str, Tensor], path: str, metadata: dict[str, str]) -> None:
+    """Beside the file and then renamed: a full disk leaves an earlier file of that name as it was."""
+    beside = f"{path}.tmp"
+    try:
+        save_file(tensors, beside, metadata=metadata)
+        os.replace(beside, path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            os.remove(beside)
+        name = os.path.basename(path)
+        raise RuntimeError(
+            f"The file {name} cannot be written ({reason(error)}): make room and queue again."
+        ) from error

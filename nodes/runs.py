@@ -6,8 +6,10 @@ import time
 from comfy_api.latest import io, ui
 
 from ..trainers.folder import RunFolder
+from ..trainers.sentences import quoted
 from . import host
 from .apply import EXACT, apply
+from .schema import checked
 from .sockets import CATEGORY, ResultSocket
 
 NONE = "there is no run yet"
@@ -30,22 +32,22 @@ def _label(folder: RunFolder) -> str:
     return f"{name} {settings.get('method', '?')}, {about.get('steps', 0)} steps{state} {folder.path.name}"
 
 
-def find(label: str) -> RunFolder:
+def find(label: object) -> RunFolder:
     """The run that a label, or a digest alone, names.
 
     Raises:
         ValueError: there is no such run.
     """
-    digest = label.rsplit(" ", 1)[-1]
+    digest = str(label).rsplit(" ", 1)[-1]  # the host does not see to it that a choice is text
     folder = host.runs_folder() / digest
     if not re.fullmatch(r"[0-9a-f]{16}", digest) or not (folder / "run.json").is_file():
-        raise ValueError(f"There is no run {label!r}: choose one of the list (press R to refresh it).")
+        raise ValueError(f"There is no run {quoted(str(label))}: choose one of the list (press R to refresh it).")
     return RunFolder(folder)
 
 
-def _checked(run: str) -> bool | str:
+def _checked(run: str | None) -> bool | str:
     try:
-        return bool(find(run))
+        return run is None or bool(find(run))  # what a link brings is not known yet
     except ValueError as error:
         return str(error)
 
@@ -78,15 +80,16 @@ class Load(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, run: str) -> bool | str:
+    def validate_inputs(cls, run: str | None = None) -> bool | str:
         """Instead of the host's own check: a run's line changes when it ends, its digest does not."""
         return _checked(run)
 
     @classmethod
-    def fingerprint_inputs(cls, run: str, **others) -> float:
-        return (find(run).path / "run.json").stat().st_mtime
+    def fingerprint_inputs(cls, run: str | None = None, **others) -> float:
+        return time.time() if run is None else (find(run).path / "run.json").stat().st_mtime
 
     @classmethod
+    @checked
     def execute(cls, model, clip, run, exact=False) -> io.NodeOutput:
         folder = find(run)
         result = folder.result(partial=True)
@@ -118,7 +121,7 @@ class Runs(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, action: str, run: str) -> bool | str:
+    def validate_inputs(cls, action: str | None = None, run: str | None = None) -> bool | str:
         return _checked(run) if action == "delete" else True
 
     @classmethod
@@ -126,6 +129,7 @@ class Runs(io.ComfyNode):
         return time.time()  # the disk changes without the graph
 
     @classmethod
+    @checked
     def execute(cls, action, run) -> io.NodeOutput:
         lines = []
         if action == "delete":

@@ -1,8 +1,31 @@
-"""A recipe's dataclass fields as widgets: one definition per setting, the field."""
+"""A recipe's dataclass fields as widgets, and the check that what arrives is what a node's inputs allow.
+
+One definition per setting: the field, or the node's own input.
+"""
 
 import dataclasses
+import functools
+import inspect
 
 from comfy_api.latest import io
+from torch import Tensor
+
+from ..trainers.data import Concept
+from ..trainers.folder import RunResult
+from ..trainers.sentences import quoted
+
+# What comes down a link, by what the nodes use of it: other packs' models need not be the host's classes.
+SOCKETS = {
+    "MODEL": lambda value: hasattr(value, "get_model_object"),
+    "CLIP": lambda value: hasattr(value, "cond_stage_model"),
+    "VAE": lambda value: getattr(value, "first_stage_model", None) is not None,
+    "IMAGE": lambda value: isinstance(value, Tensor) and value.ndim == 4,
+    "MASK": lambda value: isinstance(value, Tensor) and value.ndim in (2, 3, 4),
+    "PERSONALIZE_CONCEPT": lambda value: isinstance(value, Concept),
+    "PERSONALIZE_RECIPE": lambda value: hasattr(value, "stages"),
+    "PERSONALIZE_RESULT": lambda value: isinstance(value, RunResult),
+}
+WIDGETS = {"STRING": str, "INT": int, "FLOAT": (int, float), "BOOLEAN": int}
 
 
 def widgets(recipe) -> list[io.Input]:
@@ -27,3 +50,62 @@ def _widget(field: dataclasses.Field, default) -> io.Input:
         step = 10.0 ** -(4 if default >= 0.1 or default == 0 else 6)  # fine enough for a learning rate
         return io.Float.Input(field.name, **limits, step=step, round=1e-8, **options)
     return io.String.Input(field.name, **options | {"default": ""})  # lines of text, by the name of a file
+
+
+def checked(execute):
+    """For a node's `execute`: refuse what its inputs do not allow, before anything else.
+
+    The host checks widgets only, and only what is written into them: not what a link brings, not a number that is
+    none, not a word where a link belongs.
+    """
+    signature = inspect.signature(execute)
+
+    @functools.wraps(execute)
+    def wrapper(cls, *args, **kwargs):
+        schema = cls.define_schema()
+        values = dict(signature.bind(cls, *args, **kwargs).arguments)
+        for each in schema.inputs:
+            _check_input(each, values.get(each.id), schema.is_input_list)
+        return execute(cls, *args, **kwargs)
+
+    return wrapper
+
+
+def _check_input(wanted: io.Input, value, is_list: bool) -> None:
+    if isinstance(wanted, io.Autogrow.Input):
+        for one in value.values() if isinstance(value, dict) else ():
+            _check_input(io.Image.Input(wanted.id), one, is_list)
+    elif isinstance(wanted, io.DynamicCombo.Input):
+        chosen = value if isinstance(value, dict) else {}
+        for option in wanted.options:
+            for inner in option.inputs if option.key == chosen.get(wanted.id) else ():
+                _check_input(inner, chosen.get(inner.id), is_list)
+    elif value is not None or not wanted.optional:
+        values = value if is_list and isinstance(value, list) else [value]
+        for one in values or ([] if wanted.optional else [None]):
+            _check(wanted, one)
+
+
+def _check(wanted: io.Input, value) -> None:
+    kind, name = wanted.get_io_type(), wanted.id
+    if kind in SOCKETS and not SOCKETS[kind](value):
+        hint = ", from a checkpoint that contains it" if kind in ("CLIP", "VAE") else ""
+        raise ValueError(f"The input {name} got no {kind}: connect one{hint}.")
+    if kind in WIDGETS and not isinstance(value, WIDGETS[kind]):
+        raise ValueError(f"The input {name} needs a {kind}, not {quoted(value)}: connect one, or write it.")
+    if kind == "STRING" and not value.isascii():
+        _check_text(name, value)
+    if kind in ("INT", "FLOAT"):
+        low, high = getattr(wanted, "min", None), getattr(wanted, "max", None)
+        if not (value >= (value if low is None else low) and value <= (value if high is None else high)):
+            raise ValueError(f"The value of {name} is {quoted(value)}: use {low} to {high}.")
+    # The list of runs changes while a workflow is open; that input is looked at by its own node.
+    if kind == "COMBO" and name != "run" and value not in wanted.options:
+        raise ValueError(f"The value of {name} is {quoted(value)}: choose one of {', '.join(wanted.options)}.")
+
+
+def _check_text(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"The text of {name} holds characters that are no text: write it anew.") from None

@@ -1,5 +1,7 @@
 """Train: MODEL, CLIP, VAE, CONCEPT and RECIPE in; the same MODEL and CLIP with the new word out."""
 
+from pathlib import Path
+
 import comfy.utils
 import numpy as np
 import torch
@@ -13,7 +15,8 @@ from ..trainers.memory import Effort
 from ..trainers.previews import Preview
 from ..trainers.trainables import check_words
 from . import host
-from .apply import EXACT, apply
+from .apply import EXACT, apply, fits
+from .schema import checked
 from .sockets import CATEGORY, ConceptSocket, RecipeSocket, ResultSocket
 
 PREVIEW_PROMPTS = "a photo of {}\na painting of {}"
@@ -74,6 +77,7 @@ class Train(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @checked
     def execute(
         cls, model, clip, vae, concept, recipe, seed, preview_prompts, preview_every, previews_per_prompt,
         preview_steps, preview_cfg, precision, micro_batch_size, checkpoint_every=50, exact=False,
@@ -102,13 +106,14 @@ class Train(io.ComfyNode):
 
 def train(model, clip, vae, run: runs.Run, say, **options) -> RunResult:
     """The finished run with these inputs if there is one, else a training: a new one, or one that was broken off."""
-    family = host.check_fit(model, clip, vae)
+    family, concept = host.check_fit(model, clip, vae), run.concept
+    run.recipe.check(concept)
     for name in family.text_encoders:
-        check_words(host.tokenizer_of(clip, name), run.concept.placeholder_token, run.concept.initializer)
+        check_words(host.tokenizer_of(clip, name), concept.placeholder_token, concept.initializer, concept.class_word)
     fingerprint = host.fingerprint(model, clip, vae)
     folder = host.runs_folder() / run.digest(fingerprint)
     finished = RunFolder(folder).result()
-    if finished:
+    if finished and fits(model, clip, finished):  # a damaged one is trained again
         return finished
     with host.training_session() as device:
         # A function of its own: when it returns, nothing but the result is left of the training.
@@ -138,5 +143,14 @@ def _train(model, clip, vae, run: runs.Run, device, folder, say, *, model_finger
 def previews(result: RunResult) -> torch.Tensor:
     """The previews of a run as one IMAGE, in the order of their steps; the reference where there are none."""
     files = sorted((result.folder / "previews").glob("step_*.png")) or [result.folder / "images" / "00.png"]
-    pictures = [torch.from_numpy(np.array(Image.open(file).convert("RGB"))).float() / 255 for file in files]
+    pictures = [picture for file in files if (picture := _picture(file)) is not None] or [torch.zeros(64, 64, 3)]
     return torch.stack([picture for picture in pictures if picture.shape == pictures[-1].shape])
+
+
+def _picture(file: Path) -> torch.Tensor | None:
+    """`[h, w, 3]`; `None` for a file that somebody deleted or damaged, because the training is worth more than it."""
+    try:
+        with Image.open(file) as picture:
+            return torch.from_numpy(np.array(picture.convert("RGB"))).float() / 255
+    except (OSError, ValueError, SyntaxError):
+        return None

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from .models import Models
+from .sentences import quoted
 
 # The "small ImageNet" photo templates of Textual Inversion (arXiv 2208.01618), used by TextBoost's benchmark.
 IMAGENET_SMALL = (
@@ -42,6 +43,8 @@ IMAGENET_SMALL = (
     "a photo of a small {}",
 )
 PLAIN = ("{}", "a {}", "one {}", "the {}", "photo of a {}")
+SMALLEST = 32  # pixels on a side: below, a collage has no room for its tiles, and the U-Net none for its levels
+LONGEST = 64  # characters of a placeholder
 TEMPLATES = {"imagenet_small": IMAGENET_SMALL, "plain": PLAIN}
 
 
@@ -72,19 +75,34 @@ class Concept:
     def __post_init__(self):
         if not self.images:
             raise ValueError("There is no picture to learn from: connect an image, or name a folder of pictures.")
+        for name, tensors in (("reference picture", self.images), ("mask", self.masks or ())):
+            if not all(tensor.isfinite().all() for tensor in tensors):
+                raise ValueError(f"A {name} holds values that are no numbers: look at it, and connect another one.")
         if min(min(image.shape[-2:]) for image in self.images) < 8:
             raise ValueError("A reference picture is smaller than 8 pixels on a side: use a larger one.")
         if not self.class_word:
             raise ValueError("The class word is empty: write what kind of thing your subject is, such as dog.")
-        if not re.fullmatch(r"[\w<>*-]+", self.placeholder_token):
+        self._check_placeholder()
+        if 0 < self.resolution < SMALLEST:
             raise ValueError(
-                f"The placeholder {self.placeholder_token!r} must be one word, such as <dog>: letters, digits, <>*-_."
+                f"The resolution {self.resolution} is too small: use {SMALLEST} or more, or 0 for the model's own."
             )
         if self.resolution % 8:
             raise ValueError(
                 f"The resolution {self.resolution} is not a multiple of 8: try {self.resolution // 8 * 8}."
             )
         self._check_captions()
+
+    def _check_placeholder(self) -> None:
+        token = self.placeholder_token
+        if not token:
+            raise ValueError("The placeholder is empty: write one word that means your subject, such as <dog>.")
+        if len(token) > LONGEST:
+            raise ValueError(f"The placeholder is {len(token)} characters long: use at most {LONGEST}, such as <dog>.")
+        if not re.fullmatch(r"[\w<>*-]+", token) or not any(letter.isalnum() for letter in token):
+            raise ValueError(
+                f"The placeholder {quoted(token)} must be one word, such as <dog>: letters, digits, <>*-_."
+            )
 
     def _check_captions(self) -> None:
         if self.captions and len(self.captions) != len(self.images):
@@ -95,7 +113,7 @@ class Concept:
         for caption in filter(None, self.captions):
             if "{}" not in caption:
                 raise ValueError(
-                    f"The caption {caption!r} does not say where your subject is: write {{}} in its place, "
+                    f"The caption {quoted(caption)} does not say where your subject is: write {{}} in its place, "
                     "as in 'A house in {}'."
                 )
 

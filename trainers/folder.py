@@ -104,15 +104,22 @@ class RunFolder:
         os.replace(beside, self.path / name)
 
     def about(self) -> dict:
-        """run.json; empty where there is none that can be read."""
+        """run.json; empty where there is none that can be read, or another program wrote something else."""
         try:
-            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            about = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            return about if isinstance(about["settings"]["concept"]["placeholder_token"], str) else {}
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return {}
 
     def history(self, steps: int) -> list[dict]:
-        """The first `steps` entries of the log; what a killed process left behind them does not count."""
+        """The first `steps` entries of the log; what a killed process left behind them does not count.
+
+        Raises:
+            OSError, ValueError: it cannot be read, or is shorter.
+        """
         lines = (self.path / "steps.jsonl").read_text(encoding="utf-8").splitlines() if steps else []
+        if len(lines) < steps:
+            raise ValueError(f"The log of run {self.path.name} ends before step {steps}.")
         return [json.loads(line) for line in lines[:steps]]
 
     def log(self, history: list[dict]) -> TextIO:
@@ -130,13 +137,22 @@ class RunFolder:
             old.unlink()
 
     def last_state(self, before: int | None = None) -> tuple[StageState, ...]:
-        """The newest checkpoint that is not damaged and not later than step `before`; empty if there is none."""
+        """The newest checkpoint that is not damaged, whose steps the log has, and not later than step `before`.
+
+        Empty if there is none.
+        """
         files = sorted((self.path / "checkpoints").glob("step_*.safetensors"), reverse=True)
         for file in [*files, self.path / "last.safetensors"]:
             stages = state.load(file)
-            if stages and (before is None or total_steps(stages) <= before):
+            if stages and (before is None or total_steps(stages) <= before) and self._logged(total_steps(stages)):
                 return stages
         return ()
+
+    def _logged(self, steps: int) -> bool:
+        try:
+            return len(self.history(steps)) == steps
+        except (OSError, ValueError):
+            return False
 
     def ancestor(self, lineage: str, steps: int) -> "RunFolder | None":
         """The run beside this one that went furthest towards its `steps`: the same but for their number."""
@@ -176,6 +192,8 @@ class RunFolder:
             return None
         try:
             tokens, fixed_outputs = export.read_carried(load_file(self.path / "clip.safetensors"))
+            if about["settings"]["concept"]["placeholder_token"] not in tokens:
+                return None
             return RunResult(
                 folder=self.path,
                 settings=about["settings"],
@@ -188,7 +206,7 @@ class RunFolder:
                 seconds=about["seconds"],
                 complete=about["complete"],
             )
-        except (OSError, SafetensorError, KeyError, ValueError):
+        except (OSError, SafetensorError, LookupError, TypeError, ValueError):
             return None
 
     def size(self) -> int:

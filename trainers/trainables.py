@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from .models import TextEncoder
+from .sentences import quoted
 from .tokenizer import Tokenizer
 
 MOST_VECTORS = 16  # a prompt has room for 75 tokens, and the subject should leave most of it free
@@ -72,17 +73,17 @@ def check_placeholder(tokenizer: Tokenizer, token: str) -> None:
         raise ValueError(f"The placeholder {token} is a word the model already knows: write it as <{token}>.")
 
 
-def check_words(tokenizer: Tokenizer, token: str, initializer: str) -> None:
-    """Raise `ValueError` unless `token` can become a placeholder that starts from `initializer`."""
+def check_words(tokenizer: Tokenizer, token: str, initializer: str, class_word: str) -> None:
+    """Raise `ValueError` unless `token` can become a placeholder of a `class_word` that starts from `initializer`."""
     check_placeholder(tokenizer, token)
-    vectors = len(tokenizer.encode_words(initializer))
-    if not any(letter.isalpha() for letter in initializer):
-        raise ValueError(f"The initializer {initializer!r} is no word: write what your subject is, such as corgi dog.")
-    if vectors > MOST_VECTORS:
-        raise ValueError(
-            f"The initializer has {vectors} tokens, and each becomes a vector: describe the subject in at most "
-            f"{MOST_VECTORS} tokens."
-        )
+    for name, words in (("class word", class_word), ("initializer", initializer)):
+        if not any(letter.isalpha() for letter in words):
+            raise ValueError(f"The {name} {quoted(words)} is no word: write what your subject is, such as corgi dog.")
+        if (count := len(tokenizer.encode_words(words))) > MOST_VECTORS:
+            raise ValueError(
+                f"The {name} has {count} tokens, too many for a prompt: describe the subject in at most "
+                f"{MOST_VECTORS} tokens."
+            )
 
 
 def add_lora(

@@ -19,6 +19,7 @@ from .memory import Effort, fit, is_out_of_memory
 from .models import Models
 from .previews import Preview, to_pil
 from .run import Run, fingerprint
+from .sentences import reason
 from .state import StageState
 
 
@@ -77,8 +78,8 @@ def train(
             return training.go()
     except (OSError, SafetensorError) as error:
         raise RuntimeError(
-            f"The run's folder {training.folder.path.name} cannot be written ({error}): make room on that disk and "
-            "queue again; the run goes on from its last checkpoint."
+            f"The run's folder {training.folder.path.name} cannot be written ({reason(error)}): make room on that "
+            "disk and queue again; the run goes on from its last checkpoint."
         ) from error
 
 

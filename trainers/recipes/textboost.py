@@ -110,6 +110,13 @@ class TextBoost:
         """What `{}` in a prompt stands for."""
         return concept.subject(self.with_class_word)
 
+    def check(self, concept: Concept) -> None:
+        """Raise `ValueError` where these settings cannot learn this concept."""
+        if concept.placeholder_token in dict(self._tokens()):
+            raise ValueError(
+                f"The placeholder {concept.placeholder_token} is already taken by an augmentation: choose another name."
+            )
+
     def stages(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Stage]:
         encoder = models.text_encoders[0]
         if self.fixed_outputs:
