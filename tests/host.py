@@ -56,11 +56,11 @@ def demo_overrides():
 
 
 @contextlib.contextmanager
-def start(comfyui, base, *, cpu, arguments=()):
+def start(comfyui, base, *, cpu, arguments=(), pack=ROOT):
     """Starts ComfyUI on a free port with this pack, demo/host_node and the demo's picture, and stops it at the end."""
     from ..demo import build, report, show
 
-    api.make_base_directory(base, {"personalize": ROOT, "personalize_demo_host": ROOT / "demo" / "host_node"})
+    api.make_base_directory(base, {"personalize": pack, "personalize_demo_host": ROOT / "demo" / "host_node"})
     build.build_checkpoint(base / "models" / "checkpoints" / CHECKPOINT)
     report.reference(base / "input" / show.REFERENCE, show.INSTANCE, show.class_word(demo_overrides()))
     server = api.Server(comfyui, sys.executable, base, cpu=cpu, arguments=arguments)
