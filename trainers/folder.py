@@ -191,14 +191,14 @@ class RunFolder:
         if not about.get("complete") and not (partial and "stop_reason" in about):
             return None
         try:
-            tokens, fixed_outputs = export.read_carried(load_file(self.path / "clip.safetensors"))
+            tokens, fixed_outputs = export.read_carried(_load(self.path / "clip.safetensors"))
             if about["settings"]["concept"]["placeholder_token"] not in tokens:
                 return None
             return RunResult(
                 folder=self.path,
                 settings=about["settings"],
                 dataset=about["dataset"],
-                lora=load_file(self.path / "lora.safetensors"),
+                lora=_load(self.path / "lora.safetensors"),
                 tokens=tokens,
                 fixed_outputs=fixed_outputs,
                 history=self.history(about["steps"]),
@@ -231,6 +231,11 @@ class RunFolder:
         beside = self.path / "run.tmp"
         beside.write_text(json.dumps(data, indent=2), encoding="utf-8")
         os.replace(beside, self.path / "run.json")
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    """Copies: what safetensors hands out is the file itself, and who changes that ends every process that reads it."""
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
 def total_steps(stages: tuple[StageState, ...]) -> int:

@@ -92,7 +92,8 @@ def load(path: Path) -> tuple[StageState, ...] | None:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies, which do not keep the file open: it can be deleted, or change, while they are in use.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         if metadata["checksum"] != str(_checksum(tensors)):
             return None
         about = json.loads(metadata["stages"])
