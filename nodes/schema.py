@@ -56,17 +56,17 @@ def checked(execute):
     """For a node's `execute`: refuse what its inputs do not allow, before anything else.
 
     The host checks widgets only, and only what is written into them: not what a link brings, not a number that is
-    none, not a word where a link belongs.
+    none, not a word where a link belongs. A link into an input that the node does not have it even passes on.
     """
     signature = inspect.signature(execute)
 
     @functools.wraps(execute)
     def wrapper(cls, *args, **kwargs):
-        schema = cls.define_schema()
-        values = dict(signature.bind(cls, *args, **kwargs).arguments)
+        known = {name: value for name, value in kwargs.items() if name in signature.parameters}
+        given, schema = signature.bind_partial(cls, *args, **known), cls.define_schema()
         for each in schema.inputs:
-            _check_input(each, values.get(each.id), schema.is_input_list)
-        return execute(cls, *args, **kwargs)
+            _check_input(each, given.arguments.get(each.id), schema.is_input_list)
+        return execute(*given.args, **given.kwargs)
 
     return wrapper
 
