@@ -93,6 +93,7 @@ def arguments():
         help=" ".join(METHODS),
     )
     parser.add_argument("--instances", type=int, default=8, help="unseen individuals, classes in turn")
+    parser.add_argument("--first", type=int, default=0, help="number of the first one: choose rates on others")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--prompts", type=int, default=6, help="how many of the eight prompts")
     parser.add_argument("--preset", choices=PRESETS, default="benchmark")
@@ -128,10 +129,11 @@ def main():
         dtype=args.dtype,
     )
     judges = evaluators.load(args.device)
-    for number in range(args.instances):
+    numbers = range(args.first, args.first + args.instances)
+    for number in numbers:
         for method in args.methods:
             measure(bench, judges, method, number, args.out, args.device)
-    fidelity_report.report(args.out, args.methods, range(args.instances), bench.settings())
+    fidelity_report.report(args.out, args.methods, numbers, bench.settings())
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ PROMPTS = {
     "a photo of {} on grass, on the left": world.Scene("on grass", side="on the left"),
 }
 # One technique of TextBoost off at a time.
-ABLATIONS = {
+VARIANTS = {
     "no_augmentation": {"augmentation_p": 0.0, "grayscale_p": 0.0},
     "no_knowledge": {"knowledge_weight": 0.0},
     "no_snr": {"snr_weighted": False},
@@ -46,9 +46,10 @@ ABLATIONS = {
     "no_fixed_outputs": {"fixed_outputs": False},
     "no_inversion_tokens": {"augmentation_prompt": "words"},
     "fresh_views": {"views": 0},
+    "unet_lora": {"unet_lora_rank": 8, "unet_lora_learning_rate": 1e-3},
 }
 UNTRAINED = ("untuned", "oracle", "real")
-METHODS = (*UNTRAINED, "textboost", *(f"textboost-{name}" for name in ABLATIONS))
+METHODS = (*UNTRAINED, "textboost", *(f"textboost-{name}" for name in VARIANTS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +80,11 @@ def digest(*files: Path) -> str:
 
 
 def recipe(bench: Bench, method: str):
-    """TextBoost with the preset, the overrides, and for "textboost-x" with technique x off."""
-    name, _, ablation = method.partition("-")
-    if name != "textboost" or (ablation and ablation not in ABLATIONS):
+    """TextBoost with the preset, the overrides, and for "textboost-x" with variant x."""
+    name, _, variant = method.partition("-")
+    if name != "textboost" or (variant and variant not in VARIANTS):
         raise ValueError(f"Unknown method {method!r}: choose from {', '.join(METHODS)}")
-    return replace(PRESETS[bench.preset], **bench.overrides | ABLATIONS.get(ablation, {}))
+    return replace(PRESETS[bench.preset], **bench.overrides | VARIANTS.get(variant, {}))
 
 
 def unseen(number: int) -> world.Instance:

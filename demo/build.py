@@ -3,7 +3,8 @@
     python demo/build.py OUT.safetensors      (a second; needs torch and safetensors only)
 
 weights/ leaves out what can be made again: the token rows of words that the world never uses (here: seeded random
-rows as strong as the trained ones, the same at every build) and the autoencoder's zeros. ComfyUI's own loader reads
+rows as strong as the trained ones, the same at every build) and the autoencoder's zeros. The U-Net's weights lie there
+as whole numbers of 8 bits with one scale per output channel, half the size of fp16. ComfyUI's own loader reads
 the result once architecture.py has registered the tiny architecture.
 """
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 TEXT, AUTOENCODER = "cond_stage_model.transformer.text_model.", "first_stage_model."
 VOCABULARY, SEED, WIDTH = 49408, 20, 64
+SCALE = ".scale"
 # What the file does not say about its layout: the U-Net in LDM's words, and the text encoder's attention heads.
 UNET = {
     "in_channels": 4,
@@ -31,6 +33,30 @@ UNET = {
     "use_linear_in_transformer": False,
 }
 HEADS = 4
+
+
+def packed(weights: dict) -> dict:
+    """Tensors of two and more dimensions as int8 with one fp16 scale per row; the others as fp16."""
+    small = {}
+    for name, weight in weights.items():
+        if weight.dim() < 2:
+            small[name] = weight.half()
+            continue
+        scale = weight.float().flatten(1).abs().amax(1).clamp(min=1e-6) / 127
+        scale = scale.half().float().view(-1, *[1] * (weight.dim() - 1))
+        small[name] = (weight.float() / scale).round().clamp(-127, 127).to(torch.int8)
+        small[name + SCALE] = scale.half()
+    return small
+
+
+def unpacked(stored: dict) -> dict:
+    """The inverse of `packed`, in fp16."""
+    scaled = {name for name in stored if name + SCALE in stored}
+    return {
+        name: (value.float() * stored[name + SCALE].float()).half() if name in scaled else value
+        for name, value in stored.items()
+        if not name.endswith(SCALE)
+    }
 
 
 def token_table(tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -65,7 +91,7 @@ def checkpoint(folder: Path = WEIGHTS) -> dict:
     text = load_file(folder / "text.safetensors")
     table = token_table(text.pop("tokens"), text.pop("token_rows"))
     text[TEXT + "embeddings.token_embedding.weight"] = table
-    return load_file(folder / "unet.safetensors") | text | autoencoder(load_file(folder / "vae.safetensors"))
+    return unpacked(load_file(folder / "unet.safetensors")) | text | autoencoder(load_file(folder / "vae.safetensors"))
 
 
 def build_checkpoint(out_path, folder: Path = WEIGHTS) -> Path:

@@ -1,4 +1,4 @@
-"""Turns the training form of the model into the files of weights/: U-Net in SD1.x layout and text encoder, both fp16.
+"""Turns the training form of the model into the files of weights/: U-Net (8 bits) and text encoder (fp16), SD1.x names.
 
 python -m demo.export .dev/train/model.safetensors TOKENIZER demo/weights      (seconds)
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from .build import packed, unpacked
 from .sample import untrained_unet
 from .text import STRANGERS, Vocabulary, text_encoder
 
@@ -60,7 +61,7 @@ def unet_name(name: str) -> str:
 
 
 def export_unet(weights: dict) -> dict:
-    return {unet_name(k[5:]): v.half().contiguous() for k, v in weights.items() if k.startswith("unet.")}
+    return packed({unet_name(k[5:]): v.contiguous() for k, v in weights.items() if k.startswith("unet.")})
 
 
 def export_text(weights: dict, words: Vocabulary) -> dict:
@@ -75,7 +76,7 @@ def export_text(weights: dict, words: Vocabulary) -> dict:
 
 def load_exported(folder: Path, words: Vocabulary) -> tuple:
     """The way back: (U-Net, text encoder) in training form from the files of weights/, for sampling without a host."""
-    stored, unet, text = load_file(folder / "unet.safetensors"), untrained_unet(), text_encoder(words.size)
+    stored, unet, text = unpacked(load_file(folder / "unet.safetensors")), untrained_unet(), text_encoder(words.size)
     unet.load_state_dict({name: stored[unet_name(name)].float() for name in unet.state_dict()})
     stored = load_file(folder / "text.safetensors")
     rows = torch.cat([stored["token_rows"].float(), torch.zeros(STRANGERS, stored["token_rows"].shape[1])])

@@ -3,7 +3,8 @@
     cd .dev/train
     PYTHONPATH=../.. python -m demo.train_unet pool.safetensors TOKENIZER text.safetensors model.safetensors
 
-Noise prediction, scaled-linear schedule 0.00085 .. 0.012, min-SNR weights (gamma 5), 10 % empty captions, EMA 0.999,
+Noise prediction, scaled-linear schedule 0.00085 .. 0.012, min-SNR weights (gamma 5), tiles of patterns and
+accessories four times as heavy as the others, 10 % empty captions, EMA 0.999,
 AdamW 1e-3 with the rate falling to zero over the last 40 % of the time. One thread, bf16 autocast, batches of 64.
 Every few minutes it writes the EMA weights (safetensors, keys unet.* and text.*, compact vocabulary) and a sheet of
 samples beside them.
@@ -27,6 +28,8 @@ from .sample import NOISE, prompt_sheet, untrained_unet
 from .text import Vocabulary, new_strangers, text_encoder
 
 RATE, WARM_UP, GAMMA, EMPTY, LONG = 1e-3, 80, 5.0, 0.1, 0.25
+# Patterns and accessories are few of 256 tiles and hardly count in a plain mean; no optimum depends on the weight.
+DETAIL = 4.0
 # More captions than the default ones name details: words are what this model learns last.
 NAMED = dict(colour=0.9, pattern=0.85, extra=0.9)
 
@@ -57,18 +60,19 @@ def batch_of(pool, words, rng, size: int):
     picks = [rng.randrange(len(pool)) for _ in range(size)]
     texts = ["" if rng.random() < EMPTY else caption(*pool.content(i), rng, **NAMED) for i in picks]
     ids = words.encode(texts, rng, strange=0.05, full=rng.random() < LONG)
-    return to_latents(torch.from_numpy(pool.tiles[picks])), ids
+    weights = 1 + (DETAIL - 1) * torch.from_numpy(pool.details[picks]).float()
+    return to_latents(torch.from_numpy(pool.tiles[picks])), weights[:, None], ids
 
 
-def weighted_loss(unet, text, alphas, latents, ids):
-    """Min-SNR weighted noise prediction error."""
+def weighted_loss(unet, text, alphas, latents, weights, ids):
+    """Min-SNR weighted noise prediction error, [] from latents [N, 4, 16, 16] and weights of tiles [N, 1, 16, 16]."""
     times, noise = torch.randint(0, 1000, (len(latents),)), torch.randn_like(latents)
     alpha = alphas[times][:, None, None, None]
     noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
     with torch.autocast("cpu", dtype=torch.bfloat16):
         guess = unet(noisy, times, text(ids).last_hidden_state).sample
     ratio = alphas[times] / (1 - alphas[times])
-    return (((guess.float() - noise) ** 2).mean((1, 2, 3)) * ratio.clamp(max=GAMMA) / ratio).mean()
+    return ((weights * (guess.float() - noise) ** 2).mean((1, 2, 3)) * ratio.clamp(max=GAMMA) / ratio).mean()
 
 
 def save(path: str, unet, text, words, average):
