@@ -25,11 +25,7 @@ FLAGS = [
     "--hide-scrollbars",
     "--remote-debugging-port=0",
 ]
-READY = """
-for (let i = 0; i < 600 && !(window.app?.graph && window.app.extensionManager?.spinner === false); i++)
-  await new Promise(done => setTimeout(done, 100));
-return Boolean(window.app?.graph)
-"""
+READY = "return Boolean(window.app?.graph && window.app.extensionManager?.spinner === false)"
 
 
 def chromium():
@@ -52,22 +48,26 @@ class Page:
         async for message in self.socket:
             data = json.loads(message.data)
             if data.get("id") in self.waiting:
-                self.waiting.pop(data["id"]).set_result(data)
+                self.waiting[data["id"]].set_result(data)
             elif data.get("method") == "Runtime.exceptionThrown":
                 self.errors.append(data["params"]["exceptionDetails"])
 
-    async def command(self, method, **parameters):
+    async def command(self, method, timeout=120, **parameters):
         number = next(self.ids)
         self.waiting[number] = future = asyncio.get_running_loop().create_future()
         await self.socket.send_str(json.dumps({"id": number, "method": method, "params": parameters}))
-        answer = await asyncio.wait_for(future, 120)
+        try:
+            answer = await asyncio.wait_for(future, timeout)
+        finally:
+            self.waiting.pop(number, None)  # nobody waits for an answer that comes later
         if "error" in answer:
             raise PageError(f"{method}: {answer['error']}")
         return answer["result"]
 
-    async def run(self, body):
+    async def run(self, body, timeout=120):
         expression = "(async () => {" + body + "})()"
-        answer = await self.command("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        options = {"awaitPromise": True, "returnByValue": True}
+        answer = await self.command("Runtime.evaluate", timeout, expression=expression, **options)
         if "exceptionDetails" in answer:
             details = answer["exceptionDetails"]
             raise PageError(details.get("exception", {}).get("description", details["text"]))
@@ -118,10 +118,11 @@ async def debugging_port(profile, process):
 
 
 async def wait_for_editor(page):
-    for _ in range(20):
-        # While the page is still being replaced an evaluation may fail; then the next one finds the new page.
-        with contextlib.suppress(PageError):
-            if await page.run(READY):
+    """While the page is being replaced an evaluation may fail or go unanswered; the next one finds the new page."""
+    end = asyncio.get_running_loop().time() + 120
+    while asyncio.get_running_loop().time() < end:
+        with contextlib.suppress(PageError, asyncio.TimeoutError):
+            if await page.run(READY, timeout=5):
                 return
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.2)
     raise PageError("The editor did not load.")
