@@ -14,7 +14,7 @@ from ..trainers.folder import RunFolder, RunResult
 from ..trainers.memory import Effort
 from ..trainers.previews import Preview
 from ..trainers.trainables import check_words
-from . import host
+from . import host, weights
 from .apply import EXACT, apply, fits
 from .schema import checked
 from .sockets import CATEGORY, ConceptSocket, RecipeSocket, ResultSocket
@@ -109,8 +109,10 @@ def train(model, clip, vae, run: runs.Run, say, **options) -> RunResult:
     family, concept = host.check_fit(model, clip, vae), run.concept
     run.recipe.check(concept)
     for name in family.text_encoders:
-        check_words(host.tokenizer_of(clip, name), concept.placeholder_token, concept.initializer, concept.class_word)
-    fingerprint = host.fingerprint(model, clip, vae)
+        check_words(
+            weights.tokenizer_of(clip, name), concept.placeholder_token, concept.initializer, concept.class_word
+        )
+    fingerprint = weights.fingerprint(model, clip, vae)
     folder = host.runs_folder() / run.digest(fingerprint)
     finished = RunFolder(folder).result()
     if finished and fits(model, clip, finished):  # a damaged one is trained again
@@ -121,7 +123,7 @@ def train(model, clip, vae, run: runs.Run, say, **options) -> RunResult:
 
 
 def _train(model, clip, vae, run: runs.Run, device, folder, say, *, model_fingerprint: str, **options) -> RunResult:
-    models = host.read_models(model, clip, vae, run.dtype, say)
+    models = weights.read_models(model, clip, vae, run.dtype, say)
     progress = comfy.utils.ProgressBar(run.recipe.steps)
 
     def on_step(report) -> None:

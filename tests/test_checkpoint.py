@@ -33,14 +33,14 @@ def kl_vae():
 
 
 def test_models_from_a_file_equal_the_hosts(files):
-    from personalize.nodes import host
+    from personalize.nodes import host, weights
     from personalize.tests import random_sd
     from personalize.trainers.checkpoint import load_models
 
     path, graph = files
     ours = load_models(path, random_sd.UNET, random_sd.HEADS).to("cpu", torch.float32)
     with host.training_session():
-        theirs = host.read_models(*graph, torch.float32)
+        theirs = weights.read_models(*graph, torch.float32)
     latents, t, pixels = torch.randn(1, 4, 16, 16), torch.tensor([500]), torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         states = theirs.encode_prompts(["a photo of a dog"])
@@ -54,14 +54,14 @@ def test_models_from_a_file_equal_the_hosts(files):
 
 def test_kl_autoencoder_equals_the_hosts(files, kl_vae):
     """Mean, deviation and decoding of the real autoencoder's layout, from a file and through the host."""
-    from personalize.nodes import host
+    from personalize.nodes import host, weights
     from personalize.trainers.checkpoint import build_vae
 
     model, clip, _ = files[1]
     pixels, latents = torch.rand(2, 3, 64, 64), torch.randn(1, 4, 8, 8)
     encode, decode = build_vae(dict(kl_vae.first_stage_model.state_dict()))
     with host.training_session():
-        theirs = host.read_models(model, clip, kl_vae, torch.float32)
+        theirs = weights.read_models(model, clip, kl_vae, torch.float32)
     with torch.no_grad():
         (mean, std), (host_mean, host_std) = encode(pixels), theirs.encode_images(pixels)
         assert torch.allclose(mean, host_mean, atol=1e-5) and torch.allclose(std, host_std, atol=1e-5)

@@ -28,7 +28,7 @@ def graph(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(graph, tmp_path_factory):
     """A short TextBoost training with large steps: the models after it, the run's result."""
-    from personalize.nodes import host
+    from personalize.nodes import host, weights
     from personalize.trainers import run, training
     from personalize.trainers.data import Concept
     from personalize.trainers.recipes.textboost import TextBoost
@@ -38,7 +38,7 @@ def trained(graph, tmp_path_factory):
     )
     concept = Concept(images=(torch.rand(3, 64, 64),), resolution=64, initializer_token="red dog")
     with host.training_session():
-        models = host.read_models(*graph, torch.float32)
+        models = weights.read_models(*graph, torch.float32)
         folder = tmp_path_factory.mktemp("run")
         result = training.train(run.Run(concept=concept, recipe=recipe), models, folder)
     return models, result
@@ -69,10 +69,10 @@ def test_unet_equals_the_hosts(graph):
 
 
 def read(graph):
-    from personalize.nodes import host
+    from personalize.nodes import host, weights
 
     with host.training_session():
-        return host.read_models(*graph, torch.float32)
+        return weights.read_models(*graph, torch.float32)
 
 
 @pytest.mark.parametrize("layer", [None, -2])

@@ -30,11 +30,11 @@ def graph(tmp_path_factory):
 
 def train(graph, folder, **changes):
     """Models after a short training with large steps, and the run's result."""
-    from personalize.nodes import host
+    from personalize.nodes import host, weights
 
     concept = Concept(images=(torch.rand(3, 64, 64),), resolution=64, placeholder_token=changes.pop("token", "<thing>"))
     with host.training_session():
-        models = host.read_models(*graph, torch.float32)
+        models = weights.read_models(*graph, torch.float32)
         run = runs.Run(concept=concept, recipe=dataclasses.replace(RECIPE, **changes))
         return models, training.train(run, models, folder)
 

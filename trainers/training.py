@@ -22,6 +22,8 @@ from .run import Run, fingerprint
 from .sentences import reason
 from .state import StageState
 
+TOO_LARGE = "Memory ran out even picture by picture: lower the resolution in Load References, or close other programs."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Watcher:
@@ -81,6 +83,10 @@ def train(
             f"The run's folder {training.folder.path.name} cannot be written ({reason(error)}): make room on that "
             "disk and queue again; the run goes on from its last checkpoint."
         ) from error
+    except RuntimeError as error:
+        if is_out_of_memory(error):  # outside of a step: moving or reading the models, drawing a preview
+            raise MemoryError(TOO_LARGE) from None
+        raise
 
 
 @dataclass(kw_only=True)
@@ -189,10 +195,7 @@ class Training:
         batch_size = self.run.recipe.batch_size
         smaller = self.effort.smaller(batch_size)
         if not smaller:
-            raise MemoryError(
-                "Memory ran out even picture by picture: lower the resolution in Load References, or close other "
-                "programs."
-            ) from None
+            raise MemoryError(TOO_LARGE) from None
         self.effort = smaller
         self.watcher.on_notice(f"memory ran out: going on with {smaller.words(batch_size)}")
         stages = self.folder.last_state()
