@@ -38,11 +38,17 @@ class Save(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        """A name that cannot be one is known before the training, not after it; one that a link brings is not."""
+        try:
+            return name is None or bool(_file_name(name))
+        except ValueError as error:
+            return str(error)
+
+    @classmethod
     @checked
     def execute(cls, result, name, overwrite) -> io.NodeOutput:
-        name = name.strip()
-        if not re.fullmatch(r"[\w-]{1,60}", name):
-            raise ValueError(f"{quoted(name)} cannot be a file name: use 1 to 60 letters, digits, - and _ only.")
+        name = _file_name(name)
         lora, embedding = (_target(kind, name, overwrite) for kind in ("loras", "embeddings"))
         vectors = result.tokens[result.placeholder_token]
         _write(result.lora, lora, result.metadata())
@@ -50,6 +56,13 @@ class Save(io.ComfyNode):
         _write({result.placeholder_token: vectors[0]}, embedding, result.metadata())
         text = f"Saved {os.path.basename(lora)} in loras and in embeddings; write embedding:{name} in prompts."
         return io.NodeOutput(os.path.basename(lora), f"embedding:{name}", ui=ui.PreviewText(text))
+
+
+def _file_name(name: str) -> str:
+    name = name.strip()
+    if not re.fullmatch(r"[\w-]{1,60}", name):
+        raise ValueError(f"{quoted(name)} cannot be a file name: use 1 to 60 letters, digits, - and _ only.")
+    return name
 
 
 def _target(kind: str, name: str, overwrite: bool) -> str:
