@@ -23,8 +23,9 @@ import torch
 from trainers import loop
 from trainers.checkpoint import SD1_UNET, scaled_linear
 from trainers.data import Concept
+from trainers.families import SD1
 from trainers.memory import Effort, stage_bytes
-from trainers.models import SD1, Models, TextEncoder, diffusers_unet_config
+from trainers.models import Models, TextEncoder, diffusers_unet_config
 from trainers.recipes.textboost import BENCHMARK
 from trainers.tokenizer import Tokenizer, bundled_words
 

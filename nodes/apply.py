@@ -10,7 +10,6 @@ from . import carry, exact, host
 from .schema import checked
 from .sockets import CATEGORY, ResultSocket
 
-ENCODERS = ("clip_l",)
 EXACT = (
     "Add what was learned in full precision at every use instead of merging it into the half-precision weights: a "
     "little slower, and checkpoint savers do not see it."
@@ -62,7 +61,7 @@ def apply(
     Raises:
         ValueError: what was learned does not fit this MODEL and CLIP.
     """
-    host.family_of(model, clip)
+    encoders = host.family_of(model, clip).text_encoders
     unet_keys, text_keys = _keys(model, clip)
     check(model, clip, result)
     if in_full_precision:
@@ -73,8 +72,8 @@ def apply(
         lora, strengths = result.lora, (strength_unet, strength_text_encoder)
         patched, patched_clip = comfy.sd.load_lora_for_models(model, clip, lora, *strengths)
     earlier = carry.of(clip)
-    tokens = {token: dict(zip(ENCODERS, vectors, strict=True)) for token, vectors in result.tokens.items()}
-    fixed = dict(zip(ENCODERS, result.fixed_outputs, strict=False))
+    tokens = {token: dict(zip(encoders, vectors, strict=True)) for token, vectors in result.tokens.items()}
+    fixed = dict(zip(encoders, result.fixed_outputs, strict=False))
     carried = carry.Carried(tokens=earlier.tokens | tokens, fixed_outputs=earlier.fixed_outputs | fixed)
     return patched, carry.attach(patched_clip, carried)
 
@@ -84,7 +83,7 @@ def check(model, clip, result: RunResult) -> None:
     unet_keys, text_keys = _keys(model, clip)
     shapes = {**_shapes(model.model), **_shapes(clip.cond_stage_model)}
     check_layers(result.lora, {**unet_keys, **text_keys}, shapes)
-    check_carried(result, clip)
+    check_carried(result, clip, host.family_of(model, clip).text_encoders)
 
 
 def fits(model, clip, result: RunResult) -> bool:
@@ -130,12 +129,12 @@ def check_layers(lora: dict[str, Tensor], keys: dict[str, str], shapes: dict[str
             )
 
 
-def check_carried(result: RunResult, clip) -> None:
+def check_carried(result: RunResult, clip, encoders: tuple[str, ...]) -> None:
     """Raise `ValueError` unless the learned vectors have the shapes of the text encoders."""
-    for i, name in enumerate(ENCODERS):
+    for i, name in enumerate(encoders):
         encoder = getattr(clip.cond_stage_model, name).transformer
         width = encoder.get_input_embeddings().weight.shape[1]
-        whole = all(len(vectors) == len(ENCODERS) and vectors[i].ndim == 2 for vectors in result.tokens.values())
+        whole = all(len(vectors) == len(encoders) and vectors[i].ndim == 2 for vectors in result.tokens.values())
         fixed = [(encoder.num_layers + 1, 77, width)] if result.fixed_outputs else []
         widths = {vectors[i].shape[-1] for vectors in result.tokens.values()} if whole else set()
         if widths != {width} or [tuple(outputs.shape) for outputs in result.fixed_outputs] != fixed:

@@ -91,7 +91,15 @@ def fixed_forward(encoder, outputs: Tensor):
         for row, ids in enumerate(tokens):
             if not torch.is_tensor(ids[1]) and ids[1] == end:
                 hidden[row, : len(fixed)] = fixed
-                pooled[row] = outputs[-1, 1].to(pooled)  # CLIP pools the last layer at the first end token
+                pooled[row] = _pooled(encoder, outputs).to(pooled)
         return (hidden, pooled, *rest)
 
     return forward
+
+
+def _pooled(encoder, outputs: Tensor) -> Tensor:
+    """What the host pools of the empty prompt: the last layer at the first end token, through OpenCLIP's projection."""
+    pooled = outputs[-1, 1:2]
+    if encoder.return_projected_pooled:
+        pooled = encoder.transformer.text_projection(pooled.to(encoder.transformer.text_projection.weight.device))
+    return pooled[0]

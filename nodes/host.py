@@ -8,17 +8,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import comfy.model_management as mm
+import comfy.model_sampling
 import comfy.supported_models
 import folder_paths
 import torch
 from server import PromptServer
 
-from ..trainers.models import SD1
+from ..trainers.families import SD1, SD2, Family
 from ..trainers.sentences import quoted
 
+FAMILIES = {comfy.supported_models.SD15: SD1, comfy.supported_models.SD20: SD2}
 NAMES = {
-    "SD15": "SD 1.x",
-    "SD20": "SD 2.x",
+    "SD15": SD1.name,
+    "SD20": SD2.name,
     "SSD1B": "SSD-1B",
     "Segmind_Vega": "Segmind Vega",
 }  # where the host's class says less
@@ -96,44 +98,59 @@ def training_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def family_of(model, clip=None):
+def family_of(model, clip=None) -> Family:
     """The family of a MODEL and the CLIP beside it.
 
     Raises:
         ValueError: one that cannot be trained, by its name, or a CLIP of another family than the MODEL.
     """
     config = model.model.model_config
+    family = _family(config)
+    if clip is not None:
+        _check_clip(clip, family, config.unet_config["context_dim"])
+    return family
+
+
+def _family(config) -> Family:
+    """Relatives that see more than noisy latents (inpainting, depth, unCLIP) are refused like strangers."""
     unet = config.unet_config
-    ours = isinstance(config, comfy.supported_models.SD15)
-    if not ours or unet.get("in_channels") != 4:
-        name = NAMES.get(type(config).__name__, type(config).__name__)
-        kind = f"{name} with {unet.get('in_channels')} input channels" if ours else name
-        raise ValueError(
-            f"This model is {kind}, but so far only plain SD 1.x models can be trained: load one of those."
-        )
-    if clip is None:
-        return SD1
+    family = next((family for known, family in FAMILIES.items() if isinstance(config, known)), None)
+    if family and unet.get("in_channels") == 4 and unet.get("adm_in_channels") is None:
+        return family
+    kind = NAMES.get(type(config).__name__, type(config).__name__)
+    if family and unet.get("in_channels") != 4:
+        kind += f" with {unet.get('in_channels')} input channels"
+    ours = " and ".join(family.name for family in FAMILIES.values())
+    raise ValueError(f"This model is {kind}, but so far only plain {ours} models can be trained: load one of those.")
+
+
+def _check_clip(clip, family: Family, context_width: int) -> None:
     stage = clip.cond_stage_model
     encoders = [key for key in ("clip_l", "clip_g", "clip_h", "t5xxl") if hasattr(stage, key)]
-    if encoders != ["clip_l"]:
+    if encoders != [*family.text_encoders]:
         found = ", ".join(encoders) or type(stage).__name__
         raise ValueError(
-            f"This CLIP ({found}) does not belong to an SD 1.x model: take MODEL and CLIP from one loader."
+            f"This CLIP ({found}) does not belong to an {family.name} model: take MODEL and CLIP from one loader."
         )
-    width = stage.clip_l.transformer.get_input_embeddings().weight.shape[1]
-    if width != unet["context_dim"]:
+    width = sum(getattr(stage, key).transformer.get_input_embeddings().weight.shape[1] for key in encoders)
+    if width != context_width:
         raise ValueError(
-            f"The CLIP's width is {width} but the MODEL expects {unet['context_dim']}: take both from one loader."
+            f"The CLIP's width is {width} but the MODEL expects {context_width}: take both from one loader."
         )
-    return SD1
+
+
+def prediction_of(model) -> str:
+    """What a MODEL predicts, as it is patched in the graph."""
+    v_prediction = isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.V_PREDICTION)
+    return "v_prediction" if v_prediction else "epsilon"
 
 
 def resolution_of(model) -> int:
     """Pixels on a side that a MODEL was trained at."""
-    return family_of(model).resolution
+    return family_of(model).resolutions[prediction_of(model)]
 
 
-def check_fit(model, clip, vae):
+def check_fit(model, clip, vae) -> Family:
     """The family of what a graph hands over.
 
     Raises:

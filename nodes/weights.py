@@ -8,7 +8,6 @@ from itertools import count
 
 import comfy.lora
 import comfy.model_patcher
-import comfy.model_sampling
 import torch
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from ..trainers import run as runs
 from ..trainers.models import Models, TextEncoder, build_text_encoder, build_unet
 from ..trainers.tokenizer import Tokenizer
 from . import carry
-from .host import check_fit, check_interrupted, family_of, training_device
+from .host import check_fit, check_interrupted, family_of, prediction_of, training_device
 
 
 def effective_state_dict(patcher, prefix: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -79,10 +78,8 @@ def _sampled(patcher, key: str, parameter: Tensor) -> Tensor:
 
 def _schedule(model) -> tuple[Tensor, str]:
     """Cumulative alphas, `[T]`, and what the model predicts."""
-    sampling = model.get_model_object("model_sampling")
-    v_prediction = isinstance(sampling, comfy.model_sampling.V_PREDICTION)
-    alphas = (1 / (sampling.sigmas.double().cpu() ** 2 + 1)).float().clone()
-    return alphas, "v_prediction" if v_prediction else "epsilon"
+    sigmas = model.get_model_object("model_sampling").sigmas
+    return (1 / (sigmas.double().cpu() ** 2 + 1)).float().clone(), prediction_of(model)
 
 
 def read_models(model, clip, vae, dtype: torch.dtype, say: Callable[[str], None] = lambda sentence: None) -> Models:
@@ -90,7 +87,7 @@ def read_models(model, clip, vae, dtype: torch.dtype, say: Callable[[str], None]
     family, (alphas, prediction) = check_fit(model, clip, vae), _schedule(model)
     return Models(
         family=family,
-        text_encoders=tuple(_text_encoder(clip, name) for name in family.text_encoders),
+        text_encoders=tuple(_text_encoder(clip, name, family.layer) for name in family.text_encoders),
         unet=build_unet(effective_state_dict(model, "diffusion_model.", dtype), model.model.model_config.unet_config),
         alphas_cumprod=alphas,
         prediction_type=prediction,
@@ -106,14 +103,16 @@ def tokenizer_of(clip, name: str) -> Tokenizer:
     return Tokenizer(lambda text: encode(text, add_special_tokens=False)["input_ids"], pad_token_id=words.pad_token)
 
 
-def _text_encoder(clip, name: str) -> TextEncoder:
+def _text_encoder(clip, name: str, layer: int | None) -> TextEncoder:
     encoder = getattr(clip.cond_stage_model, name)
     state = effective_state_dict(clip.patcher, f"{name}.transformer.")
     attention = encoder.transformer.text_model.encoder.layers[0]
     module = build_text_encoder(
         state, heads=attention.self_attn.heads, activation=_activation(attention.mlp.activation)
     )
-    trained = TextEncoder(module, tokenizer_of(clip, name), layer=clip.layer_idx)
+    if clip.layer_idx is not None and abs(clip.layer_idx) <= encoder.num_layers:  # the host ignores a deeper one
+        layer = clip.layer_idx
+    trained = TextEncoder(module, tokenizer_of(clip, name), layer)
     earlier = carry.of(clip)
     trained.known_tokens = {token: vectors[name] for token, vectors in earlier.tokens.items()}
     trained.fixed_outputs = earlier.fixed_outputs.get(name)

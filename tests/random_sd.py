@@ -1,13 +1,15 @@
-"""A random SD 1.x in small widths and the real file layout, loaded by the host's own loader. No test in here."""
+"""Random SD 1.x and 2.x in small widths and the real file layout, loaded by the host's own loader. No test in here."""
 
 import comfy.ops
 import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models
 import comfy.supported_models_base
+import comfy.text_encoders.sd2_clip
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.taesd.taesd import TAESD
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from safetensors.torch import save_file
 
 WIDTH = 64
@@ -41,6 +43,18 @@ UNET = {
     "use_linear_in_transformer": False,
     "legacy": False,
 }
+# Like SD 2.x: linear projections and heads of a fixed size, here 16; twelve output blocks, because the host recognises
+# v prediction by the last one.
+UNET2 = {
+    **UNET,
+    "channel_mult": [1, 2, 2, 4],
+    "num_res_blocks": [2, 2, 2, 2],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1] * 9 + [0] * 3,
+    "num_heads": -1,
+    "num_head_channels": 16,
+    "use_linear_in_transformer": True,
+}
 
 
 class RandomClip(comfy.sd1_clip.SDClipModel):
@@ -61,11 +75,52 @@ class RandomSD1(comfy.supported_models.SD15):
         return comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, RandomSD1Clip)
 
 
-def write_checkpoint(path, seed=0):
-    """A single-file checkpoint whose weights are random but well scaled."""
+class RandomOpenClip(comfy.sd1_clip.SDClipModel):
+    def __init__(self, device="cpu", dtype=None, layer="hidden", layer_idx=-2, **options):
+        super().__init__(
+            device,
+            dtype=dtype,
+            layer="hidden",
+            layer_idx=-2,
+            textmodel_json_config={**CLIP, "hidden_act": "gelu"},
+            special_tokens={"start": 49406, "end": 49407, "pad": 0},
+            return_projected_pooled=True,
+            **options,
+        )
+
+
+class RandomSD2Clip(comfy.sd1_clip.SD1ClipModel):
+    def __init__(self, device="cpu", dtype=None, **options):
+        super().__init__(device, dtype, clip_name="h", clip_model=RandomOpenClip, **options)
+
+
+class RandomSD2Words(comfy.text_encoders.sd2_clip.SD2ClipHTokenizer):
+    """Embedding files of the small width are read, too."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.embedding_size = WIDTH
+
+
+class RandomSD2Tokenizer(comfy.sd1_clip.SD1Tokenizer):
+    def __init__(self, embedding_directory=None, tokenizer_data=None):
+        super().__init__(embedding_directory, tokenizer_data or {}, clip_name="h", tokenizer=RandomSD2Words)
+
+
+class RandomSD2(comfy.supported_models.SD20):
+    unet_config = {**comfy.supported_models.SD20.unet_config, "context_dim": WIDTH, "model_channels": 32}
+    unet_extra_config = {"num_heads": -1, "num_head_channels": 16, "attn_precision": torch.float32}
+
+    def clip_target(self, state_dict=None):
+        return comfy.supported_models_base.ClipTarget(RandomSD2Tokenizer, RandomSD2Clip)
+
+
+def write_checkpoint(path, kind="SD 1.x", seed=0):
+    """A single-file checkpoint whose weights are random but well scaled: "SD 1.x", or "SD 2.x" and what it predicts."""
+    first = kind == "SD 1.x"
     parts = {
-        "model.diffusion_model.": UNetModel(**UNET, operations=comfy.ops.disable_weight_init),
-        "cond_stage_model.transformer.": RandomClip().transformer,
+        "model.diffusion_model.": UNetModel(**(UNET if first else UNET2), operations=comfy.ops.disable_weight_init),
+        "cond_stage_model.transformer." if first else "clip_h.transformer.": _clip(first).transformer,
         "first_stage_model.": TAESD(latent_channels=4),
     }
     generator = torch.Generator().manual_seed(seed)
@@ -75,8 +130,21 @@ def write_checkpoint(path, seed=0):
         for name, parameter in module.named_parameters()
     }
     state["first_stage_model.vae_scale"] = torch.tensor(0.18215)
-    save_file(state, path)
+    save_file(state if first else _as_sd2(state, kind), path)
     return path
+
+
+def _clip(first):
+    return RandomClip() if first else RandomOpenClip()
+
+
+def _as_sd2(state, kind):
+    """OpenCLIP's names, and the sign by which the host tells v prediction: a wide bias in the last block."""
+    text = {key: value for key, value in state.items() if key.startswith("clip_h.")}
+    others = {key: value for key, value in state.items() if key not in text}
+    if "v" in kind.split():
+        others["model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"] *= 10
+    return others | comfy.supported_models.SD20.process_clip_state_dict_for_saving(None, text)
 
 
 def _random(name, parameter, generator):
@@ -87,9 +155,18 @@ def _random(name, parameter, generator):
     return values * 0.02 + float(name.endswith("weight"))  # every weight vector belongs to a norm
 
 
-def load(path):
+def load(path, kind="SD 1.x"):
     """MODEL, CLIP and VAE, as CheckpointLoaderSimple hands them over: made in inference mode."""
-    if RandomSD1 not in comfy.supported_models.models:
-        comfy.supported_models.models.append(RandomSD1)
+    for known in (RandomSD1, RandomSD2):
+        if known not in comfy.supported_models.models:
+            comfy.supported_models.models.append(known)
     with torch.inference_mode():
-        return comfy.sd.load_checkpoint_guess_config(str(path))[:3]
+        model, *others = comfy.sd.load_checkpoint_guess_config(str(path))[:3]
+    if "zero" in kind:  # no SD 2.x file says so; users say it with this node
+        model = ModelSamplingDiscrete().patch(model, "v_prediction", True)[0]
+    return model, *others
+
+
+def graph(folder, kind="SD 1.x"):
+    """MODEL, CLIP and VAE of a random checkpoint."""
+    return load(write_checkpoint(folder / "random.safetensors", kind), kind)

@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 
 from ..trainers.checkpoint import scaled_linear
-from ..trainers.models import SD1, Models, TextEncoder, diffusers_unet_config
-from ..trainers.tokenizer import Tokenizer, bundled_words
+from ..trainers.families import SD1, SD2
+from ..trainers.models import Models, TextEncoder, diffusers_unet_config
+from ..trainers.tokenizer import END, Tokenizer, bundled_words
 
+PADDING = {SD1.name: END, SD2.name: 0}
 UNET = {
     "in_channels": 4,
     "out_channels": 4,
@@ -44,14 +46,16 @@ def _weights():
         return UNet2DConditionModel(**diffusers_unet_config(UNET)), CLIPTextModel(config)
 
 
-def models(prediction_type="epsilon"):
+def models(prediction_type="epsilon", family=SD1):
     """Fresh `Models` with the same weights every time; the autoencoder averages 8 x 8 pixels."""
     import copy
 
     unet, text_model = (copy.deepcopy(m).requires_grad_(False).eval() for m in _weights())
     return Models(
-        family=SD1,
-        text_encoders=(TextEncoder(text_model, Tokenizer(bundled_words())),),
+        family=family,
+        text_encoders=(
+            TextEncoder(text_model, Tokenizer(bundled_words(), pad_token_id=PADDING[family.name]), family.layer),
+        ),
         unet=unet,
         alphas_cumprod=scaled_linear(),
         prediction_type=prediction_type,

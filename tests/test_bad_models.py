@@ -11,20 +11,21 @@ from personalize.tests import prompts, random_sd
 
 pytestmark = pytest.mark.comfy
 WIDTH = 96
+TRAINABLE = ("SD15", "SD20", "RandomSD1", "RandomSD2", "PersonalizeTiny")
 
 
 def families():
-    """Every family that the host knows but the one that can be trained."""
+    """Every family that the host knows but those that can be trained."""
     import comfy.supported_models
 
     known = comfy.supported_models.models
-    return [one for one in known if one.__name__ not in ("SD15", "RandomSD1", "PersonalizeTiny")]
+    return [one for one in known if one.__name__ not in TRAINABLE]
 
 
 def model_of(config, **unet):
     """A MODEL as far as its family is asked for."""
     family = config.__new__(config)
-    family.unet_config = {"in_channels": 4, "context_dim": random_sd.WIDTH, **unet}
+    family.unet_config = {"in_channels": 4, "context_dim": random_sd.WIDTH, **config.unet_config, **unet}
     return SimpleNamespace(model=SimpleNamespace(model_config=family))
 
 
@@ -35,25 +36,28 @@ def test_every_other_family_is_refused_by_its_name():
     names = set()
     for config in families():
         with pytest.raises(ValueError) as error:
-            host.family_of(model_of(config, in_channels=8))
+            host.family_of(model_of(config))
         assert not prompts.faults(str(error.value))
-        names.add(re.match(r"This model is ([\w.\- ]+), but so far only plain SD 1\.x", str(error.value))[1])
-    assert {"SDXL", "SD 2.x", "SSD-1B", "SD3", "Flux", "WAN21_T2V", "SVD_img2vid", "HunyuanVideo"} <= names
+        sentence = r"This model is ([\w.\- ]+), but so far only plain SD 1\.x and SD 2\.x models can be trained: "
+        names.add(re.match(sentence, str(error.value))[1])
+    assert {"SDXL", "SSD-1B", "SD3", "Flux", "WAN21_T2V", "SVD_img2vid", "HunyuanVideo"} <= names
+    assert {"SD21UnclipL", "SD21UnclipH", "LotusD"} <= names
 
 
-def test_inpainting_models_of_the_family_are_refused_by_their_channels():
+@pytest.mark.parametrize(("kind", "name"), [("SD15", "SD 1.x"), ("SD20", "SD 2.x")])
+def test_inpainting_models_of_the_family_are_refused_by_their_channels(kind, name):
     import comfy.supported_models
 
     from personalize.nodes import host
 
-    with pytest.raises(ValueError, match=r"^This model is SD 1\.x with 9 input channels, but so far only plain"):
-        host.family_of(model_of(comfy.supported_models.SD15, in_channels=9))
+    with pytest.raises(ValueError, match=f"^This model is {re.escape(name)} with 9 input channels, but so far"):
+        host.family_of(model_of(getattr(comfy.supported_models, kind), in_channels=9))
 
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory):
     """MODEL, CLIP, VAE of a random SD 1.x."""
-    return random_sd.load(random_sd.write_checkpoint(tmp_path_factory.mktemp("random") / "sd1.safetensors"))
+    return random_sd.graph(tmp_path_factory.mktemp("random"))
 
 
 def clip_of(kind):

@@ -81,8 +81,12 @@ def test_a_file_that_is_no_checkpoint_says_so(tmp_path):
         load_models(tmp_path / "odd.safetensors")
 
 
-def test_every_key_of_the_real_shape_has_a_place():
-    """SD 1.5's 686 U-Net weights at full size, without allocating them: all mapped, none left over."""
+SD2 = {"num_heads": -1, "num_head_channels": 64, "context_dim": 1024, "use_linear_in_transformer": True}
+
+
+@pytest.mark.parametrize(("family", "size"), [({}, 859_520_964), (SD2, 865_910_724)], ids=["SD 1.5", "SD 2.1"])
+def test_every_key_of_the_real_shape_has_a_place(family, size):
+    """The 686 U-Net weights at full size, without allocating them: all mapped, none left over."""
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
@@ -90,12 +94,13 @@ def test_every_key_of_the_real_shape_has_a_place():
     from personalize.trainers.models import build_unet
 
     depth_out = [1] * 9 + [0] * 3
-    layout = SD1_UNET | {"image_size": 32, "use_spatial_transformer": True, "legacy": False}
+    unet = SD1_UNET | family
+    layout = unet | {"image_size": 32, "use_spatial_transformer": True, "legacy": False}
     theirs = UNetModel(
         **layout | {"transformer_depth_output": depth_out},
         device="meta",
         operations=comfy.ops.disable_weight_init,
     ).state_dict()
-    ours = build_unet(theirs, SD1_UNET).state_dict()
+    ours = build_unet(theirs, unet).state_dict()
     assert len(theirs) == len(ours) == 686
-    assert sum(v.numel() for v in ours.values()) == sum(v.numel() for v in theirs.values()) == 859_520_964
+    assert sum(v.numel() for v in ours.values()) == sum(v.numel() for v in theirs.values()) == size

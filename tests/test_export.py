@@ -10,13 +10,14 @@ from personalize.tests import small
 from personalize.trainers import run as runs
 from personalize.trainers import training
 from personalize.trainers.data import Concept
+from personalize.trainers.families import SD1, SD2
 from personalize.trainers.recipes.textboost import TextBoost
 
 
-@pytest.fixture
-def trained(tmp_path):
+@pytest.fixture(params=[SD1, SD2], ids=lambda family: family.name)
+def trained(tmp_path, request):
     """Models after a short training with large steps and without fixed outputs, and the run's result."""
-    models = small.models()
+    models = small.models(family=request.param)
     recipe = TextBoost(
         steps=3, batch_size=2, views=4, lora_learning_rate=2e-2, fixed_outputs=False, augmentation_prompt="words"
     )
@@ -24,16 +25,21 @@ def trained(tmp_path):
     return models, training.train(runs.Run(concept=concept, recipe=recipe), models, tmp_path)
 
 
-def pipeline(comfyui):
+def pipeline(comfyui, family):
     """A diffusers pipeline with the same base weights that the training started from."""
     from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPTokenizer
 
-    models = small.models()
+    models = small.models(family=family)
+    encoder = models.text_encoders[0]
+    layers = encoder.text_model.encoder.layers
+    del layers[len(encoder.layers_read) :]  # diffusers keeps SD 2.x's encoder without the layer that nobody reads
+    padding = "!" if small.PADDING[family.name] == 0 else "<|endoftext|>"
+    vocabulary = comfyui / "comfy" / "sd1_tokenizer"
     return StableDiffusionPipeline(
         vae=AutoencoderTiny(),
-        text_encoder=models.text_encoders[0].module,
-        tokenizer=CLIPTokenizer.from_pretrained(comfyui / "comfy" / "sd1_tokenizer", model_max_length=77),
+        text_encoder=encoder.module,
+        tokenizer=CLIPTokenizer.from_pretrained(vocabulary, model_max_length=77, pad_token=padding),
         unet=models.unet,
         scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
         safety_checker=None,
@@ -46,7 +52,7 @@ def pipeline(comfyui):
 def test_diffusers_loads_lora_and_embedding(trained, comfyui, tmp_path):
     models, result = trained
     save_file({"<concept>": result.tokens["<concept>"][0]}, tmp_path / "embedding.safetensors")
-    pipe = pipeline(comfyui)
+    pipe = pipeline(comfyui, models.family)
     before = pipe.encode_prompt("a photo of a corgi dog", "cpu", 1, False)[0]
     pipe.load_lora_weights(str(tmp_path), weight_name="lora.safetensors")
     pipe.load_textual_inversion(str(tmp_path / "embedding.safetensors"))
@@ -58,13 +64,12 @@ def test_diffusers_loads_lora_and_embedding(trained, comfyui, tmp_path):
     assert (ours - theirs).abs().max() < 1e-4
 
 
-def test_alpha_carries_the_scale(trained):
+def test_alpha_carries_the_scale(tmp_path):
     """Without its alpha a LoRA would be read with scale 1, whatever alpha / rank it was trained with."""
-    models, result = trained
     recipe = dataclasses.replace(TextBoost(), steps=1, batch_size=2, views=2, lora_rank=2, lora_alpha=6.0)
     models = small.models()
     concept = Concept(images=(torch.rand(3, 32, 32),), resolution=32)
-    result = training.train(runs.Run(concept=concept, recipe=recipe), models, result.folder / "alpha")
+    result = training.train(runs.Run(concept=concept, recipe=recipe), models, tmp_path)
     name = "lora_te_text_model_encoder_layers_1_self_attn_v_proj"
     layer = models.text_encoders[0].text_model.encoder.layers[1].self_attn.v_proj
     down, up, alpha = (result.lora[f"{name}.{part}"] for part in ("lora_down.weight", "lora_up.weight", "alpha"))

@@ -1,6 +1,6 @@
 """Between the host and the trainers: are the weights we read, and the CLIP we return, exactly the host's?
 
-Against ComfyUI's own forward passes, on random SD 1.x models in small widths.
+Against ComfyUI's own forward passes, on random SD 1.x and 2.x models in small widths.
 """
 
 import contextlib
@@ -14,15 +14,27 @@ import torch
 
 pytestmark = pytest.mark.comfy
 
+KINDS = ("SD 1.x", "SD 2.x epsilon", "SD 2.x v", "SD 2.x v with zero terminal SNR")  # random_sd's, without its imports
 PROMPTS = ["", "a photo of a dog", "A (very:1) RED dog's house, 2 cats & naïve café!! " * 3, "don't stop   believing"]
 
 
-@pytest.fixture(scope="module")
-def graph(tmp_path_factory):
+@pytest.fixture(scope="module", params=["SD 1.x", "SD 2.x v with zero terminal SNR"])
+def graph(tmp_path_factory, request):
     """MODEL, CLIP, VAE of a random checkpoint."""
     from personalize.tests import random_sd
 
-    return random_sd.load(random_sd.write_checkpoint(tmp_path_factory.mktemp("random") / "sd1.safetensors"))
+    return random_sd.graph(tmp_path_factory.mktemp("random"), request.param)
+
+
+def encoder_of(clip):
+    """The host's name of the one text encoder."""
+    return clip.cond_stage_model.clip
+
+
+def host_ids(clip, prompt):
+    """The first chunk's pairs of token and weight, as the host reads them."""
+    (chunks,) = clip.tokenize(prompt).values()
+    return chunks[0]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +61,8 @@ def encode(clip, prompt):
         return clip.encode_from_tokens(clip.tokenize(prompt)).clone()
 
 
-def test_unet_equals_the_hosts(graph):
+@pytest.mark.parametrize(("graph", "resolution"), zip(KINDS, [512, 512, 768, 768]), indirect=["graph"])
+def test_unet_equals_the_hosts(graph, resolution):
     from personalize.nodes import host
 
     model, clip, vae = graph
@@ -64,8 +77,27 @@ def test_unet_equals_the_hosts(graph):
     with torch.no_grad():
         ours = models.predict(latents, timesteps, context)
     assert theirs.abs().max() > 0.1
+    print(f"difference {(ours - theirs).abs().max():.1e}")
     assert (ours - theirs).abs().max() < 1e-4
-    assert host.resolution_of(model) == 512
+    assert host.resolution_of(model) == models.resolution == resolution
+
+
+@pytest.mark.parametrize("graph", KINDS, indirect=True)
+def test_noise_and_target_equal_the_hosts(graph, request):
+    """The host turns our target, taken for the model's output, back into the picture."""
+    kind = request.node.callspec.params["graph"]
+    sampling, models = graph[0].get_model_object("model_sampling"), read(graph)
+    assert models.prediction_type == ("v_prediction" if " v" in kind else "epsilon")
+    assert (models.alphas_cumprod[-1] < 1e-7) == ("zero" in kind)
+    latents, noise = torch.randn(2, 1, 4, 8, 8)
+    for t in (0, 500, 999):
+        sigma, timestep = sampling.sigmas[t : t + 1], torch.tensor([t])
+        assert sampling.timestep(sigma).item() == t
+        noisy = sampling.noise_scaling(sigma, noise.clone(), latents)
+        ours = models.add_noise(latents, noise, timestep)
+        assert (ours - sampling.calculate_input(sigma, noisy)).abs().max() < 1e-5
+        target = models.target(latents, noise, timestep)
+        assert (sampling.calculate_denoised(sigma, target, noisy) - latents).abs().max() < 1e-4
 
 
 def read(graph):
@@ -75,7 +107,7 @@ def read(graph):
         return weights.read_models(*graph, torch.float32)
 
 
-@pytest.mark.parametrize("layer", [None, -2])
+@pytest.mark.parametrize("layer", [None, -1, -2, -3, -9])  # the host ignores one that is too deep
 def test_text_encoder_equals_the_hosts(graph, layer):
     model, clip, vae = graph
     clip = clip.clone()
@@ -85,6 +117,7 @@ def test_text_encoder_equals_the_hosts(graph, layer):
         with torch.no_grad():
             ours = models.encode_prompts([prompt])
         theirs = encode(clip, prompt)
+        print(f"difference {(ours - theirs).abs().max():.1e}")
         assert (ours - theirs).abs().max() < 1e-4
 
 
@@ -93,9 +126,10 @@ def test_ids_equal_the_hosts(graph):
 
     models = read(graph)
     for prompt in ["", "a photo of a dog", "A RED dog's house, 2 cats & café!!", "don't stop   believing", "corgi-dog"]:
-        theirs = [[int(token) for token, _ in graph[1].tokenize(prompt)["l"][0]]]
+        theirs = [[int(token) for token, _ in host_ids(graph[1], prompt)]]
         assert models.tokenize([prompt])[:, 0].tolist() == theirs
-        assert Tokenizer(bundled_words())([prompt]).tolist() == theirs
+        padding = models.text_encoders[0].tokenizer.pad_token_id
+        assert Tokenizer(bundled_words(), pad_token_id=padding)([prompt]).tolist() == theirs
 
 
 def test_latents_are_what_the_unet_sees(graph):
@@ -111,7 +145,7 @@ def test_latents_are_what_the_unet_sees(graph):
 
 def test_a_lora_before_training_is_respected(graph):
     model, clip, vae = graph
-    key = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
+    key = f"{encoder_of(clip)}.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
     patched = clip.clone()
     patched.add_patches({key: ("diff", (torch.randn(256, 64) * 0.05,))}, 0.7)
     unet_key = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
@@ -142,6 +176,11 @@ def test_returned_clip_equals_the_trained_encoder(graph, trained):
         assert difference < 0.01 * effect
 
 
+def pooled(clip, prompt):
+    with torch.inference_mode():
+        return clip.encode_from_tokens(clip.tokenize(prompt), return_pooled=True)[1].clone()
+
+
 def test_base_is_untouched(graph, trained):
     from personalize.nodes.apply import apply
 
@@ -158,6 +197,8 @@ def test_start_token_and_empty_prompt_stay(graph, trained):
 
     clip = apply(graph[0], graph[1], trained[1])[1]
     assert (encode(clip, "") - encode(graph[1], "")).abs().max() < 1e-5
+    assert (pooled(clip, "") - pooled(graph[1], "")).abs().max() < 1e-5
+    assert (pooled(clip, "a dog") - pooled(graph[1], "a dog")).abs().max() > 0.05
     moved = encode(clip, "a dog") - encode(graph[1], "a dog")
     assert moved[:, 0].abs().max() < 1e-5
     assert moved[:, 1:].abs().max() > 0.05
@@ -175,12 +216,12 @@ def test_placeholder_in_every_spelling(graph, trained):
     clip = apply(graph[0], graph[1], trained[1])[1]
     cat = torch.randn(1, 64)
     clip = carry.attach(
-        clip, dataclasses.replace(carry.of(clip), tokens=carry.of(clip).tokens | {"<cat>": {"clip_l": cat}})
+        clip, dataclasses.replace(carry.of(clip), tokens=carry.of(clip).tokens | {"<cat>": {encoder_of(clip): cat}})
     )
     vectors = trained[1].tokens["<concept>"][0]
 
     def words(prompt):
-        return clip.tokenize(prompt)["l"][0]
+        return host_ids(clip, prompt)
 
     for prompt, plain in [
         ("a <concept> on grass", "a red dog on grass"),
@@ -223,7 +264,8 @@ def test_host_loads_every_key_of_the_saved_lora(graph, trained):
     key_map = comfy.lora.model_lora_keys_clip(graph[1].cond_stage_model, {})
     loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(state), key_map, log_missing=True)
     used = {key for adapter in loaded.values() for key in adapter.loaded_keys}
-    assert used == set(state) and len(loaded) == 3 * 3 + 1  # q, k, v of three layers, and what diffusers looks for
+    layers = 3 if encoder_of(graph[1]) == "clip_l" else 2  # SD 2.x does not read the last one
+    assert used == set(state) and len(loaded) == layers * 3 + 1  # q, k, v, and what diffusers looks for
 
 
 def test_saved_embedding_equals_the_placeholder(graph, trained, tmp_path):
@@ -234,8 +276,8 @@ def test_saved_embedding_equals_the_placeholder(graph, trained, tmp_path):
 
     clip = graph[1].clone()
     clip.tokenizer = copy.deepcopy(graph[1].tokenizer)
-    clip.tokenizer.clip_l.embedding_directory = [str(tmp_path)]
-    tokens = [t for t, _ in clip.tokenize("a photo of embedding:mine")["l"][0] if torch.is_tensor(t)]
+    getattr(clip.tokenizer, encoder_of(clip)).embedding_directory = [str(tmp_path)]
+    tokens = [t for t, _ in host_ids(clip, "a photo of embedding:mine") if torch.is_tensor(t)]
     assert torch.equal(torch.stack(tokens), trained[1].tokens["<concept>"][0])
 
 
@@ -254,6 +296,7 @@ def test_training_continues_from_a_learned_concept(graph, trained):
         assert (models.encode_prompts([""]) - encode(graph[1], "")).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("graph", KINDS[:1], indirect=True)
 def test_other_families_are_refused_by_name(graph):
     import comfy.supported_models
 
@@ -299,7 +342,11 @@ def process_state():
     }
 
 
-@pytest.mark.parametrize("ending", ["done", "cancel", "exception", "out of memory"])
+@pytest.mark.parametrize(
+    ("graph", "ending"),
+    [*((KINDS[0], ending) for ending in ("done", "cancel", "exception", "out of memory")), (KINDS[3], "done")],
+    indirect=["graph"],
+)
 def test_an_ended_training_leaves_nothing_behind(graph, tmp_path, monkeypatch, ending):
     """However a training ends: tensors, gradient mode, random state, backend flags are as before."""
     import comfy.model_management as mm

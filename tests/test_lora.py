@@ -25,7 +25,7 @@ def graph(tmp_path_factory):
     """MODEL, CLIP, VAE of a random checkpoint."""
     from personalize.tests import random_sd
 
-    return random_sd.load(random_sd.write_checkpoint(tmp_path_factory.mktemp("random") / "sd1.safetensors"))
+    return random_sd.graph(tmp_path_factory.mktemp("random"))
 
 
 def train(graph, folder, **changes):

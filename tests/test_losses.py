@@ -78,8 +78,9 @@ def test_samplers_follow_their_distribution():
     assert expected > 550  # later than evenly
 
 
-def test_zero_terminal_snr_does_not_take_all_probability():
+@pytest.mark.parametrize("last", [0.0, 4.9e-8])  # ComfyUI writes the second for zero
+def test_zero_terminal_snr_does_not_take_all_probability(last):
     alphas = scaled_linear()
-    alphas[-1] = 0.0
+    alphas[-1] = last
     probabilities = timesteps.snr_probabilities(alphas)
     assert probabilities.isfinite().all() and probabilities[-1] < 0.01

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .models import SD1, DecodeLatents, EncodeImages, Models, TextEncoder, build_text_encoder, build_unet
+from .families import SD1
+from .models import DecodeLatents, EncodeImages, Models, TextEncoder, build_text_encoder, build_unet
 from .tokenizer import Tokenizer, bundled_words
 
 SD1_UNET = {

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .families import Family
 from .tokenizer import END, Tokenizer
 
 # Pixels [B, 3, H, W] in 0..1 to the latents' mean and standard deviation [B, 4, H / 8, W / 8], scaled as the U-Net
@@ -17,19 +18,6 @@ from .tokenizer import END, Tokenizer
 EncodeImages = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 # Latents as the U-Net sees them to pixels [B, 3, H, W] in 0..1.
 DecodeLatents = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """What distinguishes one kind of Stable Diffusion from another, as data."""
-
-    name: str
-    text_encoders: tuple[str, ...]  # the host's names for them
-    resolution: int  # pixels on a side that the model was trained at
-    latent_scale: float
-
-
-SD1 = Family(name="SD 1.x", text_encoders=("clip_l",), resolution=512, latent_scale=0.18215)
 
 
 class TextEncoder(nn.Module):
@@ -53,6 +41,12 @@ class TextEncoder(nn.Module):
     def text_model(self) -> nn.Module:
         """The transformer itself: transformers 4 nests it, 5 does not."""
         return getattr(self.module, "text_model", self.module)
+
+    @property
+    def layers_read(self) -> list[str]:
+        """Names within `text_model` of the layers that the output depends on; the others would train in name only."""
+        unread = 0 if self.layer is None else -self.layer - 1
+        return [f"encoder.layers.{i}" for i in range(len(self.text_model.encoder.layers) - unread)]
 
     @property
     def embedding(self) -> nn.Module:
@@ -127,6 +121,11 @@ class Models:
     @property
     def device(self) -> torch.device:
         return self.unet.device
+
+    @property
+    def resolution(self) -> int:
+        """Pixels on a side that the model was trained at."""
+        return self.family.resolutions[self.prediction_type]
 
     def tokenize(self, prompts: list[str]) -> Tensor:
         """Ids `[len(prompts), number of text encoders, 77]`: encoders pad differently, so each has its own."""

@@ -33,7 +33,7 @@ def draw(models: Models, run: Run, preview: Preview) -> Image.Image:
     subject = run.recipe.subject(run.concept)
     prompts = [p.replace("{}", subject) for p in preview.prompts for _ in range(preview.images_per_prompt)]
     seeds = [preview.seed + i for _ in preview.prompts for i in range(preview.images_per_prompt)]
-    resolution = run.concept.at_resolution(models.family.resolution)
+    resolution = run.concept.at_resolution(models.resolution)
     with SingleDevice(device=models.device, dtype=run.dtype).autocast():
         pictures = sampling.sample(
             models, prompts, seeds, resolution=resolution, steps=preview.steps, guidance=preview.guidance

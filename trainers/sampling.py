@@ -7,6 +7,8 @@ from torch import Tensor
 
 from .models import Models
 
+LEAST_ALPHA = 2**-25  # below what ComfyUI (4.9e-8) and diffusers (6e-8) put in the place of zero
+
 
 def schedule(alphas_cumprod: Tensor, steps: int) -> Tensor:
     """`steps` timesteps from the noisiest down, evenly spaced."""
@@ -48,10 +50,15 @@ def _sample_chunk(models, prompts, seeds, side: int, steps: int, guidance: float
     return models.decode_latents(dpm_solver_2m(models.alphas_cumprod, latents, denoised, steps)).float().cpu()
 
 
+def _signal_and_noise(alphas: Tensor) -> tuple[Tensor, Tensor]:
+    """Both shares of noisy latents, in float64. A zero terminal SNR has no logarithm: it gets a little signal."""
+    alphas = alphas.double().clamp(min=LEAST_ALPHA)
+    return alphas.sqrt(), (1 - alphas).sqrt()
+
+
 def clean(models: Models, x: Tensor, output: Tensor, t: Tensor) -> Tensor:
     """The picture that an epsilon or v output implies."""
-    alpha = models.alphas_cumprod[t].double()
-    signal, sigma = alpha.sqrt().item(), (1 - alpha).sqrt().item()
+    signal, sigma = (part.item() for part in _signal_and_noise(models.alphas_cumprod[t]))
     if models.prediction_type == "epsilon":
         return (x - sigma * output) / signal
     return signal * x - sigma * output
@@ -63,8 +70,7 @@ def dpm_solver_2m(alphas_cumprod: Tensor, x: Tensor, denoised, steps: int) -> Te
     Ends with one first-order step to the clean picture.
     """
     timesteps = schedule(alphas_cumprod, steps)
-    alphas = alphas_cumprod[timesteps].double()
-    signal, sigma = alphas.sqrt().tolist(), (1 - alphas).sqrt().tolist()
+    signal, sigma = (part.tolist() for part in _signal_and_noise(alphas_cumprod[timesteps]))
     lam = [torch.tensor(a / s).log().item() for a, s in zip(signal, sigma, strict=True)]
     previous = None
     for i, t in enumerate(timesteps):

@@ -23,7 +23,7 @@ from ..loop import Stage
 from ..models import Models
 from ..objective import Batch
 
-TEXT_TARGETS = ["q_proj", "k_proj", "v_proj"]
+TEXT_TARGETS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
 UNET_TARGETS = ["attn2.to_k", "attn2.to_v"]
 # Which rows of a LoRA's B train, counted from 0 along its outputs: an object's are odd, a style's even, so that the
 # two never change the same output.
@@ -153,8 +153,9 @@ class TextBoost:
             params = trainables.add_lora(module, targets, rank, alpha, generator, MIXING[self.mixing])
             return {"params": params, "lr": lr, "max_grad_norm": self.max_grad_norm}
 
-        text_model, rank = models.text_encoders[0].text_model, self.unet_lora_rank
-        groups = [group(text_model, TEXT_TARGETS, self.lora_rank, self.lora_alpha, self.lora_learning_rate)]
+        encoder, rank = models.text_encoders[0], self.unet_lora_rank
+        targets = [f"{layer}.{target}" for layer in encoder.layers_read for target in TEXT_TARGETS]
+        groups = [group(encoder.text_model, targets, self.lora_rank, self.lora_alpha, self.lora_learning_rate)]
         if rank:
             groups.append(group(models.unet, UNET_TARGETS, rank, rank, self.unet_lora_learning_rate))
         return groups
@@ -170,7 +171,7 @@ class TextBoost:
 
         A pool shows the pictures in turn. Fresh ones draw theirs, so that the generator alone knows what comes next.
         """
-        size, pictures = concept.at_resolution(models.family.resolution), range(len(concept.images))
+        size, pictures = concept.at_resolution(models.resolution), range(len(concept.images))
         order = cycle(pictures) if self.views else (choose(pictures, generator) for _ in count())
         views = augmentation.views(
             concept, order, size, generator, self.augmentation_p, self.grayscale_p, self.augmentations

@@ -1,0 +1,30 @@
+"""The kinds of Stable Diffusion that can be trained, one row of data each."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What distinguishes one kind of Stable Diffusion from another, as data."""
+
+    name: str
+    text_encoders: tuple[str, ...]  # the host's names for them
+    layer: int | None  # the hidden state that the U-Net reads, `None` for the last; the final norm follows either way
+    resolutions: dict[str, int]  # pixels on a side that models were trained at, by what they predict
+    latent_scale: float
+
+
+SD1 = Family(
+    name="SD 1.x",
+    text_encoders=("clip_l",),
+    layer=None,
+    resolutions={"epsilon": 512, "v_prediction": 512},
+    latent_scale=0.18215,
+)
+SD2 = Family(
+    name="SD 2.x",
+    text_encoders=("clip_h",),
+    layer=-2,
+    resolutions={"epsilon": 512, "v_prediction": 768},  # 2.x-base and 2.x
+    latent_scale=0.18215,
+)
