@@ -41,7 +41,7 @@ class Save(io.ComfyNode):
     def validate_inputs(cls, name: str | None = None) -> bool | str:
         """A name that cannot be one is known before the training, not after it; one that a link brings is not."""
         try:
-            return name is None or bool(_file_name(name))
+            return name is None or bool(_file_name(str(name)))
         except ValueError as error:
             return str(error)
 

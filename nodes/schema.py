@@ -76,7 +76,10 @@ def _check_input(wanted: io.Input, value, is_list: bool) -> None:
         for one in value.values() if isinstance(value, dict) else ():
             _check_input(io.Image.Input(wanted.id), one, is_list)
     elif isinstance(wanted, io.DynamicCombo.Input):
-        chosen = value if isinstance(value, dict) else {}
+        chosen = {} if value is None else value
+        if not isinstance(chosen, dict):
+            keys = ", ".join(option.key for option in wanted.options)
+            raise ValueError(f"The input {wanted.id} takes no link: choose one of {keys}.")
         for option in wanted.options:
             for inner in option.inputs if option.key == chosen.get(wanted.id) else ():
                 _check_input(inner, chosen.get(inner.id), is_list)

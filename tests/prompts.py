@@ -126,7 +126,7 @@ def faults(message: str) -> list[str]:
     found = ["more than one line"] if "\n" in message else []
     found += [f"words of Python: {word}" for word in INTERNALS.findall(unquoted)]
     found += ["more than one sentence"] if re.search(r"[.!?] +[A-Z]", unquoted) else []
-    found += [] if re.match(r"['A-Z<\d]", message) and message.endswith(".") else ["no whole sentence"]
+    found += [] if re.match(r"['\"A-Z\d]", message) and message.endswith(".") else ["no whole sentence"]
     found += [f"too long: {len(message)}"] if len(message) > 400 else []
     places = (ROOT, Path.home(), tempfile.gettempdir(), "/usr", "site-packages")
     return found + [f"a path of the machine: {place}" for place in map(str, places) if place in message]

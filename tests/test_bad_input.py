@@ -177,6 +177,11 @@ NUMBERS = [
         {"recipe.preset": "nonsense"},
         "^TextBoost has no preset of that name: choose one of",
     ),
+    (
+        "a preset that is a link",
+        {"recipe.preset": ["image", 0]},
+        "^The input preset takes no link: choose one of bench",
+    ),
     ("no preset", {"recipe.preset": ""}, "^TextBoost has no preset of that name"),
     ("steps in words", {"recipe.preset.steps": "many"}, "Failed to convert an input value to a INT value: .*steps"),
     ("templates that do not exist", {"recipe.preset.templates": "mine"}, "Value not in list: .*'mine' not in"),
