@@ -118,8 +118,7 @@ def test_rates_far_too_high_end_in_a_sentence_or_the_last_good_state(server, goo
 @pytest.mark.comfy
 def test_a_model_that_is_no_number_is_one_sentence(server, good):
     """A strength of NaN gives a model of NaNs; the training says so at its first step and is not taken for complete."""
-    outcome, folder = trained_now(server, good)
-    assert outcome.kind == "success"
+    assert prompts.run(server.client, good).kind == "success"
     inputs = {"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "strength_model": float("nan")}
     lora = ("LoraLoader", {**inputs, "strength_clip": float("nan"), "lora_name": "smallest.safetensors"})
     changes = {"lora": lora, "train.model": ["lora", 0], "train.clip": ["lora", 1]}
