@@ -1,7 +1,6 @@
 """Whatever is wrong with an input, a user reads one sentence that says what to do, and nothing has begun yet.
 
-Through a real server. Each row: a name, what is changed in the smallest good prompt, the sentence. Set
-BAD_INPUT_TABLE to a path to get all sentences as a table.
+A real server; a row is a name, changes of the smallest good prompt, the sentence. BAD_INPUT_TABLE=path keeps them all.
 """
 
 import os
