@@ -48,7 +48,7 @@ VARIANTS = {
     "fresh_views": {"views": 0},
     "unet_lora": {"unet_lora_rank": 8, "unet_lora_learning_rate": 1e-3},
 }
-UNTRAINED = ("untuned", "oracle", "real")
+UNTRAINED = ("untuned", "initializer", "oracle", "real")
 METHODS = (*UNTRAINED, "textboost", *(f"textboost-{name}" for name in VARIANTS))
 
 
@@ -156,7 +156,8 @@ def draw(bench: Bench, method: str, number: int, folder: Path, device: str) -> t
     if method == "real":
         return real(bench, number), {}
     if method in UNTRAINED:
-        noun = captions.with_article(thing.subject) if method == "untuned" else captions.describe(thing)
+        words = {"untuned": thing.subject, "initializer": bench.initializer.format(**asdict(thing))}
+        noun = captions.with_article(words[method]) if method in words else captions.describe(thing)
         models = read_models(bench).to(device, getattr(torch, bench.dtype))
         return generate(bench, models, noun), {}
     return personalised(bench, method, number, folder, device)

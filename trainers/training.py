@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 
 from . import export, previews, state
@@ -21,17 +20,9 @@ from .previews import Preview, to_pil
 from .run import Run, fingerprint
 from .sentences import reason
 from .state import StageState
+from .watcher import Watcher
 
 TOO_LARGE = "Memory ran out even picture by picture: lower the resolution in Load References, or close other programs."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Watcher:
-    """Whom a training tells how it goes. An exception from any of them ends it and keeps what was learned."""
-
-    on_step: Callable[[StepReport], None] = lambda report: None
-    on_preview: Callable[[int, Image.Image], None] = lambda step, picture: None
-    on_notice: Callable[[str], None] = lambda sentence: None
 
 
 def train(
