@@ -1,0 +1,17 @@
+"""Whom a training reports to."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from PIL import Image
+
+from .loop import StepReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watcher:
+    """Whom a training tells how it goes. An exception from any of them ends it and keeps what was learned."""
+
+    on_step: Callable[[StepReport], None] = lambda report: None
+    on_preview: Callable[[int, Image.Image], None] = lambda step, picture: None
+    on_notice: Callable[[str], None] = lambda sentence: None
