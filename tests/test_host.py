@@ -61,7 +61,7 @@ def encode(clip, prompt):
         return clip.encode_from_tokens(clip.tokenize(prompt)).clone()
 
 
-@pytest.mark.parametrize(("graph", "resolution"), zip(KINDS, [512, 512, 768, 768]), indirect=["graph"])
+@pytest.mark.parametrize(("graph", "resolution"), [*zip(KINDS, [512, 512, 768, 768])], indirect=["graph"])
 def test_unet_equals_the_hosts(graph, resolution):
     from personalize.nodes import host
 

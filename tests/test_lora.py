@@ -144,7 +144,7 @@ def test_diffusers_loads_both_parts(comfyui, tmp_path):
     recipe = dataclasses.replace(RECIPE, fixed_outputs=False, augmentation_prompt="words")
     concept = Concept(images=(torch.rand(3, 32, 32),), resolution=32)
     training.train(runs.Run(concept=concept, recipe=recipe), models, tmp_path)
-    pipe = pipeline(comfyui)
+    pipe = pipeline(comfyui, models.family)
     x, t, context = torch.randn(2, 4, 8, 8), torch.tensor([3, 801]), torch.randn(2, 77, 32)
     with torch.no_grad():
         before = pipe.unet(x, t, context).sample
