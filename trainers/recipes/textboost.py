@@ -11,17 +11,15 @@ come from the model at hand. Views are encoded ahead, so that no autoencoder and
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import count, cycle, repeat
 
-import torch
 from torch import Generator
 from torch.nn import Module
 
 from .. import augmentation, losses, timesteps, trainables
-from ..data import TEMPLATES, Concept, Latents, PreservationPrompts, choose, encode_views, shipped_captions
+from ..data import TEMPLATES, Concept, PreservationPrompts, shipped_captions
 from ..loop import Stage
 from ..models import Models
-from ..objective import Batch
+from ..views import PairedViews
 
 TEXT_TARGETS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
 UNET_TARGETS = ["attn2.to_k", "attn2.to_v"]
@@ -123,7 +121,8 @@ class TextBoost:
             encoder.fix_special_outputs()
         tokens = trainables.add_tokens(encoder, [(concept.placeholder_token, concept.initializer), *self._tokens()])
         preserved = self._preserved(models, concept)  # while the encoder still is the teacher
-        pools = self._pools(models, concept, generator)
+        views = self._views(concept)
+        pools = views.pools(models, concept, generator)
         lora = self._lora(models, generator)
 
         objectives = {"denoising": (1.0, losses.denoising)}
@@ -136,7 +135,7 @@ class TextBoost:
             steps=self.steps,
             params=[{"params": [tokens.rows], "lr": self.embedding_learning_rate}, *lora],
             weight_decay=self.weight_decay,
-            batches=self._batches(models, concept, pools, preserved, generator),
+            batches=views.batches(models, concept, pools, generator, preserved),
             losses=objectives,
             timesteps=sampler(models.alphas_cumprod, generator),
             after_step=partial(trainables.clamp_norms, tokens.rows, longest) if self.clamp_norms else lambda: None,
@@ -166,45 +165,17 @@ class TextBoost:
         captions = self.captions or shipped_captions()
         return PreservationPrompts(models, concept.class_word, TEMPLATES[self.templates], captions)
 
-    def _pools(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Latents]:
-        """Encoded views for one step after the other: always the same pool, or fresh ones.
-
-        A pool shows the pictures in turn. Fresh ones draw theirs, so that the generator alone knows what comes next.
-        """
-        size, pictures = concept.at_resolution(models.resolution), range(len(concept.images))
-        order = cycle(pictures) if self.views else (choose(pictures, generator) for _ in count())
-        views = augmentation.views(
-            concept, order, size, generator, self.augmentation_p, self.grayscale_p, self.augmentations
+    def _views(self, concept: Concept) -> PairedViews:
+        return PairedViews(
+            templates=TEMPLATES[self.templates],
+            subject=self.subject(concept),
+            p=self.augmentation_p,
+            grayscale_p=self.grayscale_p,
+            kinds=self.augmentations,
+            naming=self.augmentation_prompt,
+            pool=self.views,
+            batch_size=self.batch_size,
         )
-        if self.views:
-            return repeat(encode_views(models, views, self.views))
-        return (encode_views(models, views, self.batch_size) for _ in count())
-
-    def _batches(
-        self,
-        models: Models,
-        concept: Concept,
-        pools: Iterator[Latents],
-        preserved: PreservationPrompts | None,
-        generator: Generator,
-    ) -> Iterator[Batch]:
-        for pool in pools:
-            index = torch.randint(len(pool.mean), (self.batch_size,), generator=generator)
-            views = [(pool.pictures[i], pool.operations[i]) for i in index.tolist()]
-            prompts = [self._prompt(concept, *view, generator) for view in views]
-            ids, targets = preserved.sample(self.batch_size, generator) if preserved else (None, None)
-            yield Batch(
-                latents=pool.sample(index, generator),
-                input_ids=models.tokenize(prompts),
-                masks=None if pool.masks is None else pool.masks[index],
-                preservation_ids=ids,
-                preservation_targets=targets,
-            )
-
-    def _prompt(self, concept: Concept, picture: int, operations: tuple[str, ...], generator: Generator) -> str:
-        template = concept.caption(picture) or choose(TEMPLATES[self.templates], generator)
-        prompt = template.replace("{}", self.subject(concept))
-        return augmentation.describe(prompt, operations, self.augmentation_prompt, generator)
 
 
 BENCHMARK = TextBoost()

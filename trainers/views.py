@@ -1,0 +1,77 @@
+"""Batches of augmented views with prompts that describe them: what TextBoost and its revision learn from.
+
+The views are encoded ahead, so that no autoencoder runs inside a step.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, cycle, repeat
+
+import torch
+from torch import Generator
+
+from . import augmentation
+from .data import Concept, Latents, PreservationPrompts, choose, encode_views
+from .models import Models
+from .objective import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedViews:
+    """How a picture and its prompt change together.
+
+    Attributes:
+        templates: prompts with `{}` for the subject, for pictures without a caption.
+        subject: what `{}` stands for.
+        p, grayscale_p, kinds: see `augmentation.augment`.
+        naming: how a prompt names what was done to its picture: "tokens", "words" or "none".
+        pool: views that are encoded ahead and shown again and again; 0 encodes fresh ones for every step.
+    """
+
+    templates: Sequence[str]
+    subject: str
+    p: float
+    grayscale_p: float
+    kinds: str
+    naming: str
+    pool: int
+    batch_size: int
+
+    def pools(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Latents]:
+        """Encoded views for one step after the other: always the same pool, or fresh ones.
+
+        A pool shows the pictures in turn. Fresh ones draw theirs, so that the generator alone knows what comes next.
+        """
+        size, pictures = concept.at_resolution(models.resolution), range(len(concept.images))
+        order = cycle(pictures) if self.pool else (choose(pictures, generator) for _ in count())
+        views = augmentation.views(concept, order, size, generator, self.p, self.grayscale_p, self.kinds)
+        if self.pool:
+            return repeat(encode_views(models, views, self.pool))
+        return (encode_views(models, views, self.batch_size) for _ in count())
+
+    def batches(
+        self,
+        models: Models,
+        concept: Concept,
+        pools: Iterator[Latents],
+        generator: Generator,
+        preserved: PreservationPrompts | None = None,
+    ) -> Iterator[Batch]:
+        """A batch per step, with `preserved` prompts where there are any."""
+        for pool in pools:
+            index = torch.randint(len(pool.mean), (self.batch_size,), generator=generator)
+            views = [(pool.pictures[i], pool.operations[i]) for i in index.tolist()]
+            prompts = [self._prompt(concept, *view, generator) for view in views]
+            ids, targets = preserved.sample(self.batch_size, generator) if preserved else (None, None)
+            yield Batch(
+                latents=pool.sample(index, generator),
+                input_ids=models.tokenize(prompts),
+                masks=None if pool.masks is None else pool.masks[index],
+                preservation_ids=ids,
+                preservation_targets=targets,
+            )
+
+    def _prompt(self, concept: Concept, picture: int, operations: tuple[str, ...], generator: Generator) -> str:
+        template = concept.caption(picture) or choose(self.templates, generator)
+        prompt = template.replace("{}", self.subject)
+        return augmentation.describe(prompt, operations, self.naming, generator)
