@@ -17,10 +17,9 @@ import torch
 from PIL import Image
 
 from demo import captions, evaluators
-from trainers.recipes.textboost import PRESETS
 
 from . import fidelity_report
-from .fidelity_rows import METHODS, PROMPTS, Bench, digest, draw, reference, unseen
+from .fidelity_rows import METHODS, PRESETS, PROMPTS, REVISIONS, Bench, digest, draw, reference, unseen
 
 
 def score(bench: Bench, judges, number: int, images: list) -> dict:
@@ -49,7 +48,7 @@ def measure(bench: Bench, judges, method: str, number: int, out: Path, device: s
     """One cell of the study. Pictures of the same settings are there already: then they are at most judged anew."""
     cell, start = out / "cells" / method / f"{number:03d}", time.time()
     stored = fidelity_report.read(cell) or {}
-    known = stored.get("settings") == bench.settings()
+    known = stored.get("settings") == bench.settings(method)
     judged_by = digest(*sorted(evaluators.WEIGHTS.glob("evaluator_*.safetensors")))
     if known and stored["judged_by"] == judged_by:
         return
@@ -61,7 +60,7 @@ def measure(bench: Bench, judges, method: str, number: int, out: Path, device: s
         fidelity_report.strip([reference(number), *images]).save(cell / "pictures.png")
     scores = score(bench, judges, number, images)
     record = {
-        "settings": bench.settings(),
+        "settings": bench.settings(method),
         "judged_by": judged_by,
         "individual": asdict(unseen(number)),
         "facts": facts,
@@ -96,9 +95,9 @@ def arguments():
     parser.add_argument("--first", type=int, default=0, help="number of the first one: choose rates on others")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--prompts", type=int, default=6, help="how many of the eight prompts")
-    parser.add_argument("--preset", choices=PRESETS, default="benchmark")
+    parser.add_argument("--preset", choices=[name for name in PRESETS if name not in REVISIONS], default="benchmark")
     parser.add_argument(
-        "--set", nargs="*", default=[], metavar="FIELD=VALUE", help="fields of the recipe, over the preset"
+        "--set", nargs="*", default=[], metavar="FIELD=VALUE", help="fields of the recipes, over the presets"
     )
     parser.add_argument(
         "--initializer", default="{subject}", help='words the new token starts from, such as "{colour} {subject}"'

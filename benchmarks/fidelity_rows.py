@@ -6,7 +6,7 @@ Judging, storing and the command line are fidelity.py's.
 import hashlib
 import json
 import random
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from demo import captions, world
 from demo.build import HEADS, UNET
 from trainers.checkpoint import load_models
 from trainers.data import Concept
-from trainers.recipes.textboost import PRESETS
+from trainers.recipes import textboost, textboost2026
 from trainers.run import Run
 from trainers.sampling import sample
 from trainers.training import train
@@ -49,7 +49,9 @@ VARIANTS = {
     "unet_lora": {"unet_lora_rank": 8, "unet_lora_learning_rate": 1e-3},
 }
 UNTRAINED = ("untuned", "initializer", "oracle", "real")
-METHODS = (*UNTRAINED, "textboost", *(f"textboost-{name}" for name in VARIANTS))
+PRESETS = textboost.PRESETS | textboost2026.PRESETS
+REVISIONS = tuple(textboost2026.PRESETS)
+METHODS = (*UNTRAINED, "textboost", *(f"textboost-{name}" for name in VARIANTS), *REVISIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +69,19 @@ class Bench:
     guidance: float
     dtype: str
 
-    def settings(self) -> dict:
+    def settings(self, method: str = "textboost") -> dict:
         """As plain data, the same after a round trip through JSON; the checkpoint by its content, not by where it
-        lies.
+        lies, and of the overrides only those that the method's recipe has.
         """
-        plain = {**asdict(self), "checkpoint": digest(self.checkpoint)}
+        plain = {**asdict(self), "checkpoint": digest(self.checkpoint), "overrides": self.overrides_for(method)}
         return json.loads(json.dumps(plain))
+
+    def overrides_for(self, method: str) -> dict:
+        known = {field.name for field in fields(self.preset_of(method))}
+        return {name: value for name, value in self.overrides.items() if name in known}
+
+    def preset_of(self, method: str):
+        return PRESETS[method if method in REVISIONS else self.preset]
 
 
 def digest(*files: Path) -> str:
@@ -80,11 +89,11 @@ def digest(*files: Path) -> str:
 
 
 def recipe(bench: Bench, method: str):
-    """TextBoost with the preset, the overrides, and for "textboost-x" with variant x."""
-    name, _, variant = method.partition("-")
-    if name != "textboost" or (variant and variant not in VARIANTS):
+    """The method's preset with the overrides, and for "textboost-x" with variant x."""
+    if method not in METHODS:
         raise ValueError(f"Unknown method {method!r}: choose from {', '.join(METHODS)}")
-    return replace(PRESETS[bench.preset], **bench.overrides | VARIANTS.get(variant, {}))
+    variant = VARIANTS.get(method.removeprefix("textboost-"), {})
+    return replace(bench.preset_of(method), **bench.overrides_for(method) | variant)
 
 
 def unseen(number: int) -> world.Instance:

@@ -131,13 +131,13 @@ def check_layers(lora: dict[str, Tensor], keys: dict[str, str], shapes: dict[str
 
 def check_carried(result: RunResult, clip, encoders: tuple[str, ...]) -> None:
     """Raise `ValueError` unless the learned vectors have the shapes of the text encoders."""
+    shapes = [tuple(outputs.shape) for outputs in result.fixed_outputs] or [None] * len(encoders)
+    whole = all(len(vectors) == len(encoders) for vectors in result.tokens.values()) and len(shapes) == len(encoders)
     for i, name in enumerate(encoders):
         encoder = getattr(clip.cond_stage_model, name).transformer
         width = encoder.get_input_embeddings().weight.shape[1]
-        whole = all(len(vectors) == len(encoders) and vectors[i].ndim == 2 for vectors in result.tokens.values())
-        fixed = [(encoder.num_layers + 1, 77, width)] if result.fixed_outputs else []
-        widths = {vectors[i].shape[-1] for vectors in result.tokens.values()} if whole else set()
-        if widths != {width} or [tuple(outputs.shape) for outputs in result.fixed_outputs] != fixed:
+        words = {tuple(vectors[i].shape[1:]) for vectors in result.tokens.values()} if whole else set()
+        if words != {(width,)} or shapes[i] not in (None, (encoder.num_layers + 1, 77, width)):
             raise ValueError(
                 f"The learned words do not fit this CLIP, whose width is {width}: use the family of models that the "
                 "run was trained on."

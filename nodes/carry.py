@@ -80,13 +80,14 @@ def fixed_forward(encoder, outputs: Tensor):
     """The forward of one of the host's text encoders with start token and empty prompt replaced.
 
     Args:
-        outputs: the fixed outputs after the final norm, `[layers + 1, 77, d]`, for whichever layer the graph reads.
+        outputs: the fixed outputs, `[layers + 1, 77, d]`, for whichever layer the graph reads; after the final norm
+            where it follows every layer that is read.
     """
     original, end = type(encoder).forward, encoder.special_tokens["end"]
 
     def forward(tokens, *args, **kwargs):
         hidden, pooled, *rest = original(encoder, tokens, *args, **kwargs)
-        fixed = outputs[-1 if encoder.layer == "last" else encoder.layer_idx].to(hidden)
+        fixed = (_last(encoder, outputs) if encoder.layer == "last" else outputs[encoder.layer_idx]).to(hidden)
         hidden[:, 0] = fixed[0]
         for row, ids in enumerate(tokens):
             if not torch.is_tensor(ids[1]) and ids[1] == end:
@@ -97,9 +98,15 @@ def fixed_forward(encoder, outputs: Tensor):
     return forward
 
 
+def _last(encoder, outputs: Tensor) -> Tensor:
+    """The last hidden state, `[77, d]`, which the final norm always follows."""
+    norm = encoder.transformer.text_model.final_layer_norm
+    return outputs[-1] if encoder.layer_norm_hidden_state else norm(outputs[-1].to(norm.weight.device).float())
+
+
 def _pooled(encoder, outputs: Tensor) -> Tensor:
     """What the host pools of the empty prompt: the last layer at the first end token, through OpenCLIP's projection."""
-    pooled = outputs[-1, 1:2]
+    pooled = _last(encoder, outputs)[1:2]
     if encoder.return_projected_pooled:
         pooled = encoder.transformer.text_projection(pooled.to(encoder.transformer.text_projection.weight.device))
     return pooled[0]

@@ -14,13 +14,20 @@ import folder_paths
 import torch
 from server import PromptServer
 
-from ..trainers.families import SD1, SD2, Family
+from ..trainers.families import FAMILIES, SD1, SD2, SDXL, Family
 from ..trainers.sentences import quoted
 
-FAMILIES = {comfy.supported_models.SD15: SD1, comfy.supported_models.SD20: SD2}
+KINDS = {
+    comfy.supported_models.SD15: SD1,
+    comfy.supported_models.SD20: SD2,
+    comfy.supported_models.SDXL: SDXL,
+}
+# The host derives them from SDXL, but their U-Nets are cut down unevenly.
+UNEVEN = ("SSD1B", "Segmind_Vega", "KOALA_700M", "KOALA_1B")
 NAMES = {
     "SD15": SD1.name,
     "SD20": SD2.name,
+    "SDXL": SDXL.name,
     "SSD1B": "SSD-1B",
     "Segmind_Vega": "Segmind Vega",
 }  # where the host's class says less
@@ -113,14 +120,15 @@ def family_of(model, clip=None) -> Family:
 
 def _family(config) -> Family:
     """Relatives that see more than noisy latents (inpainting, depth, unCLIP) are refused like strangers."""
-    unet = config.unet_config
-    family = next((family for known, family in FAMILIES.items() if isinstance(config, known)), None)
-    if family and unet.get("in_channels") == 4 and unet.get("adm_in_channels") is None:
-        return family
-    kind = NAMES.get(type(config).__name__, type(config).__name__)
-    if family and unet.get("in_channels") != 4:
+    unet, name = config.unet_config, type(config).__name__
+    known = None if name in UNEVEN else next((f for kind, f in KINDS.items() if isinstance(config, kind)), None)
+    if known and unet.get("in_channels") == 4 and (unet.get("adm_in_channels") is not None) == known.pooled:
+        return known
+    kind = NAMES.get(name, name)
+    if known and unet.get("in_channels") != 4:
         kind += f" with {unet.get('in_channels')} input channels"
-    ours = " and ".join(family.name for family in FAMILIES.values())
+    *first, last = (family.name for family in FAMILIES)
+    ours = f"{', '.join(first)} and {last}"
     raise ValueError(f"This model is {kind}, but so far only plain {ours} models can be trained: load one of those.")
 
 
@@ -140,9 +148,20 @@ def _check_clip(clip, family: Family, context_width: int) -> None:
 
 
 def prediction_of(model) -> str:
-    """What a MODEL predicts, as it is patched in the graph."""
-    v_prediction = isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.V_PREDICTION)
-    return "v_prediction" if v_prediction else "epsilon"
+    """What a MODEL predicts, as it is patched in the graph.
+
+    Raises:
+        ValueError: neither noise nor v, or noise levels other than Stable Diffusion's discrete ones.
+    """
+    sampling, host = model.get_model_object("model_sampling"), comfy.model_sampling
+    kinds = {host.EPS.calculate_denoised: "epsilon", host.V_PREDICTION.calculate_denoised: "v_prediction"}
+    kind = kinds.get(type(sampling).calculate_denoised)
+    if kind is None or not isinstance(sampling, host.ModelSamplingDiscrete) or hasattr(sampling, "skip_steps"):
+        raise ValueError(
+            "This model's sampling (such as LCM, EDM or x0) cannot be trained: take the MODEL from before the "
+            "ModelSampling node, or load a model that predicts noise or v."
+        )
+    return kind
 
 
 def resolution_of(model) -> int:

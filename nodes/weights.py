@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..trainers import run as runs
+from ..trainers.families import Family
 from ..trainers.models import Models, TextEncoder, build_text_encoder, build_unet
 from ..trainers.tokenizer import Tokenizer
 from . import carry
@@ -87,7 +88,7 @@ def read_models(model, clip, vae, dtype: torch.dtype, say: Callable[[str], None]
     family, (alphas, prediction) = check_fit(model, clip, vae), _schedule(model)
     return Models(
         family=family,
-        text_encoders=tuple(_text_encoder(clip, name, family.layer) for name in family.text_encoders),
+        text_encoders=tuple(_text_encoder(clip, name, family) for name in family.text_encoders),
         unet=build_unet(effective_state_dict(model, "diffusion_model.", dtype), model.model.model_config.unet_config),
         alphas_cumprod=alphas,
         prediction_type=prediction,
@@ -103,20 +104,32 @@ def tokenizer_of(clip, name: str) -> Tokenizer:
     return Tokenizer(lambda text: encode(text, add_special_tokens=False)["input_ids"], pad_token_id=words.pad_token)
 
 
-def _text_encoder(clip, name: str, layer: int | None) -> TextEncoder:
+def _text_encoder(clip, name: str, family: Family) -> TextEncoder:
     encoder = getattr(clip.cond_stage_model, name)
     state = effective_state_dict(clip.patcher, f"{name}.transformer.")
     attention = encoder.transformer.text_model.encoder.layers[0]
     module = build_text_encoder(
         state, heads=attention.self_attn.heads, activation=_activation(attention.mlp.activation)
     )
-    if clip.layer_idx is not None and abs(clip.layer_idx) <= encoder.num_layers:  # the host ignores a deeper one
-        layer = clip.layer_idx
-    trained = TextEncoder(module, tokenizer_of(clip, name), layer)
+    pooled = family.pooled and name == family.text_encoders[-1]  # the others' projections are uninitialised
+    trained = TextEncoder(
+        module,
+        tokenizer_of(clip, name),
+        _layer(clip, encoder, family),
+        final_norm=family.final_norm,
+        projection=state["text_projection.weight"] if pooled else None,
+    )
     earlier = carry.of(clip)
     trained.known_tokens = {token: vectors[name] for token, vectors in earlier.tokens.items()}
     trained.fixed_outputs = earlier.fixed_outputs.get(name)
     return trained
+
+
+def _layer(clip, encoder, family: Family) -> int | None:
+    """The hidden state that is read: the graph's choice (CLIPSetLastLayer), else the family's."""
+    if clip.layer_idx is None or abs(clip.layer_idx) > encoder.num_layers:  # the host ignores a deeper one
+        return family.layer
+    return clip.layer_idx
 
 
 def _activation(function: Callable) -> str:

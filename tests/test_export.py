@@ -58,7 +58,7 @@ def test_diffusers_loads_lora_and_embedding(trained, comfyui, tmp_path):
     pipe.load_textual_inversion(str(tmp_path / "embedding.safetensors"))
     theirs = pipe.encode_prompt("a photo of a <concept>", "cpu", 1, False)[0]
     with torch.no_grad():
-        ours = models.encode_prompts(["a photo of a <concept>"])
+        ours = models.encode_prompts(["a photo of a <concept>"]).hidden_states
     effect = (ours - before).abs().max()
     assert effect > 0.1
     assert (ours - theirs).abs().max() < 1e-4

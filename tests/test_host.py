@@ -14,11 +14,19 @@ import torch
 
 pytestmark = pytest.mark.comfy
 
-KINDS = ("SD 1.x", "SD 2.x epsilon", "SD 2.x v", "SD 2.x v with zero terminal SNR")  # random_sd's, without its imports
+# random_sd's, without its imports
+KINDS = (
+    "SD 1.x",
+    "SD 2.x epsilon",
+    "SD 2.x v",
+    "SD 2.x v with zero terminal SNR",
+    "SDXL",
+    "SDXL v with zero terminal SNR",
+)
 PROMPTS = ["", "a photo of a dog", "A (very:1) RED dog's house, 2 cats & naïve café!! " * 3, "don't stop   believing"]
 
 
-@pytest.fixture(scope="module", params=["SD 1.x", "SD 2.x v with zero terminal SNR"])
+@pytest.fixture(scope="module", params=["SD 1.x", "SD 2.x v with zero terminal SNR", "SDXL"])
 def graph(tmp_path_factory, request):
     """MODEL, CLIP, VAE of a random checkpoint."""
     from personalize.tests import random_sd
@@ -26,15 +34,14 @@ def graph(tmp_path_factory, request):
     return random_sd.graph(tmp_path_factory.mktemp("random"), request.param)
 
 
-def encoder_of(clip):
-    """The host's name of the one text encoder."""
-    return clip.cond_stage_model.clip
+def encoders_of(clip):
+    """The host's names of the text encoders."""
+    return [name for name in ("clip_l", "clip_g", "clip_h") if hasattr(clip.cond_stage_model, name)]
 
 
-def host_ids(clip, prompt):
+def host_ids(clip, prompt, encoder=-1):
     """The first chunk's pairs of token and weight, as the host reads them."""
-    (chunks,) = clip.tokenize(prompt).values()
-    return chunks[0]
+    return getattr(clip.tokenizer, encoders_of(clip)[encoder]).tokenize_with_weights(prompt)[0]
 
 
 @pytest.fixture(scope="module")
@@ -61,21 +68,28 @@ def encode(clip, prompt):
         return clip.encode_from_tokens(clip.tokenize(prompt)).clone()
 
 
-@pytest.mark.parametrize(("graph", "resolution"), [*zip(KINDS, [512, 512, 768, 768])], indirect=["graph"])
+@pytest.mark.parametrize(("graph", "resolution"), [*zip(KINDS, [512, 512, 768, 768, 1024, 1024])], indirect=["graph"])
 def test_unet_equals_the_hosts(graph, resolution):
+    """With the pooled text and the picture's size, where the family has them, as the host's sampler hands them over."""
+    import comfy.model_management as mm
+
     from personalize.nodes import host
+    from personalize.trainers.models import Encoding
 
     model, clip, vae = graph
     models = read(graph)
-    latents, timesteps = torch.randn(2, 4, 16, 16), torch.tensor([3, 801])
-    context = torch.randn(2, 77, 64)
-    import comfy.model_management as mm
-
+    latents, timesteps = torch.randn(2, 4, 16, 24), torch.tensor([3, 801])
+    width, pooled = model.model.model_config.unet_config["context_dim"], torch.randn(1, 96)
+    context = torch.randn(2, 77, width)
     mm.load_models_gpu([model])
+    y = {}
+    if models.family.pooled:
+        y = {"y": model.model.encode_adm(pooled_output=pooled, width=8 * 24, height=8 * 16).expand(2, -1)}
     with torch.inference_mode():
-        theirs = model.model.diffusion_model(latents, timesteps, context=context)
+        theirs = model.model.diffusion_model(latents, timesteps, context=context, **y)
     with torch.no_grad():
-        ours = models.predict(latents, timesteps, context)
+        encoding = Encoding(parts=(context,), pooled=pooled.expand(2, -1) if y else None)
+        ours = models.predict(latents, timesteps, encoding)
     assert theirs.abs().max() > 0.1
     print(f"difference {(ours - theirs).abs().max():.1e}")
     assert (ours - theirs).abs().max() < 1e-4
@@ -116,20 +130,31 @@ def test_text_encoder_equals_the_hosts(graph, layer):
     for prompt in ["", "a photo of a dog", "a red cat on the beach, painting"]:
         with torch.no_grad():
             ours = models.encode_prompts([prompt])
-        theirs = encode(clip, prompt)
-        print(f"difference {(ours - theirs).abs().max():.1e}")
-        assert (ours - theirs).abs().max() < 1e-4
+        difference = (ours.hidden_states - encode(clip, prompt)).abs().max()
+        print(f"difference {difference:.1e}")
+        assert difference < 1e-4
+        if models.family.pooled:
+            difference = (ours.pooled - pooled(clip, prompt)).abs().max()
+            print(f"pooled {difference:.1e}")
+            assert difference < 1e-4
 
 
 def test_ids_equal_the_hosts(graph):
     from personalize.trainers.tokenizer import Tokenizer, bundled_words
 
     models = read(graph)
-    for prompt in ["", "a photo of a dog", "A RED dog's house, 2 cats & café!!", "don't stop   believing", "corgi-dog"]:
-        theirs = [[int(token) for token, _ in host_ids(graph[1], prompt)]]
-        assert models.tokenize([prompt])[:, 0].tolist() == theirs
-        padding = models.text_encoders[0].tokenizer.pad_token_id
-        assert Tokenizer(bundled_words(), pad_token_id=padding)([prompt]).tolist() == theirs
+    for i, encoder in enumerate(models.text_encoders):
+        padding = encoder.tokenizer.pad_token_id
+        for prompt in [
+            "",
+            "a photo of a dog",
+            "A RED dog's house, 2 cats & café!!",
+            "don't stop   believing",
+            "corgi-dog",
+        ]:
+            theirs = [[int(token) for token, _ in host_ids(graph[1], prompt, i)]]
+            assert models.tokenize([prompt])[:, i].tolist() == theirs
+            assert Tokenizer(bundled_words(), pad_token_id=padding)([prompt]).tolist() == theirs
 
 
 def test_latents_are_what_the_unet_sees(graph):
@@ -145,19 +170,20 @@ def test_latents_are_what_the_unet_sees(graph):
 
 def test_a_lora_before_training_is_respected(graph):
     model, clip, vae = graph
-    key = f"{encoder_of(clip)}.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
+    key = f"{encoders_of(clip)[0]}.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
     patched = clip.clone()
     patched.add_patches({key: ("diff", (torch.randn(256, 64) * 0.05,))}, 0.7)
-    unet_key = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    block = "1.1" if encoders_of(clip)[-1] != "clip_g" else "4.1"  # SDXL's first level has no attention
+    unet_key = f"diffusion_model.input_blocks.{block}.transformer_blocks.0.attn2.to_k.weight"
+    shape = model.model.state_dict()[unet_key].shape
     patched_model = model.clone()
-    patched_model.add_patches({unet_key: ("diff", (torch.ones(32, 64),))}, 0.5)
+    patched_model.add_patches({unet_key: ("diff", (torch.ones(shape),))}, 0.5)
     models = read((patched_model, patched, vae))
     with torch.no_grad():
-        ours = models.encode_prompts(["a dog"])
+        ours = models.encode_prompts(["a dog"]).hidden_states
     assert (ours - encode(patched, "a dog")).abs().max() < 5e-3  # the host rounds patched weights to float16
     assert (ours - encode(clip, "a dog")).abs().max() > 0.05
-    base = read(graph).unet.state_dict()["down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"]
-    ours = models.unet.state_dict()["down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"]
+    base, ours = (next(w for w in m.unet.state_dict().values() if w.shape == shape) for m in (read(graph), models))
     assert torch.allclose(ours - base, torch.full_like(base, 0.5))
 
 
@@ -168,7 +194,7 @@ def test_returned_clip_equals_the_trained_encoder(graph, trained):
     clip = apply(graph[0], graph[1], result)[1]
     for prompt in ["a photo of <concept>", "<concept>", "<collage> <zoom-out> a <concept>, <hflip>", "a green cat"]:
         with torch.no_grad():
-            ours = models.encode_prompts([prompt])
+            ours = models.encode_prompts([prompt]).hidden_states
         theirs, before = encode(clip, prompt), encode(graph[1], prompt.replace("<concept>", "red dog"))
         difference, effect = (ours - theirs).abs().max(), (ours - before).abs().max()
         print(f"{prompt!r}: difference {difference:.1e}, effect {effect:.1e}")
@@ -214,11 +240,12 @@ def test_placeholder_in_every_spelling(graph, trained):
     from personalize.nodes.apply import apply
 
     clip = apply(graph[0], graph[1], trained[1])[1]
-    cat = torch.randn(1, 64)
+    cat = torch.randn(1, trained[1].tokens["<concept>"][-1].shape[1])
     clip = carry.attach(
-        clip, dataclasses.replace(carry.of(clip), tokens=carry.of(clip).tokens | {"<cat>": {encoder_of(clip): cat}})
+        clip,
+        dataclasses.replace(carry.of(clip), tokens=carry.of(clip).tokens | {"<cat>": {encoders_of(clip)[-1]: cat}}),
     )
-    vectors = trained[1].tokens["<concept>"][0]
+    vectors = trained[1].tokens["<concept>"][-1]
 
     def words(prompt):
         return host_ids(clip, prompt)
@@ -264,21 +291,24 @@ def test_host_loads_every_key_of_the_saved_lora(graph, trained):
     key_map = comfy.lora.model_lora_keys_clip(graph[1].cond_stage_model, {})
     loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(state), key_map, log_missing=True)
     used = {key for adapter in loaded.values() for key in adapter.loaded_keys}
-    layers = 3 if encoder_of(graph[1]) == "clip_l" else 2  # SD 2.x does not read the last one
+    layers = 2 if encoders_of(graph[1]) == ["clip_h"] else 3  # SD 2.x does not read the last one
     assert used == set(state) and len(loaded) == layers * 3 + 1  # q, k, v, and what diffusers looks for
 
 
 def test_saved_embedding_equals_the_placeholder(graph, trained, tmp_path):
     from safetensors.torch import save_file
 
-    save_file({"<concept>": trained[1].tokens["<concept>"][0]}, tmp_path / "mine.safetensors")
+    vectors, names = trained[1].tokens["<concept>"], encoders_of(graph[1])
+    keys = ["<concept>"] if len(names) == 1 else names
+    save_file(dict(zip(keys, vectors, strict=True)), tmp_path / "mine.safetensors")
     import copy
 
     clip = graph[1].clone()
     clip.tokenizer = copy.deepcopy(graph[1].tokenizer)
-    getattr(clip.tokenizer, encoder_of(clip)).embedding_directory = [str(tmp_path)]
-    tokens = [t for t, _ in host_ids(clip, "a photo of embedding:mine") if torch.is_tensor(t)]
-    assert torch.equal(torch.stack(tokens), trained[1].tokens["<concept>"][0])
+    for i, name in enumerate(names):
+        getattr(clip.tokenizer, name).embedding_directory = [str(tmp_path)]
+        tokens = [t for t, _ in host_ids(clip, "a photo of embedding:mine", i) if torch.is_tensor(t)]
+        assert torch.equal(torch.stack(tokens), vectors[i])
 
 
 def test_training_continues_from_a_learned_concept(graph, trained):
@@ -286,14 +316,13 @@ def test_training_continues_from_a_learned_concept(graph, trained):
 
     model, clip = apply(graph[0], graph[1], trained[1])
     models = read((model, clip, graph[2]))
-    encoder = models.text_encoders[0]
-    assert torch.equal(encoder.known_tokens["<concept>"], trained[1].tokens["<concept>"][0])
     from personalize.trainers import trainables
 
-    embedding = trainables.add_tokens(encoder, [("<concept>", "cat")])
-    assert torch.equal(embedding.rows.data, trained[1].tokens["<concept>"][0])
+    for encoder, learned in zip(models.text_encoders, trained[1].tokens["<concept>"], strict=True):
+        assert torch.equal(encoder.known_tokens["<concept>"], learned)
+        assert torch.equal(trainables.add_tokens(encoder, [("<concept>", "cat")]).rows.data, learned)
     with torch.no_grad():
-        assert (models.encode_prompts([""]) - encode(graph[1], "")).abs().max() < 1e-5
+        assert (models.encode_prompts([""]).hidden_states - encode(graph[1], "")).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("graph", KINDS[:1], indirect=True)

@@ -11,6 +11,7 @@ import torch
 from personalize.trainers import run as runs
 from personalize.trainers import training
 from personalize.trainers.data import Concept
+from personalize.trainers.models import Encoding
 from personalize.trainers.recipes.textboost import TextBoost
 
 pytestmark = pytest.mark.comfy
@@ -78,7 +79,8 @@ def test_returned_model_equals_the_trained_unet(graph, trained):
     models, result = trained
     model, _ = apply(graph[0], graph[1], result)
     with torch.no_grad():
-        ours = models.predict(*inputs())
+        latents, timesteps, context = inputs()
+        ours = models.predict(latents, timesteps, Encoding(parts=(context,)))
     before = host_unet(graph[0], *inputs())
     difference, effect = (host_unet(model, *inputs()) - ours).abs().max(), (ours - before).abs().max()
     print(f"difference {difference:.1e}, effect {effect:.1e}")
@@ -149,8 +151,8 @@ def test_diffusers_loads_both_parts(comfyui, tmp_path):
     with torch.no_grad():
         before = pipe.unet(x, t, context).sample
         pipe.load_lora_weights(str(tmp_path), weight_name="lora.safetensors")
-        ours, theirs = models.predict(x, t, context), pipe.unet(x, t, context).sample
-        words, other = models.encode_prompts(["a dog"]), pipe.encode_prompt("a dog", "cpu", 1, False)[0]
+        ours, theirs = models.predict(x, t, Encoding(parts=(context,))), pipe.unet(x, t, context).sample
+        words, other = models.encode_prompts(["a dog"]).hidden_states, pipe.encode_prompt("a dog", "cpu", 1, False)[0]
     assert (ours - before).abs().max() > 0.02
     assert (ours - theirs).abs().max() < 1e-4
     assert (words - other).abs().max() < 1e-4

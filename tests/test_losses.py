@@ -18,7 +18,7 @@ def prediction(masks=None, preservation=(None, None)):
         model_pred=pred,
         target=target,
         batch=SimpleNamespace(masks=masks, preservation_targets=frozen),
-        preservation_states=tuned,
+        preservation=None if tuned is None else SimpleNamespace(parts=(tuned,)),
     )
 
 

@@ -222,7 +222,9 @@ class PreservationPrompts:
         prompts = ["", *(template.format(class_word) for template in templates), *captions]
         self.ids = models.tokenize(prompts)
         with torch.no_grad():
-            self.targets = torch.cat([models.encode_ids(ids.to(models.device)).cpu() for ids in self.ids.split(32)])
+            self.targets = torch.cat(
+                [models.encode_ids(ids.to(models.device)).hidden_states.cpu() for ids in self.ids.split(32)]
+            )
 
     def sample(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
         """`n` prompts: ids `[n, E, 77]` and frozen outputs `[n, 77, d]`."""

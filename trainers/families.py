@@ -9,7 +9,9 @@ class Family:
 
     name: str
     text_encoders: tuple[str, ...]  # the host's names for them
-    layer: int | None  # the hidden state that the U-Net reads, `None` for the last; the final norm follows either way
+    layer: int | None  # the hidden state that the U-Net reads; `None` for the last
+    final_norm: bool = True  # whether the final norm follows a hidden state that is not the last
+    pooled: bool = False  # the U-Net also reads the last encoder's pooled output, and the picture's size
     resolutions: dict[str, int]  # pixels on a side that models were trained at, by what they predict
     latent_scale: float
 
@@ -28,3 +30,13 @@ SD2 = Family(
     resolutions={"epsilon": 512, "v_prediction": 768},  # 2.x-base and 2.x
     latent_scale=0.18215,
 )
+SDXL = Family(
+    name="SDXL",
+    text_encoders=("clip_l", "clip_g"),
+    layer=-2,
+    final_norm=False,
+    pooled=True,
+    resolutions={"epsilon": 1024, "v_prediction": 1024},
+    latent_scale=0.13025,
+)
+FAMILIES = (SD1, SD2, SDXL)

@@ -1,5 +1,6 @@
 """The losses, as functions of a `Prediction`. Each averages within a sample first, then over the batch."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,7 +17,9 @@ def denoising(prediction: Prediction) -> Tensor:
     return ((error * mask).sum(dim=(1, 2, 3)) / area).mean()
 
 
-def knowledge_preservation(prediction: Prediction) -> Tensor:
-    """`mean(1 - cos(h_tuned, h_frozen))` over prompts and positions of the text encoder's output (TextBoost)."""
-    tuned, frozen = prediction.preservation_states, prediction.batch.preservation_targets
-    return (1 - F.cosine_similarity(tuned.float(), frozen.float(), dim=-1)).mean()
+def knowledge_preservation(prediction: Prediction, encoders: slice = slice(None)) -> Tensor:
+    """`mean(1 - cos(h_tuned, h_frozen))` over prompts, positions and those text encoders that train (TextBoost)."""
+    tuned = prediction.preservation.parts
+    frozen = prediction.batch.preservation_targets.split([part.shape[-1] for part in tuned], dim=-1)
+    pairs = [*zip(tuned, frozen, strict=True)][encoders]
+    return torch.stack([(1 - F.cosine_similarity(t.float(), f.float(), dim=-1)).mean() for t, f in pairs]).mean()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .models import Models
+from .models import Encoding, Models
 
 # What the count below does not see: workspaces, fragmentation, the text encoder's activations.
 MARGIN, BASE = 1.25, 256 * 2**20
@@ -61,16 +61,23 @@ def activation_bytes(models: Models, side: int, checkpointing: bool) -> int:
             sizes[storage._cdata] = storage.nbytes()
         return tensor
 
-    width = unet.config.cross_attention_dim
-    context = torch.zeros(1, 77, width, dtype=unet.dtype, device="meta", requires_grad=True)
-    latents = torch.zeros(1, 4, side, side, dtype=unet.dtype, device="meta")
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        unet(latents, torch.zeros(1, dtype=torch.long, device="meta"), context)
+        unet(**_inputs(models, side))
     whole = sum(sizes.values())
     if not checkpointing:
         return whole
     # While it goes back, one block at a time is computed again.
     return whole + activation_bytes(models, side, False) // len(list(unet.down_blocks) + list(unet.up_blocks))
+
+
+def _inputs(models: Models, side: int) -> dict:
+    """What the U-Net is called with for one sample, without memory."""
+    encoders = models.text_encoders
+    parts = tuple(torch.zeros(1, 77, e.embedding.weight.shape[1], requires_grad=True, device="meta") for e in encoders)
+    projection = encoders[-1].projection
+    pooled = None if projection is None else torch.zeros(1, len(projection), device="meta")
+    latents, timesteps = torch.zeros(1, 4, side, side, device="meta"), torch.zeros(1, device="meta")
+    return models.unet_inputs(latents, timesteps, Encoding(parts=parts, pooled=pooled))
 
 
 def _is_scores(tensor: Tensor, heads: int | tuple[int, ...]) -> bool:

@@ -5,7 +5,7 @@ it never sees the host: the graph's own modules are copied from, not used.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -20,22 +20,76 @@ EncodeImages = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 DecodeLatents = Callable[[Tensor], Tensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """Prompts as the U-Net reads them."""
+
+    parts: tuple[Tensor, ...]  # hidden states [n, 77, d] of each text encoder
+    pooled: Tensor | None = None  # [n, p], where the family reads it
+    mask: Tensor | None = None  # [n, 77, 1], see Subject
+
+    @property
+    def hidden_states(self) -> Tensor:
+        """`[n, 77, d]`, the encoders joined along the last axis."""
+        return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts, dim=-1)
+
+    def __getitem__(self, rows: slice) -> "Encoding":
+        return self.map(lambda tensor: tensor[rows])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Encoding":
+        """The encoding with `function` applied to every tensor."""
+        pooled, mask = (None if tensor is None else function(tensor) for tensor in (self.pooled, self.mask))
+        return Encoding(parts=tuple(map(function, self.parts)), pooled=pooled, mask=mask)
+
+
+@dataclass(kw_only=True)
+class Subject:
+    """The learned word that adapters follow, and where it acts in the prompts at hand."""
+
+    ids: tuple[int, ...]
+    mask: Tensor | None = None  # [n, 77, 1]
+
+    def find(self, input_ids: Tensor) -> Tensor:
+        """1 from the word's first position on up to the first end token, 0 elsewhere; `[n, 77, 1]` for `[n, 77]`.
+
+        What follows the end is padding, whatever it is called: CLIP-L pads with the end token itself.
+        """
+        words = torch.isin(input_ids, torch.tensor(self.ids, device=input_ids.device))
+        ends = input_ids == END
+        begun, ended = words.cumsum(dim=1) > 0, ends.cumsum(dim=1) - ends.int() > 0
+        self.mask = (begun & ~ended)[..., None].float()
+        return self.mask
+
+
 class TextEncoder(nn.Module):
     """CLIP's text model with its tokenizer, read at the layer the host reads it.
 
     Args:
         module: a transformers `CLIPTextModel`.
         layer: `None` for the last hidden state, or a negative index into the hidden states ("clip skip").
+        final_norm: whether the final norm follows a hidden state that `layer` chose; it always follows the last.
+        projection: of the pooled output `[p, d]`, for an encoder whose pooled output is read.
     """
 
-    def __init__(self, module: nn.Module, tokenizer: Tokenizer, layer: int | None = None):
+    def __init__(
+        self,
+        module: nn.Module,
+        tokenizer: Tokenizer,
+        layer: int | None = None,
+        *,
+        final_norm: bool = True,
+        projection: Tensor | None = None,
+    ):
         super().__init__()
         self.module = module
         self.tokenizer = tokenizer
         self.layer = layer
+        self.final_norm = final_norm
+        self.register_buffer("projection", projection)
         # Learned earlier in the graph: vectors a placeholder starts from, and outputs that are already fixed.
         self.known_tokens: dict[str, Tensor] = {}
         self.fixed_outputs: Tensor | None = None
+        self.subject: Subject | None = None
 
     @property
     def text_model(self) -> nn.Module:
@@ -45,7 +99,7 @@ class TextEncoder(nn.Module):
     @property
     def layers_read(self) -> list[str]:
         """Names within `text_model` of the layers that the output depends on; the others would train in name only."""
-        unread = 0 if self.layer is None else -self.layer - 1
+        unread = 0 if self.layer is None or self.projection is not None else -self.layer - 1
         return [f"encoder.layers.{i}" for i in range(len(self.text_model.encoder.layers) - unread)]
 
     @property
@@ -59,30 +113,46 @@ class TextEncoder(nn.Module):
     def device(self) -> torch.device:
         return self.text_model.final_layer_norm.weight.device
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Hidden states `[n, 77, d]` for ids `[n, 77]`."""
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Hidden states `[n, 77, d]` for ids `[n, 77]`, and the pooled output `[n, p]` where there is a projection."""
+        if self.subject:
+            self.subject.find(input_ids)
         output = self.module(input_ids=input_ids, output_hidden_states=self.layer is not None)
-        if self.layer is None:
-            hidden = output.last_hidden_state
-        else:
-            hidden = self.text_model.final_layer_norm(output.hidden_states[self.layer])
-        return hidden if self.fixed_outputs is None else self._with_fixed_outputs(input_ids, hidden)
+        hidden = output.last_hidden_state if self.layer is None else self._normed(output.hidden_states[self.layer])
+        pooled = self._pooled(output.last_hidden_state, (input_ids == END).int().argmax(dim=1))
+        return (hidden, pooled) if self.fixed_outputs is None else self._fixed(input_ids, hidden, pooled)
 
-    def _with_fixed_outputs(self, input_ids: Tensor, hidden: Tensor) -> Tensor:
-        fixed = self.fixed_outputs[-1 if self.layer is None else self.layer].to(hidden)
+    def _normed(self, hidden: Tensor) -> Tensor:
+        return self.text_model.final_layer_norm(hidden) if self.final_norm else hidden
+
+    def _pooled(self, last_hidden_state: Tensor, ends: Tensor) -> Tensor | None:
+        """The last hidden state at each prompt's end, projected."""
+        if self.projection is None:
+            return None
+        rows = torch.arange(len(ends), device=ends.device)
+        return last_hidden_state[rows, ends] @ self.projection.T
+
+    def _fixed(self, input_ids: Tensor, hidden: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        outputs = self.fixed_outputs.to(hidden)
+        fixed = outputs[-1 if self.layer is None else self.layer]
         hidden = torch.cat([fixed[:1].expand(len(hidden), -1, -1), hidden[:, 1:]], dim=1)
         empty = input_ids[:, 1] == END
-        return torch.where(empty[:, None, None], fixed, hidden)
+        hidden = torch.where(empty[:, None, None], fixed, hidden)
+        if pooled is not None:
+            last = outputs[-1:] if self.final_norm else self.text_model.final_layer_norm(outputs[-1:])
+            pooled = torch.where(empty[:, None], self._pooled(last, torch.ones_like(input_ids[:1, 0])), pooled)
+        return hidden, pooled
 
     @torch.no_grad()
     def fix_special_outputs(self) -> None:
         """From now on the start token and the empty prompt keep the output that they have at this moment.
 
-        `fixed_outputs` holds them for every layer, `[layers + 1, 77, d]`, because a graph may read another one later.
+        `fixed_outputs` holds them for every layer, `[layers + 1, 77, d]`, because a graph may read another one later;
+        after the final norm where that follows whatever layer is read.
         """
         if self.fixed_outputs is None:
             output = self.module(input_ids=self.tokenizer([""]).to(self.device), output_hidden_states=True)
-            self.fixed_outputs = self.text_model.final_layer_norm(torch.cat(output.hidden_states)).clone()
+            self.fixed_outputs = self._normed(torch.cat(output.hidden_states)).clone()
 
 
 @dataclass(kw_only=True)
@@ -96,6 +166,14 @@ class Models:
     prediction_type: str  # "epsilon" or "v_prediction"
     encode_images: EncodeImages
     decode_latents: DecodeLatents
+    known_adapters: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # learned earlier, by placeholder
+    subject: Subject | None = None
+
+    def follow(self, placeholder: str) -> None:
+        """From now on every encoding says where `placeholder` acts; all text encoders must know it."""
+        self.subject = Subject(ids=tuple(self.text_encoders[-1].tokenizer.placeholders[placeholder]))
+        for encoder in self.text_encoders:
+            encoder.subject = self.subject
 
     def to(self, device: torch.device | str, unet_dtype: torch.dtype) -> "Models":
         """Move to `device`. The frozen U-Net may be half precision; the text encoders, which train, stay float32."""
@@ -131,21 +209,40 @@ class Models:
         """Ids `[len(prompts), number of text encoders, 77]`: encoders pad differently, so each has its own."""
         return torch.stack([encoder.tokenizer(prompts) for encoder in self.text_encoders], dim=1)
 
-    def encode_ids(self, input_ids: Tensor) -> Tensor:
-        """Hidden states `[n, 77, d]` of all text encoders, joined along the last axis."""
-        return torch.cat([encoder(input_ids[:, i]) for i, encoder in enumerate(self.text_encoders)], dim=-1)
+    def encode_ids(self, input_ids: Tensor) -> Encoding:
+        """What the U-Net reads of prompts, from their ids `[n, E, 77]`."""
+        outputs = [encoder(input_ids[:, i]) for i, encoder in enumerate(self.text_encoders)]
+        mask = self.subject and self.subject.mask
+        return Encoding(parts=tuple(hidden for hidden, _ in outputs), pooled=outputs[-1][1], mask=mask)
 
-    def encode_prompts(self, prompts: list[str]) -> Tensor:
+    def encode_prompts(self, prompts: list[str]) -> Encoding:
         return self.encode_ids(self.tokenize(prompts).to(self.device))
 
-    def predict(self, noisy_latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+    def predict(self, noisy_latents: Tensor, timesteps: Tensor, encoding: Encoding) -> Tensor:
         """The U-Net's output, epsilon or v, `[n, 4, h, w]` in the U-Net's precision."""
-        dtype = self.unet.dtype
-        inputs = noisy_latents.to(dtype), timesteps, encoder_hidden_states.to(dtype)
-        if dtype == torch.float32:
-            return self.unet(*inputs).sample
+        if self.subject:
+            self.subject.mask = encoding.mask
+        inputs = self.unet_inputs(noisy_latents, timesteps, encoding)
+        if self.unet.dtype == torch.float32:
+            return self.unet(**inputs).sample
         with torch.autocast(self.device.type, enabled=False):  # weights in half precision need no casting
-            return self.unet(*inputs).sample
+            return self.unet(**inputs).sample
+
+    def unet_inputs(self, noisy_latents: Tensor, timesteps: Tensor, encoding: Encoding) -> dict:
+        """The U-Net's arguments, in its precision.
+
+        Where the family reads the picture's size, it is told that of the picture at hand, uncropped, as the host does
+        when it draws one of that size.
+        """
+        dtype = self.unet.dtype
+        inputs = {"sample": noisy_latents.to(dtype), "timestep": timesteps}
+        inputs["encoder_hidden_states"] = encoding.hidden_states.to(dtype)
+        if encoding.pooled is not None:
+            height, width = (8 * side for side in noisy_latents.shape[-2:])
+            sizes = torch.tensor([height, width, 0, 0, height, width], device=noisy_latents.device)
+            sizes = sizes.float().expand(len(noisy_latents), -1)
+            inputs["added_cond_kwargs"] = {"text_embeds": encoding.pooled.to(dtype), "time_ids": sizes}
+        return inputs
 
     def _signal_and_noise(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         alphas = self.alphas_cumprod.to(like.device)[timesteps].view(-1, 1, 1, 1)
@@ -232,4 +329,14 @@ def diffusers_unet_config(ldm: dict) -> dict:
         attention_head_dim=tuple(ldm["num_heads"] if head_size == -1 else c // head_size for c in channels),
         cross_attention_dim=ldm["context_dim"],
         use_linear_projection=ldm["use_linear_in_transformer"],
+        **_size_embedding(ldm.get("adm_in_channels")),
+    )
+
+
+def _size_embedding(width: int | None) -> dict:
+    """SDXL's U-Net also reads the pooled text and six numbers about the picture's size, 256 values each."""
+    if width is None:
+        return {}
+    return dict(
+        addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=width
     )

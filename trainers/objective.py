@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 
-from .models import Models
+from .models import Encoding, Models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class Batch:
     input_ids: Tensor  # [B, E, 77], one row of ids for each of E text encoders
     masks: Tensor | None = None  # [B, 1, h, w] in 0..1
     preservation_ids: Tensor | None = None  # [P, E, 77]
-    preservation_targets: Tensor | None = None  # [P, 77, d], the frozen encoder's output
+    preservation_targets: Tensor | None = None  # [P, 77, d], the frozen encoders' joined outputs
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -40,8 +40,8 @@ class Prediction:
     target: Tensor  # [B, 4, h, w]
     timesteps: Tensor  # [B]
     batch: Batch
-    encoder_hidden_states: Tensor  # [B, 77, d]
-    preservation_states: Tensor | None = None  # [P, 77, d]
+    encoding: Encoding  # of the B prompts
+    preservation: Encoding | None = None  # of the P preservation prompts
 
 
 Loss = Callable[[Prediction], Tensor]
@@ -64,13 +64,13 @@ class Objective(nn.Module):
     def predict(self, batch: Batch, noise: Tensor, timesteps: Tensor) -> Prediction:
         models, size = self.models, len(batch)
         ids = [ids for ids in (batch.input_ids, batch.preservation_ids) if ids is not None]
-        states = models.encode_ids(torch.cat(ids))  # one pass through the text encoder for both kinds of prompt
+        encoding = models.encode_ids(torch.cat(ids))  # one pass through the text encoder for both kinds of prompt
         noisy_latents = models.add_noise(batch.latents, noise, timesteps)
         return Prediction(
-            model_pred=models.predict(noisy_latents, timesteps, states[:size]).float(),
+            model_pred=models.predict(noisy_latents, timesteps, encoding[:size]).float(),
             target=models.target(batch.latents, noise, timesteps),
             timesteps=timesteps,
             batch=batch,
-            encoder_hidden_states=states[:size],
-            preservation_states=states[size:] if batch.preservation_ids is not None else None,
+            encoding=encoding[:size],
+            preservation=encoding[size:] if batch.preservation_ids is not None else None,
         )

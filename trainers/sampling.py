@@ -39,11 +39,11 @@ def sample(
 def _sample_chunk(models, prompts, seeds, side: int, steps: int, guidance: float) -> Tensor:
     noise = [torch.randn(4, side, side, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     latents = torch.stack(noise).to(models.device)
-    states = models.encode_prompts([*prompts, *[""] * len(prompts)])
+    encoding = models.encode_prompts([*prompts, *[""] * len(prompts)])
 
     def denoised(x: Tensor, t: Tensor) -> Tensor:
         timesteps = t.to(x.device).expand(2 * len(x))
-        output = models.predict(torch.cat([x, x]), timesteps, states).float()
+        output = models.predict(torch.cat([x, x]), timesteps, encoding).float()
         conditional, unconditional = output.chunk(2)
         return clean(models, x, unconditional + guidance * (conditional - unconditional), t)
 

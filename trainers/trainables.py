@@ -1,7 +1,7 @@
 """What can be made to train: new token rows, LoRA layers, chosen weights. Everything else stays frozen."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -132,3 +132,14 @@ def mean_norm(table: Tensor) -> float:
 def clamp_norms(rows: Tensor, longest: float) -> None:
     """Scale every row that is longer than `longest` back to that length, in place."""
     rows.mul_((longest / rows.norm(dim=-1, keepdim=True).clamp(min=math.ulp(1.0))).clamp(max=1.0))
+
+
+def norm_clamp(embeddings: Iterable[TokenEmbedding]) -> Callable[[], None]:
+    """A function for after each step: no new row is longer than its vocabulary's rows are on average."""
+    longest = [(embedding.rows, mean_norm(embedding.table)) for embedding in embeddings]
+
+    def clamp() -> None:
+        for rows, length in longest:
+            clamp_norms(rows, length)
+
+    return clamp

@@ -11,7 +11,7 @@ import torch
 from torch import Generator
 
 from . import augmentation
-from .data import Concept, Latents, PreservationPrompts, choose, encode_views
+from .data import TEMPLATES, Concept, Latents, PreservationPrompts, choose, encode_views
 from .models import Models
 from .objective import Batch
 
@@ -36,6 +36,20 @@ class PairedViews:
     naming: str
     pool: int
     batch_size: int
+
+    @classmethod
+    def of(cls, recipe, concept: Concept) -> "PairedViews":
+        """As the fields of a recipe say."""
+        return cls(
+            templates=TEMPLATES[recipe.templates],
+            subject=recipe.subject(concept),
+            p=recipe.augmentation_p,
+            grayscale_p=recipe.grayscale_p,
+            kinds=recipe.augmentations,
+            naming=recipe.augmentation_prompt,
+            pool=recipe.views,
+            batch_size=recipe.batch_size,
+        )
 
     def pools(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Latents]:
         """Encoded views for one step after the other: always the same pool, or fresh ones.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from torch import Generator
-from torch.nn import Module
+from torch.nn import Module, Parameter
 
 from .. import augmentation, losses, timesteps, trainables
 from ..data import TEMPLATES, Concept, PreservationPrompts, shipped_captions
@@ -23,6 +23,8 @@ from ..views import PairedViews
 
 TEXT_TARGETS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
 UNET_TARGETS = ["attn2.to_k", "attn2.to_v"]
+# Of several text encoders; a model with one has the same whatever is chosen.
+WHICH = {"second": slice(-1, None), "first": slice(0, 1), "both": slice(None)}
 # Which rows of a LoRA's B train, counted from 0 along its outputs: an object's are odd, a style's even, so that the
 # two never change the same output.
 MIXING = {"off": slice(None), "object": slice(1, None, 2), "style": slice(0, None, 2)}
@@ -103,6 +105,12 @@ class TextBoost:
     unet_lora_learning_rate: float = setting(
         1e-4, "Learning rate of the U-Net's LoRA.", min=0.0, max=1.0, advanced=True
     )
+    text_encoder: str = setting(
+        "second",
+        "Which text encoder of SDXL learns; the other reads the new word as the initializer.",
+        options=tuple(WHICH),
+        advanced=True,
+    )
 
     def subject(self, concept: Concept) -> str:
         """What `{}` in a prompt stands for."""
@@ -116,29 +124,30 @@ class TextBoost:
             )
 
     def stages(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Stage]:
-        encoder = models.text_encoders[0]
         if self.fixed_outputs:
-            encoder.fix_special_outputs()
-        tokens = trainables.add_tokens(encoder, [(concept.placeholder_token, concept.initializer), *self._tokens()])
+            for encoder in models.text_encoders:
+                encoder.fix_special_outputs()
+        words = [(concept.placeholder_token, concept.initializer), *self._tokens()]
+        tokens = [trainables.add_tokens(encoder, words) for encoder in models.text_encoders][WHICH[self.text_encoder]]
         preserved = self._preserved(models, concept)  # while the encoder still is the teacher
-        views = self._views(concept)
+        views = PairedViews.of(self, concept)
         pools = views.pools(models, concept, generator)
         lora = self._lora(models, generator)
 
         objectives = {"denoising": (1.0, losses.denoising)}
         if preserved:
-            objectives["knowledge_preservation"] = (self.knowledge_weight, losses.knowledge_preservation)
-        longest = trainables.mean_norm(tokens.table)
+            preservation = partial(losses.knowledge_preservation, encoders=WHICH[self.text_encoder])
+            objectives["knowledge_preservation"] = (self.knowledge_weight, preservation)
         sampler = timesteps.snr_weighted if self.snr_weighted else timesteps.uniform
         yield Stage(
             name="textboost",
             steps=self.steps,
-            params=[{"params": [tokens.rows], "lr": self.embedding_learning_rate}, *lora],
+            params=[{"params": [t.rows for t in tokens], "lr": self.embedding_learning_rate}, *lora],
             weight_decay=self.weight_decay,
             batches=views.batches(models, concept, pools, generator, preserved),
             losses=objectives,
             timesteps=sampler(models.alphas_cumprod, generator),
-            after_step=partial(trainables.clamp_norms, tokens.rows, longest) if self.clamp_norms else lambda: None,
+            after_step=trainables.norm_clamp(tokens) if self.clamp_norms else lambda: None,
         )
 
     def _tokens(self) -> list[tuple[str, str]]:
@@ -146,17 +155,21 @@ class TextBoost:
         return [augmentation.TOKENS[name] for name in names]
 
     def _lora(self, models: Models, generator: Generator) -> list[dict]:
-        """Optimizer groups: the text encoder's LoRA and, where it is on, the U-Net's, whose alpha is its rank."""
+        """Optimizer groups: the text encoders' LoRA and, where it is on, the U-Net's, whose alpha is its rank."""
 
-        def group(module: Module, targets: list[str], rank: int, alpha: float, lr: float) -> dict:
-            params = trainables.add_lora(module, targets, rank, alpha, generator, MIXING[self.mixing])
+        def layers(module: Module, targets: list[str], rank: int, alpha: float) -> list[Parameter]:
+            return trainables.add_lora(module, targets, rank, alpha, generator, MIXING[self.mixing])
+
+        def group(params: list[Parameter], lr: float) -> dict:
             return {"params": params, "lr": lr, "max_grad_norm": self.max_grad_norm}
 
-        encoder, rank = models.text_encoders[0], self.unet_lora_rank
-        targets = [f"{layer}.{target}" for layer in encoder.layers_read for target in TEXT_TARGETS]
-        groups = [group(encoder.text_model, targets, self.lora_rank, self.lora_alpha, self.lora_learning_rate)]
-        if rank:
-            groups.append(group(models.unet, UNET_TARGETS, rank, rank, self.unet_lora_learning_rate))
+        text = []
+        for encoder in models.text_encoders[WHICH[self.text_encoder]]:
+            targets = [f"{layer}.{target}" for layer in encoder.layers_read for target in TEXT_TARGETS]
+            text += layers(encoder.text_model, targets, self.lora_rank, self.lora_alpha)
+        groups = [group(text, self.lora_learning_rate)]
+        if rank := self.unet_lora_rank:
+            groups.append(group(layers(models.unet, UNET_TARGETS, rank, rank), self.unet_lora_learning_rate))
         return groups
 
     def _preserved(self, models: Models, concept: Concept) -> PreservationPrompts | None:
@@ -164,18 +177,6 @@ class TextBoost:
             return None
         captions = self.captions or shipped_captions()
         return PreservationPrompts(models, concept.class_word, TEMPLATES[self.templates], captions)
-
-    def _views(self, concept: Concept) -> PairedViews:
-        return PairedViews(
-            templates=TEMPLATES[self.templates],
-            subject=self.subject(concept),
-            p=self.augmentation_p,
-            grayscale_p=self.grayscale_p,
-            kinds=self.augmentations,
-            naming=self.augmentation_prompt,
-            pool=self.views,
-            batch_size=self.batch_size,
-        )
 
 
 BENCHMARK = TextBoost()
