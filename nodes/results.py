@@ -1,6 +1,5 @@
 """Save: what was learned, as files for stock loaders."""
 
-import contextlib
 import os
 import re
 
@@ -10,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..trainers.files import replaced
 from ..trainers.sentences import quoted, reason
 from .schema import checked
 from .sockets import CATEGORY, ResultSocket
@@ -77,14 +77,10 @@ def _target(kind: str, name: str, overwrite: bool) -> str:
 
 
 def _write(tensors: dict[str, Tensor], path: str, metadata: dict[str, str]) -> None:
-    """Beside the file and then renamed: a full disk leaves an earlier file of that name as it was."""
-    beside = f"{path}.tmp"
     try:
-        save_file(tensors, beside, metadata=metadata)
-        os.replace(beside, path)
+        with replaced(path) as beside:
+            save_file(tensors, beside, metadata=metadata)
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            os.remove(beside)
         name = os.path.basename(path)
         raise RuntimeError(
             f"The file {name} cannot be written ({reason(error)}): make room and queue again."
