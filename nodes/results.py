@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..trainers.files import replaced
 from ..trainers.sentences import quoted, reason
-from .schema import checked
+from .schema import checked, valid
 from .sockets import CATEGORY, ResultSocket
 
 
@@ -40,10 +40,7 @@ class Save(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, name: str | None = None) -> bool | str:
         """A name that cannot be one is known before the training, not after it; one that a link brings is not."""
-        try:
-            return name is None or bool(_file_name(str(name)))
-        except ValueError as error:
-            return str(error)
+        return valid(_file_name, name)
 
     @classmethod
     @checked
@@ -59,7 +56,7 @@ class Save(io.ComfyNode):
 
 
 def _file_name(name: str) -> str:
-    name = name.strip()
+    name = str(name).strip()
     if not re.fullmatch(r"[\w-]{1,60}", name):
         raise ValueError(f"{quoted(name)} cannot be a file name: use 1 to 60 letters, digits, - and _ only.")
     return name
