@@ -149,19 +149,23 @@ class RunFolder:
 
     def _logged(self, steps: int) -> bool:
         try:
-            return len(self.history(steps)) == steps
+            self.history(steps)
         except (OSError, ValueError):
             return False
+        return True
 
-    def ancestor(self, lineage: str, steps: int) -> "RunFolder | None":
-        """The run beside this one that went furthest towards its `steps`: the same but for their number."""
-        best, most = None, 0
+    def ancestor(self, lineage: str, steps: int) -> tuple["RunFolder", tuple[StageState, ...]]:
+        """The run beside this one that went furthest towards its `steps`, the same but for their number, and its state.
+
+        This one and no state, if there is none.
+        """
+        best, stages = self, ()
         for path in self.path.parent.iterdir() if lineage else ():
             other = RunFolder(path)
             if path != self.path and other.about().get("lineage") == lineage:
-                done = total_steps(other.last_state(before=steps - 1))
-                best, most = (other, done) if done > most else (best, most)
-        return best
+                theirs = other.last_state(before=steps - 1)
+                best, stages = (other, theirs) if total_steps(theirs) > total_steps(stages) else (best, stages)
+        return best, stages
 
     # -- results
 
