@@ -131,7 +131,10 @@ def measure(args, device: torch.device, dtype: torch.dtype) -> Clock:
     timed = TimedDevice(device=device, dtype=dtype)
     timed.clock = clock
     ends = [clock.now()]
-    on_step = lambda report, state: ends.append(clock.now())  # noqa: E731
+
+    def on_step(report, capture) -> None:
+        ends.append(clock.now())
+
     loop.train_stage(stage, models, timed, generator, micro_batch_size=args.split, on_step=on_step)
     clock.parts["whole step"] = [b - a for a, b in zip(ends, ends[1:])]
     return clock

@@ -1,6 +1,5 @@
 """Save: what was learned, as files for stock loaders."""
 
-import contextlib
 import os
 import re
 
@@ -10,8 +9,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..trainers.files import replaced
 from ..trainers.sentences import quoted, reason
-from .schema import checked
+from .schema import checked, valid
 from .sockets import CATEGORY, ResultSocket
 
 
@@ -40,10 +40,7 @@ class Save(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, name: str | None = None) -> bool | str:
         """A name that cannot be one is known before the training, not after it; one that a link brings is not."""
-        try:
-            return name is None or bool(_file_name(str(name)))
-        except ValueError as error:
-            return str(error)
+        return valid(_file_name, name)
 
     @classmethod
     @checked
@@ -59,7 +56,7 @@ class Save(io.ComfyNode):
 
 
 def _file_name(name: str) -> str:
-    name = name.strip()
+    name = str(name).strip()
     if not re.fullmatch(r"[\w-]{1,60}", name):
         raise ValueError(f"{quoted(name)} cannot be a file name: use 1 to 60 letters, digits, - and _ only.")
     return name
@@ -77,14 +74,10 @@ def _target(kind: str, name: str, overwrite: bool) -> str:
 
 
 def _write(tensors: dict[str, Tensor], path: str, metadata: dict[str, str]) -> None:
-    """Beside the file and then renamed: a full disk leaves an earlier file of that name as it was."""
-    beside = f"{path}.tmp"
     try:
-        save_file(tensors, beside, metadata=metadata)
-        os.replace(beside, path)
+        with replaced(path) as beside:
+            save_file(tensors, beside, metadata=metadata)
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            os.remove(beside)
         name = os.path.basename(path)
         raise RuntimeError(
             f"The file {name} cannot be written ({reason(error)}): make room and queue again."

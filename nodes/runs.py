@@ -9,19 +9,21 @@ from ..trainers.folder import RunFolder
 from ..trainers.sentences import quoted
 from . import host
 from .apply import EXACT, apply
-from .schema import checked
+from .schema import checked, valid
 from .sockets import CATEGORY, ResultSocket
 
 NONE = "there is no run yet"
 
 
+def folders() -> list[RunFolder]:
+    """All runs, the newest first."""
+    files = [file for file in host.runs_folder().glob("*/run.json") if re.fullmatch(r"[0-9a-f]{16}", file.parent.name)]
+    return [RunFolder(file.parent) for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)]
+
+
 def labels() -> list[str]:
     """One line per run, the newest first; it ends with the run's digest."""
-    folders = [
-        path for path in host.runs_folder().glob("*/run.json") if re.fullmatch(r"[0-9a-f]{16}", path.parent.name)
-    ]
-    newest = sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
-    return [_label(RunFolder(path.parent)) for path in newest] or [NONE]
+    return [_label(folder) for folder in folders()] or [NONE]
 
 
 def _label(folder: RunFolder) -> str:
@@ -39,17 +41,10 @@ def find(label: object) -> RunFolder:
         ValueError: there is no such run.
     """
     digest = str(label).rsplit(" ", 1)[-1]  # the host does not see to it that a choice is text
-    folder = host.runs_folder() / digest
-    if not re.fullmatch(r"[0-9a-f]{16}", digest) or not (folder / "run.json").is_file():
-        raise ValueError(f"There is no run {quoted(str(label))}: choose one of the list (press R to refresh it).")
-    return RunFolder(folder)
-
-
-def _checked(run: str | None) -> bool | str:
-    try:
-        return run is None or bool(find(run))  # what a link brings is not known yet
-    except ValueError as error:
-        return str(error)
+    for folder in folders():
+        if folder.path.name == digest:
+            return folder
+    raise ValueError(f"There is no run {quoted(str(label))}: choose one of the list (press R to refresh it).")
 
 
 class Load(io.ComfyNode):
@@ -82,7 +77,7 @@ class Load(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, run: str | None = None) -> bool | str:
         """Instead of the host's own check: a run's line changes when it ends, its digest does not."""
-        return _checked(run)
+        return valid(find, run)
 
     @classmethod
     def fingerprint_inputs(cls, run: str | None = None, **others) -> float:
@@ -122,7 +117,7 @@ class Runs(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, action: str | None = None, run: str | None = None) -> bool | str:
-        return _checked(run) if action == "delete" else True
+        return valid(find, run) if action == "delete" else True
 
     @classmethod
     def fingerprint_inputs(cls, **inputs) -> float:
@@ -136,7 +131,7 @@ class Runs(io.ComfyNode):
             folder = find(run)
             folder.delete()
             lines.append(f"Deleted {run}.")
-        sizes = [(label, find(label).size()) for label in labels() if label != NONE]
+        sizes = [(_label(folder), folder.size()) for folder in folders()]
         lines += [f"{size / 2**20:8.1f} MB  {label}" for label, size in sizes]
         lines.append(f"{len(sizes)} runs, {sum(size for _, size in sizes) / 2**20:.1f} MB")
         return io.NodeOutput("\n".join(lines), ui=ui.PreviewText("\n".join(lines)))

@@ -71,6 +71,14 @@ def checked(execute):
     return wrapper
 
 
+def valid(check, value) -> bool | str:
+    """For a node's `validate_inputs`: `True`, or the sentence that `check` raises; what a link brings is not known."""
+    try:
+        return value is None or bool(check(value))
+    except ValueError as error:
+        return str(error)
+
+
 def _check_input(wanted: io.Input, value, is_list: bool) -> None:
     if isinstance(wanted, io.Autogrow.Input):
         for one in value.values() if isinstance(value, dict) else ():

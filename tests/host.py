@@ -55,13 +55,20 @@ def demo_overrides():
     return show.one_by_one(show.read_json(ROOT / "demo" / "overrides.json"))[0]
 
 
-@contextlib.contextmanager
-def start(comfyui, base, *, cpu, arguments=(), pack=ROOT):
-    """Starts ComfyUI on a free port with this pack, demo/host_node and the demo's picture, and stops it at the end."""
-    from ..demo import build, report, show
+def prepare(base, pack=ROOT):
+    """A base directory with this pack, demo/host_node and the tiny checkpoint."""
+    from ..demo import build
 
     api.make_base_directory(base, {"personalize": pack, "personalize_demo_host": ROOT / "demo" / "host_node"})
     build.build_checkpoint(base / "models" / "checkpoints" / CHECKPOINT)
+
+
+@contextlib.contextmanager
+def start(comfyui, base, *, cpu, arguments=(), pack=ROOT):
+    """Starts ComfyUI on a free port with this pack, demo/host_node and the demo's picture, and stops it at the end."""
+    from ..demo import report, show
+
+    prepare(base, pack)
     report.reference(base / "input" / show.REFERENCE, show.INSTANCE, show.class_word(demo_overrides()))
     server = api.Server(comfyui, sys.executable, base, cpu=cpu, arguments=arguments)
     with server as client:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from personalize.demo import client as api
+from personalize.tests.prompts import defaults
 
 pytestmark = [pytest.mark.slow, pytest.mark.comfy]
 
@@ -33,11 +34,6 @@ def reference(server):
 @pytest.fixture(scope="module")
 def graph(server, object_info, reference):
     """`graph(node={input: value}, ...)`: the smallest personalising workflow as an API prompt, with changes."""
-
-    def defaults(inputs, prefix=""):
-        fields = {**inputs.get("required", {}), **inputs.get("optional", {})}
-        return {prefix + name: spec[1]["default"] for name, spec in fields.items() if "default" in (spec[-1] or {})}
-
     info = {
         name: object_info[f"Personalize{name}"]["input"] for name in ("LoadReferences", "TextBoost", "Train", "Save")
     }
@@ -52,7 +48,8 @@ def graph(server, object_info, reference):
         ),
         "recipe": (
             "PersonalizeTextBoost",
-            {"preset": "benchmark", **defaults(benchmark, "preset."), "preset.steps": STEPS, "preset.views": 8},
+            {f"preset.{name}": value for name, value in defaults(benchmark).items()}
+            | {"preset": "benchmark", "preset.steps": STEPS, "preset.views": 8},
         ),
         "train": (
             "PersonalizeTrain",

@@ -73,13 +73,11 @@ class Machine:
     """A base directory and the servers that run on it one after the other."""
 
     def __init__(self, comfyui, base):
-        from personalize.demo import build, world
+        from personalize.demo import world
         from personalize.tests import host
 
         self.comfyui, self.base, self.server = comfyui, base, None
-        packs = {"personalize": host.ROOT, "personalize_demo_host": host.ROOT / "demo" / "host_node"}
-        api.make_base_directory(base, packs)
-        build.build_checkpoint(base / "models" / "checkpoints" / host.CHECKPOINT)
+        host.prepare(base)
         dog = world.instance(world.TEST_SEEDS[0], "dog")
         picture = world.picture(world.draw(dog, world.reference_scene(), random.Random(0)))
         picture.save(base / "input" / "dog.png")

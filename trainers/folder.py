@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import export, state
+from .files import replaced
 from .state import StageState
 
 CHECKPOINTS_KEPT = 2  # the newest, and the one before it in case the newest is damaged
@@ -99,9 +100,8 @@ class RunFolder:
         self._write_json({**about, "complete": False})
 
     def save_picture(self, picture: Image.Image, name: str) -> None:
-        beside = (self.path / name).with_suffix(".tmp")
-        picture.save(beside, format="PNG")
-        os.replace(beside, self.path / name)
+        with replaced(self.path / name) as beside:
+            picture.save(beside, format="PNG")
 
     def about(self) -> dict:
         """run.json; empty where there is none that can be read, or another program wrote something else."""
@@ -124,9 +124,8 @@ class RunFolder:
 
     def log(self, history: list[dict]) -> TextIO:
         """The log with `history` in it, open for more."""
-        beside = self.path / "steps.tmp"
-        beside.write_text("".join(json.dumps(entry) + "\n" for entry in history), encoding="utf-8")
-        os.replace(beside, self.path / "steps.jsonl")
+        with replaced(self.path / "steps.jsonl") as beside:
+            beside.write_text("".join(json.dumps(entry) + "\n" for entry in history), encoding="utf-8")
         return (self.path / "steps.jsonl").open("a", encoding="utf-8")
 
     def save_state(self, stages: tuple[StageState, ...]) -> None:
@@ -150,19 +149,23 @@ class RunFolder:
 
     def _logged(self, steps: int) -> bool:
         try:
-            return len(self.history(steps)) == steps
+            self.history(steps)
         except (OSError, ValueError):
             return False
+        return True
 
-    def ancestor(self, lineage: str, steps: int) -> "RunFolder | None":
-        """The run beside this one that went furthest towards its `steps`: the same but for their number."""
-        best, most = None, 0
+    def ancestor(self, lineage: str, steps: int) -> tuple["RunFolder", tuple[StageState, ...]]:
+        """The run beside this one that went furthest towards its `steps`, the same but for their number, and its state.
+
+        This one and no state, if there is none.
+        """
+        best, stages = self, ()
         for path in self.path.parent.iterdir() if lineage else ():
             other = RunFolder(path)
             if path != self.path and other.about().get("lineage") == lineage:
-                done = total_steps(other.last_state(before=steps - 1))
-                best, most = (other, done) if done > most else (best, most)
-        return best
+                theirs = other.last_state(before=steps - 1)
+                best, stages = (other, theirs) if total_steps(theirs) > total_steps(stages) else (best, stages)
+        return best, stages
 
     # -- results
 
@@ -223,14 +226,12 @@ class RunFolder:
         shutil.rmtree(self.path)
 
     def _save_tensors(self, tensors: dict[str, Tensor], name: str, metadata: dict[str, str]) -> None:
-        beside = self.path / f"{name}.tmp"
-        save_file(tensors, beside, metadata=metadata)
-        os.replace(beside, self.path / f"{name}.safetensors")
+        with replaced(self.path / f"{name}.safetensors") as beside:
+            save_file(tensors, beside, metadata=metadata)
 
     def _write_json(self, data: dict) -> None:
-        beside = self.path / "run.tmp"
-        beside.write_text(json.dumps(data, indent=2), encoding="utf-8")
-        os.replace(beside, self.path / "run.json")
+        with replaced(self.path / "run.json") as beside:
+            beside.write_text(json.dumps(data, indent=2), encoding="utf-8")
 
 
 def _load(path: Path) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ It knows tensors only, neither methods nor folders.
 """
 
 import json
-import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Generator, Tensor
+
+from .files import replaced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +75,16 @@ def restore(
 
 
 def save(stages: tuple[StageState, ...], path: Path) -> None:
-    """Write the stages so far, the last of them under way, beside `path` and then rename: never half a file there."""
+    """Write the stages so far, the last of them under way."""
     tensors = {}
     for i, stage in enumerate(stages):
         tensors[f"{i}.generator"] = stage.generator
         tensors |= {f"{i}.params.{j}": tensor for j, tensor in enumerate(stage.params)}
         tensors |= {f"{i}.optimizer.{j}.{name}": v for j, named in stage.optimizer.items() for name, v in named.items()}
     about = [{"step": s.step, "seconds": s.seconds, "scaler": s.scaler, "params": len(s.params)} for s in stages]
-    beside = path.with_suffix(".tmp")
     metadata = {"stages": json.dumps(about), "checksum": str(_checksum(tensors))}
-    save_file(tensors, beside, metadata=metadata)
-    os.replace(beside, path)
+    with replaced(path) as beside:
+        save_file(tensors, beside, metadata=metadata)
 
 
 def load(path: Path) -> tuple[StageState, ...] | None:

@@ -132,10 +132,10 @@ class Training:
         """The stages that an earlier process got through, here or in a run with fewer steps."""
         settings, lineage = self.run.settings(), self.run.lineage(self.model)
         self.about = {"settings": settings, "dataset": self.run.dataset(), "model": self.model, "lineage": lineage}
-        source = self.folder
-        earlier = source.last_state()
-        if not earlier and (source := self.folder.ancestor(lineage, self.run.recipe.steps if lineage else 0)):
-            earlier = source.last_state(before=self.run.recipe.steps - 1)
+        source, earlier = self.folder, self.folder.last_state()
+        if not earlier:
+            source, earlier = self.folder.ancestor(lineage, self.run.recipe.steps if lineage else 0)
+        if source is not self.folder:
             moments = "" if earlier[-1].optimizer else ", with new optimizer moments"
             self.about["continued_from"] = f"step {total_steps(earlier)} of run {source.path.name}{moments}"
         elif continued := self.folder.about().get("continued_from"):
