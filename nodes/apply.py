@@ -6,7 +6,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..trainers.folder import RunResult
-from . import carry, exact, host
+from . import carry, causal, exact, host
+from .causal import WordAdapters
 from .schema import checked
 from .sockets import CATEGORY, ResultSocket
 
@@ -74,8 +75,13 @@ def apply(
     earlier = carry.of(clip)
     tokens = {token: dict(zip(encoders, vectors, strict=True)) for token, vectors in result.tokens.items()}
     fixed = dict(zip(encoders, result.fixed_outputs, strict=False))
-    carried = carry.Carried(tokens=earlier.tokens | tokens, fixed_outputs=earlier.fixed_outputs | fixed)
-    return patched, carry.attach(patched_clip, carried)
+    learned = {result.placeholder_token: WordAdapters(result.adapters, strength_text_encoder, strength_unet)}
+    carried = carry.Carried(
+        tokens=earlier.tokens | tokens,
+        fixed_outputs=earlier.fixed_outputs | fixed,
+        adapters=earlier.adapters | learned,
+    )
+    return causal.attach_unet(patched, learned), carry.attach(patched_clip, carried)
 
 
 def check(model, clip, result: RunResult) -> None:
@@ -84,6 +90,7 @@ def check(model, clip, result: RunResult) -> None:
     shapes = {**_shapes(model.model), **_shapes(clip.cond_stage_model)}
     check_layers(result.lora, {**unet_keys, **text_keys}, shapes)
     check_carried(result, clip, host.family_of(model, clip).text_encoders)
+    causal.check(result.adapters, model, clip)
 
 
 def fits(model, clip, result: RunResult) -> bool:

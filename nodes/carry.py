@@ -1,15 +1,16 @@
-"""What a personalised CLIP carries beside its LoRA: new words, and outputs that stay fixed.
+"""What a personalised CLIP carries beside its LoRA: new words, their adapters, and outputs that stay fixed.
 
 Both live on copies: the CLIP that came down the graph, and every other clone of it, stays as it was.
 """
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-KEY = "personalize"
+from . import causal
+from .causal import KEY, WordAdapters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,8 @@ class Carried:
 
     tokens: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # placeholder -> encoder -> [n, d]
     fixed_outputs: dict[str, Tensor] = field(default_factory=dict)  # encoder -> [layers + 1, 77, d]
+    adapters: dict[str, WordAdapters] = field(default_factory=dict)  # placeholder -> its adapters
+    patches: tuple[str, ...] = ()  # what of the host's objects is patched for all this
 
 
 def of(clip) -> Carried:
@@ -28,14 +31,20 @@ def of(clip) -> Carried:
 def attach(clip, carried: Carried):
     """A clone of `clip` that understands every placeholder of `carried` and keeps its fixed outputs."""
     clone = clip.clone()
-    clone.patcher.set_attachments(KEY, carried)
     clone.tokenizer = copy.copy(clip.tokenizer)
     for name in {encoder for vectors in carried.tokens.values() for encoder in vectors}:
         vectors = {token: v[name] for token, v in carried.tokens.items() if name in v}
         setattr(clone.tokenizer, name, _with_words(getattr(clip.tokenizer, name), vectors))
+    patches = causal.text_patches(clone, carried.adapters)
     for name, outputs in carried.fixed_outputs.items():
-        forward = fixed_forward(getattr(clip.cond_stage_model, name), outputs)
-        clone.patcher.add_object_patch(f"{name}.forward", forward)
+        encoder = getattr(clip.cond_stage_model, name)
+        forward = patches.get(f"{name}.forward", causal.method(encoder, "forward"))
+        patches[f"{name}.forward"] = fixed_forward(encoder, outputs, forward)
+    for earlier in of(clip).patches:
+        clone.patcher.object_patches.pop(earlier, None)
+    for target, patch in patches.items():
+        clone.patcher.add_object_patch(target, patch)
+    clone.patcher.set_attachments(KEY, replace(carried, patches=tuple(patches)))
     return clone
 
 
@@ -76,17 +85,17 @@ class PlaceholderWords:
         return super()._try_get_embedding(embedding_name)
 
 
-def fixed_forward(encoder, outputs: Tensor):
-    """The forward of one of the host's text encoders with start token and empty prompt replaced.
+def fixed_forward(encoder, outputs: Tensor, original):
+    """`original`, the forward of one of the host's text encoders, with start token and empty prompt replaced.
 
     Args:
         outputs: the fixed outputs, `[layers + 1, 77, d]`, for whichever layer the graph reads; after the final norm
             where it follows every layer that is read.
     """
-    original, end = type(encoder).forward, encoder.special_tokens["end"]
+    end = encoder.special_tokens["end"]
 
     def forward(tokens, *args, **kwargs):
-        hidden, pooled, *rest = original(encoder, tokens, *args, **kwargs)
+        hidden, pooled, *rest = original(tokens, *args, **kwargs)
         fixed = (_last(encoder, outputs) if encoder.layer == "last" else outputs[encoder.layer_idx]).to(hidden)
         hidden[:, 0] = fixed[0]
         for row, ids in enumerate(tokens):

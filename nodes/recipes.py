@@ -6,11 +6,13 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..trainers.data import captions_of
-from ..trainers.recipes import textboost
+from ..trainers.recipes import textboost, textboost2026
 from ..trainers.sentences import quoted, reason
 from . import host
 from .schema import checked, widgets
 from .sockets import CATEGORY, RecipeSocket
+
+PRESETS = textboost.PRESETS | textboost2026.PRESETS
 
 
 class TextBoostRecipe(io.ComfyNode):
@@ -27,9 +29,10 @@ class TextBoostRecipe(io.ComfyNode):
             inputs=[
                 io.DynamicCombo.Input(
                     "preset",
-                    options=[io.DynamicCombo.Option(name, widgets(r)) for name, r in textboost.PRESETS.items()],
+                    options=[io.DynamicCombo.Option(name, widgets(r)) for name, r in PRESETS.items()],
                     tooltip="benchmark: the settings of the paper's comparison. readme: the authors' example command. "
-                    "style: for a style, from pictures with a caption each.",
+                    "style: for a style, from pictures with a caption each. 2026: the authors' revision, adapters that "
+                    "leave everything before the new word as it was. 2026++: the same, and in the U-Net.",
                 ),
             ],
             outputs=[RecipeSocket.Output(display_name="recipe")],
@@ -41,11 +44,12 @@ class TextBoostRecipe(io.ComfyNode):
         # A prompt saved before a field existed lacks it, and the host then says None: the preset's value stands in.
         values = {field: value for field, value in (preset or {}).items() if value is not None}
         name = values.pop("preset", None)
-        if name not in textboost.PRESETS:
-            known = ", ".join(textboost.PRESETS)
+        if name not in PRESETS:
+            known = ", ".join(PRESETS)
             raise ValueError(f"TextBoost has no preset of that name: choose one of {known}.")
-        values["captions"] = captions(values.get("captions", "").strip())
-        return io.NodeOutput(replace(textboost.PRESETS[name], **values))
+        if "captions" in values:
+            values["captions"] = captions(values["captions"].strip())
+        return io.NodeOutput(replace(PRESETS[name], **values))
 
 
 def captions(name: str) -> tuple[str, ...]:

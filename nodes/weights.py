@@ -67,6 +67,9 @@ def fingerprint(model, clip, vae) -> str:
     for token, vectors in earlier.tokens.items():
         words.append(token)
         tensors += vectors.values()
+    for word, adapters in earlier.adapters.items():
+        words += [word, *adapters.tensors]
+        tensors += adapters.whole().values()
     return runs.digest_of([*tensors, *earlier.fixed_outputs.values()], words)
 
 
@@ -94,6 +97,7 @@ def read_models(model, clip, vae, dtype: torch.dtype, say: Callable[[str], None]
         prediction_type=prediction,
         encode_images=_encoder(model, vae, say),
         decode_latents=_decoder(model, vae),
+        known_adapters={word: adapters.whole() for word, adapters in carry.of(clip).adapters.items()},
     )
 
 

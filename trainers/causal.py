@@ -1,6 +1,6 @@
 """Causality-preserved adapters: small layers that act from the learned word on, and nowhere before it.
 
-Yu et al., TextBoost, arXiv 2409.08248v2: `y = W x + m * up(down(x))` with m = 1 at the word's first position and at every
+TextBoost, arXiv 2409.08248v2: `y = W x + m * up(down(x))` with m = 1 at the first position of the word and at every
 later one up to the end token, else 0. CLIP's attention looks back only, so what stands before the word is encoded
 exactly as by the frozen model, and so is a prompt without the word.
 """
@@ -51,7 +51,7 @@ def add_adapters(
 ) -> Adapters:
     """Adapters beside `fc2` of every MLP that the output depends on, and on the prompt of every cross-attention.
 
-    They start as `down ~ normal(0, 1 / r)` and `up = 0`; where the word has adapters from earlier in the graph, as those.
+    They start as `down ~ normal(0, 1 / r)` and `up = 0`, or as those that the word has from earlier in the graph.
 
     Args:
         encoders: which text encoders get them; all of them must know `placeholder` already.

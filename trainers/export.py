@@ -52,19 +52,28 @@ def token_vectors(models: Models) -> dict[str, tuple[Tensor, ...]]:
     return {token: tuple(table[token] for table in tables) for token in tables[0]}
 
 
-def carried(tokens: dict[str, tuple[Tensor, ...]], fixed_outputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """What a CLIP carries beside its LoRA, flat: `tokens.<encoder>.<placeholder>` and `fixed.<encoder>`."""
+def carried(
+    tokens: dict[str, tuple[Tensor, ...]], fixed_outputs: tuple[Tensor, ...], adapters: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """What a CLIP carries beside its LoRA, flat.
+
+    `tokens.<encoder>.<placeholder>`, `fixed.<encoder>` and `adapters.<name>.down` or `.up`.
+    """
     state = {f"tokens.{i}.{token}": v for token, vectors in tokens.items() for i, v in enumerate(vectors)}
-    return state | {f"fixed.{i}": outputs.contiguous() for i, outputs in enumerate(fixed_outputs)}
+    state |= {f"fixed.{i}": outputs.contiguous() for i, outputs in enumerate(fixed_outputs)}
+    return state | {f"adapters.{name}": tensor.contiguous() for name, tensor in adapters.items()}
 
 
-def read_carried(state: dict[str, Tensor]) -> tuple[dict[str, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+def read_carried(
+    state: dict[str, Tensor],
+) -> tuple[dict[str, tuple[Tensor, ...]], tuple[Tensor, ...], dict[str, Tensor]]:
     """The inverse of `carried`."""
     tokens: dict[str, tuple[Tensor, ...]] = {}
     for key in sorted(key for key in state if key.startswith("tokens.")):
         token = key.split(".", 2)[2]
         tokens[token] = (*tokens.get(token, ()), state[key])
-    return tokens, tuple(state[key] for key in sorted(state) if key.startswith("fixed."))
+    fixed = tuple(state[key] for key in sorted(state) if key.startswith("fixed."))
+    return tokens, fixed, {key.removeprefix("adapters."): v for key, v in state.items() if key.startswith("adapters.")}
 
 
 def _detached(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
@@ -42,6 +42,7 @@ class RunResult:
     history: list[dict]  # one entry per step, as in steps.jsonl
     stop_reason: str
     seconds: float
+    adapters: dict[str, Tensor] = field(default_factory=dict)  # see causal.tensors
     complete: bool = True  # False: broken off; queued again it goes on
 
     @property
@@ -177,7 +178,7 @@ class RunFolder:
         """
         metadata = result.metadata()
         self._save_tensors(result.lora, "lora", metadata)
-        self._save_tensors(export.carried(result.tokens, result.fixed_outputs), "clip", metadata)
+        self._save_tensors(export.carried(result.tokens, result.fixed_outputs, result.adapters), "clip", metadata)
         if result.complete and sum(p.nbytes for stage in stages for p in stage.params) <= LAST_AT_MOST:
             state.save(stages, self.path / "last.safetensors")
         end = {"complete": result.complete, "stop_reason": result.stop_reason, "seconds": result.seconds}
@@ -194,7 +195,7 @@ class RunFolder:
         if not about.get("complete") and not (partial and "stop_reason" in about):
             return None
         try:
-            tokens, fixed_outputs = export.read_carried(_load(self.path / "clip.safetensors"))
+            tokens, fixed_outputs, adapters = export.read_carried(_load(self.path / "clip.safetensors"))
             if about["settings"]["concept"]["placeholder_token"] not in tokens:
                 return None
             return RunResult(
@@ -204,6 +205,7 @@ class RunFolder:
                 lora=_load(self.path / "lora.safetensors"),
                 tokens=tokens,
                 fixed_outputs=fixed_outputs,
+                adapters=adapters,
                 history=self.history(about["steps"]),
                 stop_reason=about["stop_reason"],
                 seconds=about["seconds"],

@@ -67,6 +67,9 @@ def fingerprint(models: Models) -> str:
         words += encoder.known_tokens
         tensors += encoder.known_tokens.values()
         tensors += [] if encoder.fixed_outputs is None else [encoder.fixed_outputs]
+    for placeholder, adapters in models.known_adapters.items():
+        words += [placeholder, *adapters]
+        tensors += adapters.values()
     return digest_of(tensors, words)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from . import export, previews, state
+from . import causal, export, previews, state
 from .folder import CHECKPOINTS_KEPT, RunFolder, RunResult, total_steps
 from .loop import Diverged, SingleDevice, Stage, StepReport, train_stage
 from .memory import Effort, fit, is_out_of_memory
@@ -248,6 +248,7 @@ class Training:
             lora=export.lora(self.models),
             tokens=export.token_vectors(self.models),
             fixed_outputs=tuple(e.fixed_outputs.cpu() for e in encoders if e.fixed_outputs is not None),
+            adapters=causal.tensors(self.models),
             history=self.history,
             stop_reason=reason,
             seconds=sum(stage.seconds for stage in stages),
