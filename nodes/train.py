@@ -1,5 +1,6 @@
 """Train: MODEL, CLIP, VAE, CONCEPT and RECIPE in; the same MODEL and CLIP with the new word out."""
 
+import logging
 from pathlib import Path
 
 import comfy.utils
@@ -18,6 +19,7 @@ from . import host, weights
 from .apply import EXACT, apply, fits
 from .schema import checked
 from .sockets import CATEGORY, ConceptSocket, RecipeSocket, ResultSocket
+from .unseen import warning
 
 PREVIEW_PROMPTS = "a photo of {}\na painting of {}"
 
@@ -97,8 +99,13 @@ class Train(io.ComfyNode):
             "checkpoint_every": checkpoint_every,
         }
         say = host.notices(cls.hidden.unique_id)
+        unseen = warning(model, clip)
+        if unseen:
+            logging.warning(unseen)
+            say(unseen)
         result = train(model, clip, vae, run, say, **options)
-        say(f"run {result.folder.name}: {result.stop_reason}, {result.seconds / 60:.1f} minutes of training")
+        end = f"run {result.folder.name}: {result.stop_reason}, {result.seconds / 60:.1f} minutes of training"
+        say(f"{end}. {unseen}" if unseen else end)
         trained_model, trained_clip = apply(model, clip, result, in_full_precision=exact)
         pictures = previews(result)
         return io.NodeOutput(trained_model, trained_clip, result, pictures, ui=ui.PreviewImage(pictures[-1:], cls=cls))

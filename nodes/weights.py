@@ -52,6 +52,11 @@ def _unpatched(patcher, key: str, parameter: Tensor) -> Tensor:
         weight = convert(weight, inplace=False)
     if hasattr(weight, "dequantize") and type(weight).__name__ == "QuantizedTensor":
         weight = weight.dequantize()
+    if not weight.is_floating_point():
+        raise ValueError(
+            "The weights of this model are stored in a way that only its own loader reads (such as GGUF): load the "
+            "model as safetensors in fp16, bf16 or fp8."
+        )
     return weight.detach().to(device="cpu", dtype=torch.float32, copy=True)
 
 
