@@ -148,9 +148,15 @@ def describe(prompt: str, operations: tuple[str, ...], named: str, generator: Ge
 
 
 def views(
-    concept: Concept, pictures: Iterable[int], size: int, generator: Generator, p: float, grayscale_p: float, kinds: str
+    concept: Concept,
+    pictures: Iterable[int],
+    size: tuple[int, int],
+    generator: Generator,
+    p: float,
+    grayscale_p: float,
+    kinds: str,
 ) -> Iterator[View]:
-    """An augmented view of each of `pictures`, reference pictures by their index."""
+    """An augmented view of each of `pictures`, reference pictures by their index, of one height and width."""
     for picture in pictures:
         view = augment(instance(concept, picture, size, generator), generator, p, grayscale_p, kinds)
         yield replace(view, picture=picture)
