@@ -126,7 +126,7 @@ def generate(bench: Bench, models, noun: str) -> list:
     prompts = [prompt.format(noun) for prompt in bench.prompts for _ in bench.seeds]
     seeds = [seed for _ in bench.prompts for seed in bench.seeds]
     pixels = sample(
-        models, prompts, seeds, resolution=SIDE, steps=bench.sampler_steps, guidance=bench.guidance, batch_size=24
+        models, prompts, seeds, size=(SIDE, SIDE), steps=bench.sampler_steps, guidance=bench.guidance, batch_size=24
     )
     arrays = (pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(array) for array in arrays]

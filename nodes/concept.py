@@ -56,7 +56,9 @@ class LoadReferences(io.ComfyNode):
                     tooltip="Training size in pixels; 0 = the model's own.",
                 ),
                 io.Combo.Input(
-                    "crop", options=["center", "random"], tooltip="How to cut pictures that are not square."
+                    "crop",
+                    options=["center", "random", "bucket"],
+                    tooltip="How to cut pictures that are not square; with bucket they nearly keep their shape.",
                 ),
                 io.Int.Input(
                     "first", default=0, min=0, max=10000, advanced=True, tooltip="Use only the first N; 0 = all."
@@ -105,5 +107,5 @@ class LoadReferences(io.ComfyNode):
             crop=crop[0],
             captions=tuple(texts),
         )
-        size = concept.at_resolution(host.resolution_of(model[0]) if model else 512)
-        return io.NodeOutput(concept, concept.images[0].movedim(0, -1)[None], concept.placeholder_token, size, size)
+        height, width = concept.sizes(host.resolution_of(model[0]) if model else 512)[0]
+        return io.NodeOutput(concept, concept.images[0].movedim(0, -1)[None], concept.placeholder_token, width, height)

@@ -16,13 +16,21 @@ def picture():
     return torch.rand(3, 32, 32, generator=generator(9))
 
 
+def ramps(height, width):
+    """A picture that says where each of its pixels comes from: `[row, column]`, in pixels."""
+    return torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).float()
+
+
 def test_flip_mirrors(picture):
     flipped, name = augmentation.flip(picture, generator())
     assert name == "hflip" and torch.equal(flipped[:, :, 0], picture[:, :, -1])
 
 
+@pytest.mark.parametrize("height", [16, 32, 64])
 @pytest.mark.parametrize("seed", range(6))
-def test_shift_moves_and_repeats_the_edge(picture, seed):
+def test_shift_moves_and_repeats_the_edge(height, seed):
+    """By a share of the width, whatever the height."""
+    picture = torch.rand(3, height, 32, generator=generator(9))
     shifted, name = augmentation.shift(picture, generator(seed))
     # the distance is the one at which the pictures agree
     if name == "left":
@@ -50,6 +58,18 @@ def test_zoom_in_keeps_the_middle():
     assert augmentation.zoom(picture, 1.4).sum() == pytest.approx(1.4**2 * 64, rel=0.1)
 
 
+@pytest.mark.parametrize(("height", "width"), [(64, 128), (96, 48)])
+@pytest.mark.parametrize("factor", [0.5, 1.25])
+def test_zoom_is_the_same_along_both_axes(height, width, factor):
+    """What a pixel shows lies `1 / factor` times as far from the centre; outside of the picture, it shows the edge."""
+    size = torch.tensor([height, width])[:, None, None]
+    zoomed = augmentation.zoom(ramps(height, width) / size, factor) * size  # pictures lie in 0..1
+    centre = (size - 1) / 2
+    expected = ((ramps(height, width) - centre) / factor + centre).clamp(torch.zeros(1), size - 1)
+    assert zoomed.shape == (2, height, width)
+    assert (zoomed - expected).abs().max() < 1.0
+
+
 def test_scale_is_named_only_where_it_shows(picture):
     names, factors = [], []
     for seed in range(200):
@@ -68,6 +88,32 @@ def test_crop_enlarges_a_square():
         assert name == "crop" and cropped.shape == ramp.shape
         widths.append((cropped[0, 0, -1] - cropped[0, 0, 0]).item())
     assert min(widths) > 0.08**0.5 - 0.06 and max(widths) > 0.9  # 8 to 100 % of the area
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 120), (120, 60)])
+def test_crop_has_the_pictures_shape(height, width):
+    """Its share of the height is that of the width, but for a pixel, and it lies anywhere along both axes."""
+    size = torch.tensor([height, width])
+    centres = []
+    for seed in range(100):
+        cropped, _ = augmentation.crop(ramps(height, width) / size[:, None, None], generator(seed))
+        assert cropped.shape == (2, height, width)
+        low, high = cropped.amin(dim=(1, 2)) * size, cropped.amax(dim=(1, 2)) * size
+        parts = (high - low + 1) / size
+        assert abs(parts[0] - parts[1]) < 2 / 60
+        assert 0.08**0.5 - 0.04 < parts.mean() < 1.01
+        centres.append((low + high) / 2 / size)
+    assert torch.stack(centres).amin(dim=0).max() < 0.3 and torch.stack(centres).amax(dim=0).min() > 0.7
+    assert torch.corrcoef(torch.stack(centres, dim=1))[0, 1].abs() < 0.3
+
+
+@pytest.mark.parametrize("tiles", [2, 3])
+def test_collage_has_edges_along_both_axes(tiles):
+    white = augmentation.collage(torch.ones(1, 48, 96), tiles)[0]
+    black = {axis: (white.amax(dim=1 - axis) == 0).nonzero().flatten().tolist() for axis in (0, 1)}
+    for axis, side in ((0, 48 // tiles), (1, 96 // tiles)):
+        assert black[axis] == [edge for i in range(tiles) for edge in (i * side, (i + 1) * side - 1)]
+    assert white.sum().item() == pytest.approx((48 - 2 * tiles) * (96 - 2 * tiles))
 
 
 @pytest.mark.parametrize("tiles", [2, 3])
@@ -121,13 +167,17 @@ def test_off_means_unchanged(picture):
     assert view.operations == () and torch.equal(view.pixels, picture)
 
 
-def test_mask_follows_the_picture(picture):
-    """A picture that is its own mask stays so through every operation except the loss of colour."""
-    mask = (picture[:1] > 0.5).float()
-    pixels = mask.expand(3, -1, -1)
-    for seed in range(50):
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (24, 40), (64, 16)])
+def test_mask_follows_the_picture(height, width):
+    """A picture that is its own mask stays so through every operation except the loss of colour, and keeps its size."""
+    mask = (torch.rand(1, height, width, generator=generator(9)) > 0.5).float()
+    pixels, seen = mask.expand(3, -1, -1), set()
+    for seed in range(100):
         view = augmentation.augment((pixels, mask), generator(seed), p=0.9, grayscale_p=0.0)
+        assert view.pixels.shape == pixels.shape and view.mask.shape == mask.shape
         assert torch.allclose(view.pixels[:1], view.mask)
+        seen |= set(view.operations)
+    assert seen == set(augmentation.TOKENS) - {"grayscale"}
 
 
 def test_words_stand_where_they_belong():
@@ -147,13 +197,13 @@ def test_words_stand_where_they_belong():
 def test_a_view_knows_its_picture():
     """Pictures come in the order asked for, each view with the number of the picture it was made from."""
     concept = Concept(images=tuple(torch.full((3, 32, 32), value) for value in (0.0, 0.5, 1.0)))
-    seen = [*augmentation.views(concept, [2, 0, 1, 1], 32, generator(), 0.0, 0.0, "all")]
+    seen = [*augmentation.views(concept, [2, 0, 1, 1], (32, 32), generator(), 0.0, 0.0, "all")]
     assert [view.picture for view in seen] == [2, 0, 1, 1]
     assert [view.pixels.mean().item() for view in seen] == [1.0, 0.0, 0.5, 0.5]
 
 
 def test_same_seed_same_views():
     concept = Concept(images=(torch.rand(3, 40, 32), torch.rand(3, 32, 32)), crop="random")
-    first, second = (augmentation.views(concept, [0, 1] * 5, 32, generator(3), 0.5, 0.2, "all") for _ in range(2))
+    first, second = (augmentation.views(concept, [0, 1] * 5, (32, 32), generator(3), 0.5, 0.2, "all") for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a.pixels, b.pixels) and (a.operations, a.picture) == (b.operations, b.picture)

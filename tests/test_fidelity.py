@@ -26,7 +26,7 @@ SCENES = ("a photo of a {} in the snow", "a photo of a {} on grass", "a photo of
 def draw(models, noun):
     """Two pictures per scene, the same noise for every noun."""
     prompts = [scene.format(noun) for scene in SCENES for _ in range(2)]
-    pixels = sample(models, prompts, [0, 1] * len(SCENES), resolution=128, steps=15, guidance=4.0)
+    pixels = sample(models, prompts, [0, 1] * len(SCENES), size=(128, 128), steps=15, guidance=4.0)
     return [previews.to_pil(picture) for picture in pixels]
 
 

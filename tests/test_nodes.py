@@ -89,8 +89,8 @@ def test_a_prompt_without_newer_fields_takes_the_presets():
 
 
 @pytest.fixture
-def load_references(tmp_path, monkeypatch):
-    """`load_references(input=value, ...)`: the CONCEPT that Load References makes of them, in an empty input folder."""
+def references(tmp_path, monkeypatch):
+    """`references(input=value, ...)`: what Load References makes of them, in an empty input folder."""
     import folder_paths
 
     from personalize.nodes.concept import LoadReferences
@@ -100,9 +100,31 @@ def load_references(tmp_path, monkeypatch):
 
     def load(images=None, **values):
         inputs = {name: [value] for name, value in (shown | {"crop": "center"} | values).items()}
-        return LoadReferences.execute(**inputs, images={"image0": images} if images else None).result[0]
+        return LoadReferences.execute(**inputs, images={"image0": images} if images else None).result
 
     return load
+
+
+@pytest.fixture
+def load_references(references):
+    """The CONCEPT alone."""
+    return lambda *images, **values: references(*images, **values)[0]
+
+
+@pytest.mark.parametrize(
+    ("crop", "resolution", "size"),
+    [
+        ("center", 0, (512, 512)),
+        ("random", 64, (64, 64)),
+        ("bucket", 0, (416, 608)),
+        ("bucket", 64, (48, 80)),
+    ],
+)
+def test_width_and_height_are_those_of_the_first_picture(references, crop, resolution, size):
+    pictures = [torch.rand(1, 60, 40, 3), torch.rand(1, 40, 60, 3)]
+    width, height = references(pictures, crop=crop, resolution=resolution)[-2:]
+    assert (width, height) == size
+    assert references(pictures, crop=crop, resolution=resolution, choose="2")[-2:] == size[::-1]
 
 
 def test_captions_follow_their_pictures(load_references, tmp_path):

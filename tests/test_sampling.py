@@ -50,7 +50,7 @@ def test_v_prediction_gives_the_same_clean_picture():
 def test_zero_terminal_snr_divides_by_nothing(prediction):
     models = small.models(prediction)
     models.alphas_cumprod[-1] = 0.0
-    assert sampling.sample(models, ["a dog"], [7], resolution=32, steps=3).isfinite().all()
+    assert sampling.sample(models, ["a dog"], [7], size=(32, 32), steps=3).isfinite().all()
     noise = torch.randn(1, 4, 2, 2)
     x = sampling.dpm_solver_2m(models.alphas_cumprod, noise, lambda x, t: sampling.clean(models, x, x, t), 4)
     assert x.isfinite().all()
@@ -58,9 +58,9 @@ def test_zero_terminal_snr_divides_by_nothing(prediction):
 
 def test_a_picture_depends_on_its_seed_alone():
     models = small.models()
-    alone = sampling.sample(models, ["a dog"], [7], resolution=32, steps=3)
+    alone = sampling.sample(models, ["a dog"], [7], size=(32, 32), steps=3)
     torch.manual_seed(5)
-    beside = sampling.sample(models, ["a cat", "a dog", "a dog"], [1, 7, 8], resolution=32, steps=3, batch_size=2)
+    beside = sampling.sample(models, ["a cat", "a dog", "a dog"], [1, 7, 8], size=(32, 32), steps=3, batch_size=2)
     assert torch.allclose(alone[0], beside[1], atol=1e-5)
     assert not torch.allclose(beside[1], beside[2], atol=1e-3)
     assert alone.shape == (1, 3, 32, 32)

@@ -37,13 +37,13 @@ WORDS = {
     "right": ("on the right",),
 }
 
-Picture = tuple[Tensor, Tensor | None]  # [3, s, s] and its mask [1, s, s]
+Picture = tuple[Tensor, Tensor | None]  # [3, h, w] and its mask [1, h, w]
 
 
 def augment(
     picture: Picture, generator: Generator, p: float = 0.5, grayscale_p: float = 0.2, kinds: str = "all"
 ) -> View:
-    """One view of a square picture: three independent draws that stack.
+    """One view of a picture, of the same shape: three independent draws that stack.
 
     With probability `p` one geometric operation of `kinds`; with probability `p` a collage, if they include it; with
     probability `grayscale_p` no colour.
@@ -70,21 +70,22 @@ def scale(picture: Tensor, generator: Generator) -> tuple[Tensor, str | None]:
 
 
 def zoom(picture: Tensor, factor: float) -> Tensor:
-    size = picture.shape[-1]
-    scaled = resize(picture, *(2 * [max(1, round(size * factor))]))
-    margin = size - scaled.shape[-1]
-    before, after = math.floor(margin / 2), margin - math.floor(margin / 2)
-    if margin < 0:
-        return scaled[:, -before : size - before, -before : size - before]
-    return F.pad(scaled[None], (before, after, before, after), mode="replicate")[0]
+    height, width = picture.shape[-2:]
+    scaled = resize(picture, *(max(1, round(side * factor)) for side in (height, width)))
+    rows, columns = height - scaled.shape[-2], width - scaled.shape[-1]  # missing, or too many where negative
+    top, left = rows // 2, columns // 2
+    if factor > 1:
+        return scaled[:, -top : height - top, -left : width - left]
+    return F.pad(scaled[None], (left, columns - left, top, rows - top), mode="replicate")[0]
 
 
 def crop(picture: Tensor, generator: Generator) -> tuple[Tensor, str]:
-    """A random square of 8 to 100 % of the area, enlarged to the full size."""
-    size = picture.shape[-1]
-    side = max(1, round(size * math.sqrt(draw(generator, 0.08, 1.0))))
-    top, left = (round(draw(generator) * (size - side)) for _ in range(2))
-    return resize(picture[:, top : top + side, left : left + side], size, size), "crop"
+    """A random part of the same shape and 8 to 100 % of the area, enlarged to the full size."""
+    full = picture.shape[-2:]
+    share = math.sqrt(draw(generator, 0.08, 1.0))
+    height, width = (max(1, round(side * share)) for side in full)
+    top, left = round(draw(generator) * (full[0] - height)), round(draw(generator) * (full[1] - width))
+    return resize(picture[:, top : top + height, left : left + width], *full), "crop"
 
 
 def shift(picture: Tensor, generator: Generator) -> tuple[Tensor, str]:
@@ -109,11 +110,10 @@ NAMES = {"all": tuple(TOKENS), "flip": ("grayscale", "hflip")}
 
 def collage(picture: Tensor, tiles: int) -> Tensor:
     """`tiles` x `tiles` small copies, each with a black edge of one pixel; a mask counts the edge as background."""
-    size = picture.shape[-1]
-    edges = [round(i * size / tiles) for i in range(tiles + 1)]
+    rows, columns = ([round(i * side / tiles) for i in range(tiles + 1)] for side in picture.shape[-2:])
     result = torch.zeros_like(picture)
-    for top, bottom in zip(edges, edges[1:], strict=False):
-        for left, right in zip(edges, edges[1:], strict=False):
+    for top, bottom in zip(rows, rows[1:], strict=False):
+        for left, right in zip(columns, columns[1:], strict=False):
             small = resize(picture, bottom - top - 2, right - left - 2)
             result[:, top + 1 : bottom - 1, left + 1 : right - 1] = small
     return result
@@ -148,9 +148,15 @@ def describe(prompt: str, operations: tuple[str, ...], named: str, generator: Ge
 
 
 def views(
-    concept: Concept, pictures: Iterable[int], size: int, generator: Generator, p: float, grayscale_p: float, kinds: str
+    concept: Concept,
+    pictures: Iterable[int],
+    size: tuple[int, int],
+    generator: Generator,
+    p: float,
+    grayscale_p: float,
+    kinds: str,
 ) -> Iterator[View]:
-    """An augmented view of each of `pictures`, reference pictures by their index."""
+    """An augmented view of each of `pictures`, reference pictures by their index, of one height and width."""
     for picture in pictures:
         view = augment(instance(concept, picture, size, generator), generator, p, grayscale_p, kinds)
         yield replace(view, picture=picture)

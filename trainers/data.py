@@ -1,5 +1,6 @@
 """What the methods learn from: the concept, prompt templates, cached latents and cached teacher outputs."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,8 @@ class Concept:
         placeholder_token: the new word that means this subject.
         initializer_token: words whose embeddings the new word starts from; empty means the class word.
         resolution: side of the square training pictures in pixels, a multiple of 8; 0 means the model's own.
-        crop: "center" or "random", how a picture that is not square is cut.
+        crop: how a picture that is not square is cut: "center" or "random" to a square, "bucket" to a shape near its
+            own, of no more pixels than the square.
         captions: for each picture what it shows, with `{}` for the subject; "" where templates say it; empty for none.
     """
 
@@ -124,6 +126,13 @@ class Concept:
     def at_resolution(self, model_resolution: int) -> int:
         return self.resolution or model_resolution
 
+    def sizes(self, model_resolution: int) -> list[tuple[int, int]]:
+        """Height and width at which each picture is trained."""
+        resolution = self.at_resolution(model_resolution)
+        if self.crop == "bucket":
+            return [bucket(*image.shape[-2:], resolution) for image in self.images]
+        return [(resolution, resolution)] * len(self.images)
+
     def subject(self, with_class_word: bool) -> str:
         """The subject as it stands in a prompt: `<dog>` or `<dog> dog`."""
         return f"{self.placeholder_token} {self.class_word}" if with_class_word else self.placeholder_token
@@ -139,20 +148,34 @@ def resize(picture: Tensor, height: int, width: int) -> Tensor:
     return resized[0].clamp(0, 1)
 
 
-def square(picture: Tensor, size: int, position: float) -> Tensor:
-    """The largest square of `[c, h, w]`, at `position` in 0..1 along the longer side, resized to `size`."""
-    height, width = picture.shape[-2:]
-    side = min(height, width)
-    top, left = round((height - side) * position), round((width - side) * position)
-    picture = picture[:, top : top + side, left : left + side]
-    return picture if side == size else resize(picture, size, size)
+def bucket(height: int, width: int, resolution: int) -> tuple[int, int]:
+    """The height and width, of about `resolution` squared, whose aspect ratio is closest to that of a picture.
+
+    Both are multiples of a step, a sixteenth of the resolution, and lie between half and twice the resolution. Their
+    area is at most that of the square; with a step more on either side it would be larger.
+    """
+    step = max(8, round(resolution / 16 / 8) * 8)
+    shortest = -(-resolution // (2 * step)) * step
+    sides = [(short, resolution**2 // short // step * step) for short in range(shortest, resolution + 1, step)]
+    ratio = max(height, width) / min(height, width)
+    short, long = min(sides, key=lambda pair: abs(math.log(pair[1] / pair[0] / ratio)))
+    return (short, long) if height <= width else (long, short)
 
 
-def instance(concept: Concept, index: int, size: int, generator: Generator) -> tuple[Tensor, Tensor | None]:
-    """Reference picture `index` and its mask as squares of `size` pixels, cut at the same place."""
-    position = 0.5 if concept.crop == "center" else draw(generator)
-    mask = None if concept.masks is None else square(concept.masks[index], size, position)
-    return square(concept.images[index], size, position), mask
+def cut(picture: Tensor, height: int, width: int, position: float) -> Tensor:
+    """The largest part of `[c, h, w]` with this aspect ratio, at `position` in 0..1 along the longer axis, resized."""
+    scale = min(picture.shape[-2] / height, picture.shape[-1] / width)
+    rows, columns = round(height * scale), round(width * scale)
+    top, left = round((picture.shape[-2] - rows) * position), round((picture.shape[-1] - columns) * position)
+    picture = picture[:, top : top + rows, left : left + columns]
+    return picture if picture.shape[-2:] == (height, width) else resize(picture, height, width)
+
+
+def instance(concept: Concept, index: int, size: tuple[int, int], generator: Generator) -> tuple[Tensor, Tensor | None]:
+    """Reference picture `index` and its mask at a height and width, cut at the same place."""
+    position = draw(generator) if concept.crop == "random" else 0.5
+    mask = None if concept.masks is None else cut(concept.masks[index], *size, position)
+    return cut(concept.images[index], *size, position), mask
 
 
 def draw(generator: Generator, low: float = 0.0, high: float = 1.0) -> float:
@@ -169,8 +192,8 @@ def choose(options: Sequence, generator: Generator):
 class View:
     """One augmented picture and the names of what was done to it."""
 
-    pixels: Tensor  # [3, size, size] in 0..1
-    mask: Tensor | None  # [1, size, size]
+    pixels: Tensor  # [3, h, w] in 0..1
+    mask: Tensor | None  # [1, h, w]
     operations: tuple[str, ...] = ()
     picture: int = 0  # which reference picture it shows
 
@@ -192,7 +215,7 @@ class Latents:
 
 @torch.no_grad()
 def encode_views(models: Models, views: Iterator[View], count: int, batch_size: int = 8) -> Latents:
-    """Encode the next `count` views with the model's autoencoder, onto the CPU."""
+    """Encode the next `count` views, all of one size, with the model's autoencoder, onto the CPU."""
     means, stds, masks, operations, pictures = [], [], [], [], []
     for start in range(0, count, batch_size):
         chunk = [next(views) for _ in range(min(batch_size, count - start))]

@@ -29,15 +29,13 @@ class Preview:
 
 
 def draw(models: Models, run: Run, preview: Preview) -> Image.Image:
-    """One row per prompt, one column per seed."""
+    """One row per prompt, one column per seed, each of the size at which the first picture is trained."""
     subject = run.recipe.subject(run.concept)
     prompts = [p.replace("{}", subject) for p in preview.prompts for _ in range(preview.images_per_prompt)]
     seeds = [preview.seed + i for _ in preview.prompts for i in range(preview.images_per_prompt)]
-    resolution = run.concept.at_resolution(models.resolution)
+    size = run.concept.sizes(models.resolution)[0]
     with SingleDevice(device=models.device, dtype=run.dtype).autocast():
-        pictures = sampling.sample(
-            models, prompts, seeds, resolution=resolution, steps=preview.steps, guidance=preview.guidance
-        )
+        pictures = sampling.sample(models, prompts, seeds, size=size, steps=preview.steps, guidance=preview.guidance)
     return to_pil(rearrange(pictures, "(r c) d h w -> d (r h) (c w)", r=len(preview.prompts)))
 
 

@@ -22,22 +22,23 @@ def sample(
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
-    resolution: int,
+    size: tuple[int, int],
     steps: int = 20,
     guidance: float = 7.5,
     batch_size: int = 8,
 ) -> Tensor:
-    """Pictures `[n, 3, resolution, resolution]` in 0..1 on the CPU, one per prompt and seed.
+    """Pictures `[n, 3, *size]` in 0..1 on the CPU, one per prompt and seed.
 
     The noise of a picture depends on its seed alone, never on its neighbours or on the global random state.
     """
     pairs = list(zip(prompts, seeds, strict=True))
     chunks = [pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size)]
-    return torch.cat([_sample_chunk(models, *zip(*chunk), resolution // 8, steps, guidance) for chunk in chunks])
+    return torch.cat([_sample_chunk(models, *zip(*chunk), size, steps, guidance) for chunk in chunks])
 
 
-def _sample_chunk(models, prompts, seeds, side: int, steps: int, guidance: float) -> Tensor:
-    noise = [torch.randn(4, side, side, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+def _sample_chunk(models, prompts, seeds, size: tuple[int, int], steps: int, guidance: float) -> Tensor:
+    shape = 4, size[0] // 8, size[1] // 8
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     latents = torch.stack(noise).to(models.device)
     encoding = models.encode_prompts([*prompts, *[""] * len(prompts)])
 

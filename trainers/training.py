@@ -161,6 +161,7 @@ class Training:
             self.watcher.on_notice(f"{stage.name}: about {need / 2**30:.1f} GB of memory beside the models, {words}")
 
     def _size(self, trained: int) -> dict[str, int]:
+        # Memory goes with the area, and none is larger than the square's.
         resolution = self.run.concept.at_resolution(self.models.resolution)
         return {"trained": trained, "batch_size": self.run.recipe.batch_size, "resolution": resolution}
 

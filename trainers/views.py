@@ -5,7 +5,8 @@ The views are encoded ahead, so that no autoencoder runs inside a step.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, cycle, repeat
+from functools import partial
+from itertools import cycle, repeat
 
 import torch
 from torch import Generator
@@ -52,16 +53,26 @@ class PairedViews:
         )
 
     def pools(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Latents]:
-        """Encoded views for one step after the other: always the same pool, or fresh ones.
+        """Encoded views for one step after the other, each time of one size: from a pool for each size, or fresh ones.
 
-        A pool shows the pictures in turn. Fresh ones draw theirs, so that the generator alone knows what comes next.
+        A pool shows the pictures of its size in turn. Fresh ones draw theirs, and every step draws its size, so that
+        the generator alone knows what comes next.
         """
-        size, pictures = concept.at_resolution(models.resolution), range(len(concept.images))
-        order = cycle(pictures) if self.pool else (choose(pictures, generator) for _ in count())
-        views = augmentation.views(concept, order, size, generator, self.p, self.grayscale_p, self.kinds)
-        if self.pool:
-            return repeat(encode_views(models, views, self.pool))
-        return (encode_views(models, views, self.batch_size) for _ in count())
+        sizes = concept.sizes(models.resolution)
+        pictures = {size: [i for i, other in enumerate(sizes) if other == size] for size in dict.fromkeys(sizes)}
+        drawn = partial(choose, generator=generator)
+
+        def encoded(size: tuple[int, int], order: Iterator[int], n: int) -> Latents:
+            views = augmentation.views(concept, order, size, generator, self.p, self.grayscale_p, self.kinds)
+            return encode_views(models, views, n)
+
+        # A size as often as it has pictures. The only one is not drawn.
+        steps = map(drawn, repeat(sizes)) if len(pictures) > 1 else repeat(sizes[0])
+        if not self.pool:
+            return (encoded(size, map(drawn, repeat(pictures[size])), self.batch_size) for size in steps)
+        counts = {size: max(1, round(self.pool * len(own) / len(sizes))) for size, own in pictures.items()}
+        pools = {size: encoded(size, cycle(own), counts[size]) for size, own in pictures.items()}
+        return (pools[size] for size in steps)
 
     def batches(
         self,
