@@ -56,10 +56,14 @@ def demo_overrides():
 
 
 def prepare(base, pack=ROOT):
-    """A base directory with this pack, demo/host_node and the tiny checkpoint."""
+    """A base directory with this pack, the tiny checkpoint, and what teaches the host its and random_sd.py's layout."""
     from ..demo import build
 
-    api.make_base_directory(base, {"personalize": pack, "personalize_demo_host": ROOT / "demo" / "host_node"})
+    teachers = {
+        "personalize_demo_host": ROOT / "demo" / "host_node",
+        "personalize_random": ROOT / "tests" / "host_node",
+    }
+    api.make_base_directory(base, {"personalize": pack, **teachers})
     build.build_checkpoint(base / "models" / "checkpoints" / CHECKPOINT)
 
 
