@@ -1,16 +1,18 @@
 """Small random models for tests of the trainers, built from diffusers and transformers alone. No test in here."""
 
+import copy
 import functools
 
 import torch
 import torch.nn.functional as F
 
 from ..trainers.checkpoint import scaled_linear
-from ..trainers.families import SD1, SD2
+from ..trainers.families import SD1, SD2, SDXL
 from ..trainers.models import Models, TextEncoder, diffusers_unet_config
 from ..trainers.tokenizer import END, Tokenizer, bundled_words
 
-PADDING = {SD1.name: END, SD2.name: 0}
+PADDING = {SD1.name: (END,), SD2.name: (0,), SDXL.name: (END, 0)}
+WIDTHS = {SD1.name: (32,), SD2.name: (32,), SDXL.name: (32, 48)}
 UNET = {
     "in_channels": 4,
     "out_channels": 4,
@@ -25,36 +27,47 @@ UNET = {
 }
 
 
-@functools.lru_cache(maxsize=1)
-def _weights():
-    """Seeded weights, made once: every call to `models` copies them."""
+@functools.cache
+def _weights(name):
+    """Seeded weights of a family, made once: every call to `models` copies them."""
     from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
 
+    widths = WIDTHS[name]
+    pooled = {"adm_in_channels": widths[-1] + 6 * 256} if name == SDXL.name else {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = CLIPTextConfig(
-            vocab_size=49408,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=77,
-            bos_token_id=49406,
-            eos_token_id=49407,
-        )
-        return UNet2DConditionModel(**diffusers_unet_config(UNET)), CLIPTextModel(config)
+        unet = UNet2DConditionModel(**diffusers_unet_config({**UNET, "context_dim": sum(widths), **pooled}))
+        texts = [_text_encoder(width) for width in widths]
+        return unet, texts, torch.randn(widths[-1], widths[-1]) / widths[-1] ** 0.5
+
+
+def _text_encoder(width):
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        bos_token_id=49406,
+        eos_token_id=49407,
+    )
+    return CLIPTextModel(config)
 
 
 def models(prediction_type="epsilon", family=SD1):
     """Fresh `Models` with the same weights every time; the autoencoder averages 8 x 8 pixels."""
-    import copy
-
-    unet, text_model = (copy.deepcopy(m).requires_grad_(False).eval() for m in _weights())
+    unet, texts, projection = _weights(family.name)
+    unet, *texts = (copy.deepcopy(m).requires_grad_(False).eval() for m in (unet, *texts))
+    projections = [None] * (len(texts) - 1) + [projection.clone() if family.pooled else None]
+    padded = [Tokenizer(bundled_words(), pad_token_id=padding) for padding in PADDING[family.name]]
     return Models(
         family=family,
-        text_encoders=(
-            TextEncoder(text_model, Tokenizer(bundled_words(), pad_token_id=PADDING[family.name]), family.layer),
+        text_encoders=tuple(
+            TextEncoder(text, words, family.layer, final_norm=family.final_norm, projection=projection)
+            for text, words, projection in zip(texts, padded, projections, strict=True)
         ),
         unet=unet,
         alphas_cumprod=scaled_linear(),

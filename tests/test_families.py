@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from personalize.demo import show
 from personalize.demo.workflow import override, to_api
@@ -71,15 +72,13 @@ def test_the_workflow_trains_and_draws_with_every_family(server, checkpoints, wo
     assert about["complete"] and about["steps"] == 2
 
 
-def test_sdxl_trains_at_its_own_size(server, checkpoints, workflow):
-    """1024 pixels, when nothing else is asked for; the workflow draws at that size, too."""
-    least = {"preset.steps": 1, "preset.batch_size": 1, "preset.views": 1}
-    prompt = workflow(checkpoints["SDXL"], resolution=0)
-    prompt = override(
-        prompt, {"PersonalizeTextBoost": least, "PersonalizeTrain": {"preview_every": 0}, "KSampler": {"steps": 1}}
-    )
-    untrained, trained, about = drawn(server, prompt)
-    assert trained.shape == (1024, 1024, 3) and (untrained != trained).any() and about["complete"]
+def test_sdxl_trains_a_picture_that_is_not_square(server, checkpoints, workflow):
+    """In its bucket; the workflow draws at that size, too."""
+    Image.new("RGB", (300, 150), (200, 30, 30)).save(server.base / "input" / "wide.png")
+    prompt = workflow(checkpoints["SDXL"], resolution=128)
+    wide = {"LoadImage": {"image": "wide.png"}, "PersonalizeLoadReferences": {"crop": "bucket"}}
+    untrained, trained, about = drawn(server, override(prompt, wide))
+    assert trained.shape == (88, 184, 3) and (untrained != trained).any() and about["complete"]
 
 
 def test_a_clip_of_another_family_is_one_sentence(server, checkpoints, workflow):

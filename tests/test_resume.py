@@ -85,7 +85,9 @@ def test_pictures_of_two_sizes_go_on_as_undisturbed_ones(tmp_path, monkeypatch, 
 
     def sizes(folder, **options):
         models = small.models()
-        models.unet.register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape[-2:])))
+        models.unet.register_forward_pre_hook(
+            lambda module, args, named: shapes.append(tuple(named["sample"].shape[-2:])), with_kwargs=True
+        )
         shapes.clear()
         train(folder, recipe, crop="bucket", models=models, **options)
         return list(shapes)

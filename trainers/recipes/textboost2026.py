@@ -41,13 +41,13 @@ class TextBoost2026:
     adapter_rank: int = setting(1, "Rank of the adapters.", min=1, max=256, advanced=True)
     grayscale_p: float = setting(0.0, "Probability of a grayscale picture.", min=0.0, max=1.0, advanced=True)
     augmentations: str = setting(
-        "flip",
+        "all",
         "Changes a picture may undergo besides grayscale: scale, crop, shift, flip and collage, or only the flip.",
         options=tuple(augmentation.GEOMETRY),
         advanced=True,
     )
     augmentation_prompt: str = setting(
-        "none",
+        "words",
         "How prompts name the change of a picture: in plain words, or not at all.",
         options=("words", "none"),
         advanced=True,
