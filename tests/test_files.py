@@ -5,13 +5,13 @@ On random models of every kind, by the host's own forward passes; what diffusers
 
 import dataclasses
 import json
-import types
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from personalize.tests.saved import load, same, save, unet, words
 from personalize.trainers import run as runs
 from personalize.trainers import training
 from personalize.trainers.data import Concept
@@ -19,7 +19,6 @@ from personalize.trainers.recipes.textboost import TextBoost
 
 pytestmark = pytest.mark.comfy
 KINDS = ("SD 1.x", "SD 2.x v")
-NODE = types.SimpleNamespace(unique_id="1")
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -44,80 +43,10 @@ def trained(graph, tmp_path_factory):
         return training.train(runs.Run(concept=concept, recipe=recipe), models, tmp_path_factory.mktemp("run"))
 
 
-@pytest.fixture
-def folders(tmp_path, monkeypatch):
-    """{kind: folder} in place of the host's."""
-    import folder_paths
-
-    import personalize.nodes.files  # noqa: F401 - adds models/personalize
-
-    made = {kind: tmp_path / "models" / kind for kind in ("loras", "embeddings", "personalize")}
-    for kind, folder in made.items():
-        folder.mkdir(parents=True)
-        known = folder_paths.folder_names_and_paths[kind][1]
-        monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([str(folder)], known))
-    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
-    return made
-
-
-def save(result, name="mine", **options):
-    from personalize.nodes.results import Save
-
-    return Save.execute(result=result, name=name, overwrite=False, **options)
-
-
-def load(graph, personalized="none", **inputs):
-    """MODEL, CLIP and RESULT of the node."""
-    from personalize.nodes.files import LoadFiles
-
-    class Node(LoadFiles):
-        hidden = NODE
-
-    return Node.execute(model=graph[0], clip=graph[1], personalized=personalized, **inputs).result
-
-
-def words(clip, prompt="a photo of a dog"):
-    with torch.inference_mode():
-        return clip.encode_from_tokens(clip.tokenize(prompt)).clone()
-
-
-def unet(model):
-    """The U-Net's output for inputs that are always the same."""
-    import comfy.model_management as mm
-
-    g = torch.Generator().manual_seed(1)
-    context = torch.randn(2, 77, 64, generator=g)
-    mm.load_models_gpu([model])
-    with torch.inference_mode():
-        latents = torch.randn(2, 4, 16, 16, generator=g)
-        return model.model.diffusion_model(latents, torch.tensor([3, 801]), context=context).clone()
-
-
-def encoder_of(clip):
-    return clip.cond_stage_model.clip
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-
-
-def stock(graph, state):
-    """MODEL and CLIP of the host's Load LoRA, and the keys that it used."""
-    import comfy.lora
-    import comfy.sd
-
-    keys = comfy.lora.model_lora_keys_clip(
-        graph[1].cond_stage_model, comfy.lora.model_lora_keys_unet(graph[0].model, {})
-    )
-    loaded = comfy.lora.load_lora(dict(state), keys, log_missing=True)
-    used = {key for patch in loaded.values() for key in getattr(patch, "loaded_keys", ())}
-    return comfy.sd.load_lora_for_models(*graph[:2], dict(state), 1.0, 1.0), used
-
-
 # -- what this pack saves
 
 
-def test_a_complete_file_comes_back_bit_for_bit(graph, trained, folders):
+def test_a_complete_file_comes_back_bit_for_bit(graph, trained, model_folders):
     from personalize.nodes import carry
     from personalize.nodes.apply import apply
     from personalize.trainers import export
@@ -137,49 +66,49 @@ def test_a_complete_file_comes_back_bit_for_bit(graph, trained, folders):
     assert torch.equal(unet(model), unet(theirs[0]))
     assert carry.of(clip).tokens.keys() == trained.tokens.keys()
     save(result, "again")
-    for kind, folder in folders.items():
+    for kind, folder in model_folders.items():
         assert same(load_file(folder / "again.safetensors"), load_file(folder / "mine.safetensors")), kind
 
 
-def test_complete_can_be_switched_off(trained, folders):
+def test_complete_can_be_switched_off(trained, model_folders):
     save(trained, complete=False)
-    assert [kind for kind, folder in folders.items() if any(folder.iterdir())] == ["loras", "embeddings"]
+    assert [kind for kind, folder in model_folders.items() if any(folder.iterdir())] == ["loras", "embeddings"]
 
 
-def test_a_file_that_exists_stops_all_three(trained, folders):
-    (folders["personalize"] / "mine.safetensors").write_bytes(b"")
+def test_a_file_that_exists_stops_all_three(trained, model_folders):
+    (model_folders["personalize"] / "mine.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match=r"^The file mine\.safetensors already exists in personalize: "):
         save(trained)
-    assert not any(folders["loras"].iterdir()) and not any(folders["embeddings"].iterdir())
+    assert not any(model_folders["loras"].iterdir()) and not any(model_folders["embeddings"].iterdir())
 
 
-def test_words_alone_write_no_lora(graph, trained, folders):
+def test_words_alone_write_no_lora(graph, trained, model_folders):
     output = save(dataclasses.replace(trained, lora={}))
-    assert output.result == ("", "embedding:mine") and not any(folders["loras"].iterdir())
+    assert output.result == ("", "embedding:mine") and not any(model_folders["loras"].iterdir())
     assert "no LoRA" in str(output.ui.as_dict())
     assert load(graph, "mine.safetensors")[2].lora == {}
 
 
-def test_a_lora_alone_writes_no_embedding(graph, trained, folders):
+def test_a_lora_alone_writes_no_embedding(graph, trained, model_folders):
     output = save(dataclasses.replace(trained, tokens={}, fixed_outputs=()))
-    assert output.result == ("mine.safetensors", "") and not any(folders["embeddings"].iterdir())
+    assert output.result == ("mine.safetensors", "") and not any(model_folders["embeddings"].iterdir())
     model, clip, result = load(graph, "mine.safetensors")
     assert same(result.lora, trained.lora) and result.tokens == {}
     assert (words(clip) - words(graph[1])).abs().max() > 0.05
 
 
-def test_an_embedding_for_two_encoders_has_the_hosts_names(trained, folders):
+def test_an_embedding_for_two_encoders_has_the_hosts_names(trained, model_folders):
     vectors = torch.randn(2, 8), torch.randn(2, 16)
     save(dataclasses.replace(trained, lora={}, tokens={"<thing>": vectors}), complete=False)
-    state = load_file(folders["embeddings"] / "mine.safetensors")
+    state = load_file(model_folders["embeddings"] / "mine.safetensors")
     assert state.keys() == {"clip_l", "clip_g"}
     assert torch.equal(state["clip_l"], vectors[0]) and torch.equal(state["clip_g"], vectors[1])
 
 
-def test_the_header_says_what_was_done(graph, trained, folders, request):
+def test_the_header_says_what_was_done(graph, trained, model_folders, request):
     save(trained)
     headers = {}
-    for kind, folder in folders.items():
+    for kind, folder in model_folders.items():
         with safe_open(folder / "mine.safetensors", "pt") as file:
             headers[kind] = file.metadata()
     version, architecture, v2 = {
@@ -215,7 +144,7 @@ def test_the_header_says_what_was_done(graph, trained, folders, request):
     assert not {"ss_network_dim", "ss_text_encoder_lr", "ss_unet_lr"} & textual.keys()
 
 
-def test_training_goes_on_from_a_loaded_word(graph, trained, folders):
+def test_training_goes_on_from_a_loaded_word(graph, trained, model_folders):
     from personalize.nodes import host, weights
 
     save(trained)
@@ -224,94 +153,3 @@ def test_training_goes_on_from_a_loaded_word(graph, trained, folders):
         with host.training_session():
             models = weights.read_models(model, clip, graph[2], torch.float32)
         assert torch.equal(models.text_encoders[0].known_tokens[token], trained.tokens["<thing>"][0])
-
-
-# -- full differences
-
-
-@pytest.fixture
-def differences(graph):
-    """Full differences of weights and biases, and a LoRA with the difference of its bias; {name in a file: tensor}."""
-    te = "lora_te_text_model_encoder_layers_0"
-    unet = "lora_unet_down_blocks_0_attentions_0"
-    state = {
-        f"{te}_mlp_fc1.diff": torch.randn(256, 64) * 0.1,
-        f"{te}_mlp_fc1.diff_b": torch.randn(256) * 0.1,
-        f"{te}_mlp_fc2.diff_b": torch.randn(64) * 0.5,
-        f"{te}_self_attn_q_proj.lora_down.weight": torch.randn(2, 64) * 0.3,
-        f"{te}_self_attn_q_proj.lora_up.weight": torch.randn(64, 2) * 0.3,
-        f"{te}_self_attn_q_proj.alpha": torch.tensor(1.0),
-        f"{te}_self_attn_q_proj.diff_b": torch.randn(64) * 0.1,
-        f"{unet}_transformer_blocks_0_attn2_to_k.diff": torch.randn(32, 64),
-        f"{unet}_norm.diff": torch.randn(32),
-        f"{unet}_norm.diff_b": torch.randn(32),
-        "lora_unet_conv_in.diff": torch.randn(32, 4, 3, 3) * 0.1,
-    }
-    return state
-
-
-def test_full_differences_are_used_by_all(graph, trained, folders, differences):
-    """Our Apply, merged and exact, Load Files, and the stock loader make the same outputs of every key."""
-    from personalize.nodes.apply import apply
-
-    result = dataclasses.replace(trained, lora=differences, tokens={}, fixed_outputs=())
-    save(result)
-    assert same(load_file(folders["loras"] / "mine.safetensors"), differences)
-    (theirs, their_clip), _ = stock(graph, differences)
-    before = unet(graph[0]), words(graph[1])
-    assert (unet(theirs) - before[0]).abs().max() > 0.05 and (words(their_clip) - before[1]).abs().max() > 0.05
-    ways = {
-        "apply": apply(*graph[:2], result),
-        "exact": apply(*graph[:2], result, in_full_precision=True),
-        "complete": load(graph, "mine.safetensors"),
-        "lora": load(graph, lora="mine.safetensors"),
-        "lora, exact": load(graph, lora="mine.safetensors", exact=True),
-    }
-    for name, (model, clip, *_) in ways.items():
-        assert (unet(model) - unet(theirs)).abs().max() < 1e-4, name
-        assert (words(clip) - words(their_clip)).abs().max() < 1e-2, name  # the host merges in half precision
-    assert torch.equal(unet(graph[0]), before[0]) and torch.equal(words(graph[1]), before[1])
-
-
-def test_exact_differences_are_the_formula(graph, trained, differences):
-    """Every difference, and half of it, in float64: what the module computes with after the host's casting."""
-    from personalize.nodes import exact
-
-    for name, value in differences.items():
-        if name.endswith((".diff", ".diff_b")):
-            weight = torch.randn(value.shape).half()
-            expected = (weight.double() + 0.5 * value.double()).float()
-            assert (exact.Difference(value, 0.5)(weight.float()) - expected).abs().max() < 1e-5
-
-
-@pytest.mark.parametrize("key", range(11))
-def test_every_difference_matters(graph, trained, differences, key):
-    """Each key alone of its layer changes the output of the exact path: none is passed over."""
-    from personalize.nodes.apply import apply
-
-    name = sorted(differences)[key]
-    layer, _, part = name.partition(".")
-    kept = {k: v for k, v in differences.items() if k == name or part[:4] != "diff" and k.startswith(f"{layer}.")}
-    result = dataclasses.replace(trained, lora=kept, tokens={}, fixed_outputs=())
-    model, clip = apply(*graph[:2], result, in_full_precision=True)
-    moved = [(unet(model) - unet(graph[0])).abs().max(), (words(clip) - words(graph[1])).abs().max()]
-    assert (moved[0] > 1e-3) == layer.startswith("lora_unet") and (moved[1] > 1e-3) == layer.startswith("lora_te")
-
-
-WRONG = {
-    "another shape": ({"lora_te_text_model_encoder_layers_0_mlp_fc1.diff": torch.ones(64, 256)}, "has not the shape"),
-    "another bias": ({"lora_te_text_model_encoder_layers_0_mlp_fc1.diff_b": torch.ones(64)}, "has not the shape"),
-    "no bias there": ({"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.diff_b": torch.ones(128)},
-                      "has not the shape"),
-    "flat convolution": ({"lora_unet_conv_in.diff": torch.ones(32, 36)}, "has not the shape"),
-    "unknown": ({"lora_te_text_model_encoder_layers_9_mlp_fc1.diff": torch.ones(256, 64)}, "^1 of 1 learned layers"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_a_difference_that_does_not_fit_is_refused(graph, trained, name):
-    from personalize.nodes.apply import apply
-
-    lora, sentence = WRONG[name]
-    with pytest.raises(ValueError, match=sentence):
-        apply(*graph[:2], dataclasses.replace(trained, lora=lora))

@@ -5,6 +5,7 @@ Every key of a file is used, or the file is refused in one sentence: nothing is 
 
 import json
 import math
+import re
 from pathlib import Path
 
 import torch
@@ -101,7 +102,7 @@ def _component(prefix: str, part: dict[str, Tensor], config: dict) -> dict[str, 
     layers = sorted(key.removesuffix(".lora_A.weight") for key in part if key.endswith(".lora_A.weight"))
     known = {f"{name}.{end}" for name in layers for end in ("lora_A.weight", "lora_B.weight", "alpha")}
     _refuse_unknown([key for key in part if key not in known or ".alpha" in key and part[key].numel() != 1], part)
-    _check_config(config, layers)
+    _check_config(config)
     found = {}
     for name in layers:
         down, up = (_matrix(part, f"{name}.lora_{x}.weight") for x in "AB")
@@ -123,15 +124,14 @@ def _config(header: dict[str, str]) -> dict:
     return config
 
 
-def _check_config(config: dict, layers: list[str]) -> None:
+def _check_config(config: dict) -> None:
     """PEFT allows regular expressions as patterns, which are not run here: a file is no place to take them from."""
     patterns = config.get("alpha_pattern") or {}
     if config.get("use_dora"):
         raise ValueError(f"This LoRA is a DoRA, which cannot be read here: {STOCK}.")
-    numbers = isinstance(patterns, dict) and (*patterns.values(), config.get("lora_alpha") or 0)
-    if not numbers or not all(isinstance(number, (int, float)) for number in numbers):
-        raise ValueError(NO_SCALE)
-    if not all(any(_matches(pattern, name) for name in layers) for pattern in patterns):
+    plain = isinstance(patterns, dict) and all(re.fullmatch(r"[\w.]+", pattern) for pattern in patterns)
+    numbers = (*patterns.values(), config.get("lora_alpha") or 0) if plain else ()
+    if not plain or not all(isinstance(number, (int, float)) for number in numbers):
         raise ValueError(NO_SCALE)
 
 
@@ -200,9 +200,11 @@ def read_complete(state: dict[str, Tensor], header: dict[str, str], file: Path) 
         result = RunResult.read(about, lora, learned, file.with_suffix(""), list(about["history"]))
         whole = export.carried(result.tokens, result.fixed_outputs).keys() == learned.keys()
         texts = (result.settings["method"], result.placeholder_token, result.dataset, result.stop_reason)
+        whole &= all(isinstance(text, str) for text in texts) and isinstance(result.seconds, (int, float))
+        whole &= all(isinstance(entry, dict) for entry in result.history)
     except (LookupError, TypeError, ValueError, RecursionError):
-        raise ValueError(DAMAGED) from None
-    if not whole or not all(isinstance(text, str) for text in texts):
+        whole = False
+    if not whole:
         raise ValueError(DAMAGED)
     return result
 
