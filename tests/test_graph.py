@@ -155,7 +155,7 @@ def test_saved_files_do_in_stock_nodes_what_the_graph_does(server, graph):
 
 
 def test_the_complete_file_draws_the_same_picture(server, graph):
-    """Saved, listed, and loaded by a graph that knows nothing of the training: pixel by pixel what the training drew."""
+    """Saved, listed, and loaded by a graph without the training: pixel by pixel what the training drew."""
     prompt = graph()
     inputs = {"result": ["train", 2], "name": "travelling", "overwrite": True}
     prompt["save"] = {"class_type": "PersonalizeSave", "inputs": inputs}
