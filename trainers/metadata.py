@@ -68,7 +68,7 @@ def describe(result: "RunResult", name: str, kind: str) -> dict[str, str]:
         facts["modelspec.trigger_phrase"] = result.placeholder_token
     if "modelspec.architecture" in facts:
         facts |= {"modelspec.architecture": f"{facts['modelspec.architecture']}/{kind}"}
-    title = f"{result.placeholder_token} ({result.settings['method']})"
+    title = f"{result.placeholder_token} ({result.settings['method']})".strip()
     facts |= {"modelspec.sai_model_spec": "1.0.1", "modelspec.title": title}
     return facts | ({"ss_output_name": name} if name else {})
 
