@@ -117,6 +117,8 @@ def check_layers(lora: dict[str, Tensor], keys: dict[str, str], shapes: dict[str
             f"{len(unknown)} of {len(layers)} learned layers are not in this MODEL and CLIP (such as {unknown[0]}): "
             "use the family of models that the run was trained on."
         )
+    if len({keys[name] for name in layers}) < len(layers):
+        raise ValueError("Two learned layers belong to one weight, in two spellings: save or download the file again.")
     for name, parts in layers.items():
         if not _is_whole(parts):
             raise ValueError(

@@ -98,6 +98,10 @@ WRONG = {
     "no bias there": ({"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.diff_b": torch.ones(128)},
                       "has not the shape"),
     "flat convolution": ({"lora_unet_conv_in.diff": torch.ones(32, 36)}, "has not the shape"),
+    "one weight twice": (
+        {f"lora_{te}_text_model_encoder_layers_0_mlp_fc1.diff": torch.ones(256, 64) for te in ("te", "te1")},
+        "^Two learned layers belong to one weight",
+    ),
     "unknown": ({"lora_te_text_model_encoder_layers_9_mlp_fc1.diff": torch.ones(256, 64)}, "^1 of 1 learned layers"),
 }  # fmt: skip
 

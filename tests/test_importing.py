@@ -34,6 +34,11 @@ REFUSED = {
     "biases of PEFT": (PEFT | {"unet.conv_in.lora_B.bias": torch.ones(32)}, {}, UNKNOWN),
     "PEFT without its settings": ({f"base_model.model.{key}": v for key, v in PEFT.items()}, {}, UNKNOWN),
     "two alphas": (PEFT | {"unet.conv_in.alpha": torch.ones(2)}, {}, UNKNOWN),
+    "a layer twice": (
+        PEFT | {key.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): v for key, v in PEFT.items()},
+        {},
+        f"^This LoRA holds a layer twice, in two spellings: {STOCK}",
+    ),
     "nothing": ({}, {}, f"^0 of this LoRA's 0 entries are unknown here: {STOCK}"),
     "half a layer": ({D: PAIR[D]}, {}, r"^The layer lora_unet_conv_in of this LoRA is not whole: download or save"),
     "the other half": ({U: PAIR[U]}, {}, "is not whole"),

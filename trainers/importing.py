@@ -81,7 +81,10 @@ def _from_diffusers(state: dict[str, Tensor], header: dict[str, str]) -> dict[st
     for component, prefix in COMPONENTS.items():
         part = {key.partition(".")[2]: value for key, value in state.items() if key.partition(".")[0] == component}
         mine = {key.partition(".")[2]: value for key, value in config.items() if key.partition(".")[0] == component}
-        found |= _component(prefix, _in_pefts_names(part, component), mine) if part else {}
+        named = _in_pefts_names(part, component)
+        if len(named) < len(part):
+            raise ValueError(f"This LoRA holds a layer twice, in two spellings: {STOCK}.")
+        found |= _component(prefix, named, mine) if part else {}
     return found
 
 
@@ -101,7 +104,7 @@ def _component(prefix: str, part: dict[str, Tensor], config: dict) -> dict[str, 
     """One component's layers in kohya's names."""
     layers = sorted(key.removesuffix(".lora_A.weight") for key in part if key.endswith(".lora_A.weight"))
     known = {f"{name}.{end}" for name in layers for end in ("lora_A.weight", "lora_B.weight", "alpha")}
-    _refuse_unknown([key for key in part if key not in known or ".alpha" in key and part[key].numel() != 1], part)
+    _refuse_unknown([key for key in part if key not in known or key.endswith("alpha") and part[key].numel() > 1], part)
     _check_config(config)
     found = {}
     for name in layers:
