@@ -5,6 +5,7 @@ from typing_extensions import override
 
 from .apply import Apply
 from .concept import LoadReferences
+from .files import LoadFiles
 from .recipes import TextBoostRecipe
 from .results import Save
 from .runs import Load, Runs
@@ -16,4 +17,4 @@ class Personalize(ComfyExtension):
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadReferences, TextBoostRecipe, Train, Save, Apply, Load, Runs]
+        return [LoadReferences, TextBoostRecipe, Train, Save, Apply, Load, Runs, LoadFiles]

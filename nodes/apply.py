@@ -1,5 +1,7 @@
 """A run's result put onto a MODEL and a CLIP, as patches that every stock node honours."""
 
+import math
+
 import comfy.lora
 import comfy.sd
 from comfy_api.latest import io
@@ -62,9 +64,7 @@ def apply(
     Raises:
         ValueError: what was learned does not fit this MODEL and CLIP.
     """
-    encoders = host.family_of(model, clip).text_encoders
-    unet_keys, text_keys = _keys(model, clip)
-    check(model, clip, result)
+    encoders, unet_keys, text_keys = check(model, clip, result)
     if in_full_precision:
         patched, patched_clip = model.clone(), clip.clone()
         exact.add(patched, result.lora, unet_keys, strength_unet)
@@ -84,29 +84,28 @@ def apply(
     return causal.attach_unet(patched, learned), carry.attach(patched_clip, carried)
 
 
-def check(model, clip, result: RunResult) -> None:
-    """Raise `ValueError` unless what was learned is whole and fits this MODEL and CLIP."""
-    unet_keys, text_keys = _keys(model, clip)
+def check(model, clip, result: RunResult) -> tuple[tuple[str, ...], dict[str, str], dict[str, str]]:
+    """The text encoders, and the host's names of the U-Net's and their weights by the names of layers in a file.
+
+    Raises:
+        ValueError: what was learned is not whole, or does not fit this MODEL and CLIP.
+    """
+    encoders = host.family_of(model, clip).text_encoders
+    unet_keys = comfy.lora.model_lora_keys_unet(model.model, {})
+    text_keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
     shapes = {**_shapes(model.model), **_shapes(clip.cond_stage_model)}
     check_layers(result.lora, {**unet_keys, **text_keys}, shapes)
-    check_carried(result, clip, host.family_of(model, clip).text_encoders)
+    check_carried(result, clip, encoders)
     causal.check(result.adapters, model, clip)
+    return encoders, unet_keys, text_keys
 
 
 def fits(model, clip, result: RunResult) -> bool:
     """Whether `check` has nothing to say."""
     try:
-        return check(model, clip, result) is None
+        return bool(check(model, clip, result))
     except ValueError:
         return False
-
-
-def _keys(model, clip) -> tuple[dict[str, str], dict[str, str]]:
-    """The host's names of the weights, by the names that layers have in a file."""
-    return (
-        comfy.lora.model_lora_keys_unet(model.model, {}),
-        comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}),
-    )
 
 
 def _shapes(module) -> dict[str, tuple[int, ...]]:
@@ -114,26 +113,49 @@ def _shapes(module) -> dict[str, tuple[int, ...]]:
 
 
 def check_layers(lora: dict[str, Tensor], keys: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raise `ValueError` unless every LoRA layer belongs to a weight and has its shape: the host would only log it."""
-    layers = {name.split(".", 1)[0] for name in lora}
-    unknown = sorted(layers - keys.keys())
+    """Raise `ValueError` unless every layer belongs to a weight and has its shape: the host would only log it."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    for key, value in lora.items():
+        name, _, part = key.partition(".")
+        layers.setdefault(name, {})[part] = value
+    unknown = sorted(layers.keys() - keys.keys())
     if unknown:
         raise ValueError(
             f"{len(unknown)} of {len(layers)} learned layers are not in this MODEL and CLIP (such as {unknown[0]}): "
             "use the family of models that the run was trained on."
         )
-    for name in sorted(layers):
-        up, down, alpha = (lora.get(f"{name}.{part}") for part in ("lora_up.weight", "lora_down.weight", "alpha"))
-        rows, columns = shapes[keys[name]][:2]
-        if up is None or down is None or alpha is None or alpha.numel() != 1 or up.ndim < 2 or down.ndim < 2:
+    if len({keys[name] for name in layers}) < len(layers):
+        raise ValueError("Two learned layers belong to one weight, in two spellings: save or download the file again.")
+    for name, parts in layers.items():
+        if not _is_whole(parts):
             raise ValueError(
                 f"The learned layer {name} is not whole: queue the run's training again, or delete the run."
             )
-        if (len(up), down.shape[1], up.shape[1]) != (rows, columns, len(down)):
+        weight = shapes[keys[name]]
+        if not _fits(parts, weight, shapes.get(exact.bias_of(keys[name]), ())):
             raise ValueError(
-                f"The learned layer {name} has not the shape of this MODEL's or CLIP's {rows} x {columns} weight: "
-                "use the family of models that the run was trained on."
+                f"The learned layer {name} has not the shape of this MODEL's or CLIP's {' x '.join(map(str, weight))} "
+                "weight: use the family of models that the run was trained on."
             )
+
+
+def _is_whole(parts: dict[str, Tensor]) -> bool:
+    """A LoRA or a full difference, or the difference of the bias, or one of the former with the latter."""
+    kind = parts.keys() - {"diff_b"}
+    if kind == {"lora_up.weight", "lora_down.weight", "alpha"}:
+        up, down, alpha = (parts[part] for part in ("lora_up.weight", "lora_down.weight", "alpha"))
+        return alpha.numel() == 1 and up.ndim > 1 and down.ndim > 1
+    return bool(parts) and kind <= {"diff"}
+
+
+def _fits(parts: dict[str, Tensor], weight: tuple[int, ...], bias: tuple[int, ...]) -> bool:
+    shapes = {part: tuple(value.shape) for part, value in parts.items()}
+    if shapes.get("diff", weight) != weight or shapes.get("diff_b", bias) != bias:
+        return False
+    if "diff" in parts or "alpha" not in parts:
+        return True
+    up, down = parts["lora_up.weight"], parts["lora_down.weight"]
+    return (len(up), up[0].numel(), down[0].numel()) == (weight[0], len(down), math.prod(weight[1:]))
 
 
 def check_carried(result: RunResult, clip, encoders: tuple[str, ...]) -> None:
@@ -144,7 +166,7 @@ def check_carried(result: RunResult, clip, encoders: tuple[str, ...]) -> None:
         encoder = getattr(clip.cond_stage_model, name).transformer
         width = encoder.get_input_embeddings().weight.shape[1]
         words = {tuple(vectors[i].shape[1:]) for vectors in result.tokens.values()} if whole else set()
-        if words != {(width,)} or shapes[i] not in (None, (encoder.num_layers + 1, 77, width)):
+        if not whole or words - {(width,)} or shapes[i] not in (None, (encoder.num_layers + 1, 77, width)):
             raise ValueError(
                 f"The learned words do not fit this CLIP, whose width is {width}: use the family of models that the "
                 "run was trained on."

@@ -1,4 +1,4 @@
-"""LoRA layers that act in full precision at every use, instead of being merged into half-precision weights."""
+"""What was learned, added in full precision at every use instead of being merged into half-precision weights."""
 
 import torch
 from torch import Tensor
@@ -20,16 +20,42 @@ class LowRank:
         return self.up.nbytes + self.down.nbytes
 
 
+class Difference:
+    """Adds `scale * difference` to a weight or a bias whenever the host casts it for use."""
+
+    def __init__(self, difference: Tensor, scale: float):
+        self.difference, self.scale = difference, scale
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        return weight + (self.scale * self.difference.to(weight.device, torch.float32)).to(weight.dtype)
+
+    def move_to(self, device: torch.device) -> int:
+        """Called by the host when it moves the model; returns the bytes that moved."""
+        self.difference = self.difference.to(device)
+        return self.difference.nbytes
+
+
 def add(patcher, lora: dict[str, Tensor], keys: dict[str, str], strength: float) -> int:
     """Put the layers of a kohya LoRA that belong to this patcher onto it and return their number.
 
     Args:
         keys: name of a layer in the file -> the host's name of the weight.
     """
-    layers = sorted(name.removesuffix(".lora_up.weight") for name in lora if name.endswith(".lora_up.weight"))
-    layers = [name for name in layers if name in keys]
-    for name in layers:
-        up, down = lora[f"{name}.lora_up.weight"], lora[f"{name}.lora_down.weight"]
-        scale = strength * float(lora[f"{name}.alpha"]) / len(down)
-        patcher.add_weight_wrapper(keys[name], LowRank(up, down, scale))
-    return len(layers)
+    parts = [key.split(".", 1) for key in sorted(lora)]
+    parts = [(name, part) for name, part in parts if name in keys and part in ("lora_up.weight", "diff", "diff_b")]
+    for name, part in parts:
+        weight = keys[name] if part != "diff_b" else bias_of(keys[name])
+        patcher.add_weight_wrapper(weight, _adding(lora, name, part, strength))
+    return len(parts)
+
+
+def _adding(lora: dict[str, Tensor], name: str, part: str, strength: float) -> LowRank | Difference:
+    if part != "lora_up.weight":
+        return Difference(lora[f"{name}.{part}"], strength)
+    up, down = lora[f"{name}.lora_up.weight"], lora[f"{name}.lora_down.weight"]
+    return LowRank(up, down, strength * float(lora[f"{name}.alpha"]) / len(down))
+
+
+def bias_of(weight: str) -> str:
+    """The host's name of the bias beside a weight."""
+    return f"{weight.removesuffix('.weight')}.bias"

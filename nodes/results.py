@@ -1,4 +1,4 @@
-"""Save: what was learned, as files for stock loaders."""
+"""Save: what was learned, as files for stock loaders and for Load Personalized Files."""
 
 import os
 import re
@@ -9,14 +9,17 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..trainers import export, importing
 from ..trainers.files import replaced
 from ..trainers.sentences import quoted, reason
 from .schema import checked, valid
 from .sockets import CATEGORY, ResultSocket
 
+folder_paths.add_model_folder_path("personalize", os.path.join(folder_paths.models_dir, "personalize"))
+
 
 class Save(io.ComfyNode):
-    """RESULT -> models/loras/<name>.safetensors and models/embeddings/<name>.safetensors."""
+    """RESULT -> <name>.safetensors in models/loras, models/embeddings and models/personalize."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -24,18 +27,22 @@ class Save(io.ComfyNode):
             node_id="PersonalizeSave",
             display_name="Save Personalized",
             category=CATEGORY,
-            description="Writes a LoRA for Load LoRA and an embedding for embedding:name in prompts.",
+            description="Writes a LoRA for Load LoRA, an embedding for embedding:name in prompts, and all in one file.",
             is_output_node=True,
             inputs=[
                 ResultSocket.Input("result"),
                 io.String.Input("name", default="my_subject", tooltip="Letters, digits, - and _ ; also the file name."),
                 io.Boolean.Input("overwrite", default=False, tooltip="Replace files of that name."),
+                io.Boolean.Input(
+                    "complete", default=True, optional=True,
+                    tooltip="Also write one file with everything that was learned, for Load Personalized Files.",
+                ),
             ],
             outputs=[
                 io.String.Output(display_name="lora name"),
                 io.String.Output(display_name="embedding"),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
     def validate_inputs(cls, name: str | None = None) -> bool | str:
@@ -44,15 +51,41 @@ class Save(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, result, name, overwrite) -> io.NodeOutput:
+    def execute(cls, result, name, overwrite, complete=True) -> io.NodeOutput:
         name = _file_name(name)
-        lora, embedding = (_target(kind, name, overwrite) for kind in ("loras", "embeddings"))
-        vectors = result.tokens[result.placeholder_token]
-        _write(result.lora, lora, result.metadata())
-        # One tensor under the placeholder's name: the host takes the first tensor, diffusers also reads the name.
-        _write({result.placeholder_token: vectors[0]}, embedding, result.metadata())
-        text = f"Saved {os.path.basename(lora)} in loras and in embeddings; write embedding:{name} in prompts."
-        return io.NodeOutput(os.path.basename(lora), f"embedding:{name}", ui=ui.PreviewText(text))
+        files = _files(result, name, complete)
+        paths = {kind: _target(kind, name, overwrite) for kind in files}
+        for kind, (tensors, header) in files.items():
+            _write(tensors, paths[kind], header)
+        lora = f"{name}.safetensors" if "loras" in files else ""
+        embedding = f"embedding:{name}" if "embeddings" in files else ""
+        return io.NodeOutput(lora, embedding, ui=ui.PreviewText(_sentence(result, name, [*files])))
+
+
+def _files(result, name: str, complete: bool) -> dict[str, tuple[dict[str, Tensor], dict[str, str]]]:
+    """Tensors and header of each file, by the kind of folder."""
+    files, token = {}, result.placeholder_token
+    if result.lora:
+        files["loras"] = result.lora, result.metadata(name)
+    if token in result.tokens:
+        words = export.embedding(token, result.tokens[token])
+        files["embeddings"] = words, result.metadata(name, "textual-inversion")
+    if complete:
+        files["personalize"] = importing.complete(result, name)
+    return files
+
+
+def _sentence(result, name: str, kinds: list[str]) -> str:
+    where = " and ".join(f"in {kind}" for kind in kinds)
+    use = f"; write embedding:{name} in prompts" if "embeddings" in kinds else "; there is no new word among it"
+    lora = "" if "loras" in kinds else f", and no LoRA: {_instead(result, kinds)}"
+    return f"Saved {name}.safetensors {where}{lora}{use}." if kinds else "Nothing was learned that could be saved."
+
+
+def _instead(result, kinds: list[str]) -> str:
+    if not result.adapters:
+        return "nothing but words was learned"
+    return "the adapters are in personalize" if "personalize" in kinds else "switch complete on to keep the adapters"
 
 
 def _file_name(name: str) -> str:

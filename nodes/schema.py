@@ -25,6 +25,8 @@ SOCKETS = {
     "PERSONALIZE_RECIPE": lambda value: hasattr(value, "stages"),
     "PERSONALIZE_RESULT": lambda value: isinstance(value, RunResult),
 }
+# Lists of runs and files change while a workflow is open; these inputs are looked at by their own nodes.
+CHANGING = ("run", "personalized", "lora", "embedding")
 WIDGETS = {"STRING": str, "INT": int, "FLOAT": (int, float), "BOOLEAN": int}
 
 
@@ -74,9 +76,11 @@ def checked(execute):
 def valid(check, value) -> bool | str:
     """For a node's `validate_inputs`: `True`, or the sentence that `check` raises; what a link brings is not known."""
     try:
-        return value is None or bool(check(value))
+        if value is not None:
+            check(value)
     except ValueError as error:
         return str(error)
+    return True
 
 
 def _check_input(wanted: io.Input, value, is_list: bool) -> None:
@@ -110,8 +114,7 @@ def _check(wanted: io.Input, value) -> None:
         low, high = getattr(wanted, "min", None), getattr(wanted, "max", None)
         if not (value >= (value if low is None else low) and value <= (value if high is None else high)):
             raise ValueError(f"The value of {name} is {quoted(value)}: use {low} to {high}.")
-    # The list of runs changes while a workflow is open; that input is looked at by its own node.
-    if kind == "COMBO" and name != "run" and value not in wanted.options:
+    if kind == "COMBO" and name not in CHANGING and value not in wanted.options:
         raise ValueError(f"The value of {name} is {quoted(value)}: choose one of {', '.join(wanted.options)}.")
 
 

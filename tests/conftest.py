@@ -99,3 +99,19 @@ def object_info(server):
 def comfyui():
     """The folder of the ComfyUI in use."""
     return COMFYUI
+
+
+@pytest.fixture
+def model_folders(tmp_path, monkeypatch):
+    """{kind: folder} in place of the host's."""
+    import folder_paths
+
+    from personalize.nodes import results  # noqa: F401 - adds models/personalize
+
+    made = {kind: tmp_path / "models" / kind for kind in ("loras", "embeddings", "personalize")}
+    for kind, folder in made.items():
+        folder.mkdir(parents=True)
+        known = folder_paths.folder_names_and_paths[kind][1]
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([str(folder)], known))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    return made

@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from personalize.tests import odd_pictures, prompts
 from personalize.tests.prompts import DROP
@@ -46,6 +48,11 @@ def load(run):
     return {"load": ("PersonalizeLoad", {"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "run": run})} | {
         "save.result": ["load", 2]
     }
+
+
+def files(**chosen):
+    inputs = {"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "personalized": "none", **chosen}
+    return {"load": ("PersonalizeLoadFiles", inputs), "save.result": ["load", 2]}
 
 
 def delete(run):
@@ -194,7 +201,55 @@ NUMBERS = [
     ("a MODEL that is a word", {"train.model": "sd15"}, "^The input model got no MODEL: connect one"),
     ("a RESULT that is a word", {"save.result": "mine"}, "^The input result got no PERSONALIZE_RESULT: connect one"),
 ]
-ROWS = PICTURES + WORDS + PATHS + NUMBERS
+NO_FILE = r"^There is no file '.*' in (loras|embeddings|personalize): choose one of the list \(press R\)\.$"
+FILES = [
+    ("no file", files(), "^No file is chosen: choose a personalized file, or a LoRA, an embedding or both"),
+    (
+        "a file and a LoRA",
+        files(personalized="words.safetensors", lora="loha.safetensors"),
+        "^A personalized file brings its own LoRA and words: load other files in a node of their own",
+    ),
+    ("a .pt", files(embedding="old.pt"), r"^The file 'old\.pt' is no safetensors file: convert it, or choose another"),
+    ("a number for a LoRA", files(lora=5), "^The file '5' is no safetensors file"),
+    ("a LoRA that does not exist", files(lora="nowhere.safetensors"), NO_FILE),
+    ("a file above", files(lora="../checkpoints/personalize-tiny.safetensors"), NO_FILE),
+    ("a file above, in the middle", files(lora="x/../loha.safetensors"), NO_FILE),
+    ("a file above, on Windows", files(personalized="..\\loras\\loha.safetensors"), NO_FILE),
+    ("an absolute file", files(embedding="/etc/x.safetensors"), NO_FILE),
+    ("a NUL in a file's name", files(lora="loha\0.safetensors"), NO_FILE),
+    ("a file of 5,000 letters", files(lora="x" * 5000 + ".safetensors"), NO_FILE),
+    ("a file without a name", files(personalized=""), "^The file '' is no safetensors file"),
+    (
+        "an empty LoRA",
+        files(lora="taken.safetensors"),
+        r"cannot be read \(its contents are damaged\): download or save",
+    ),
+    ("a LoHa", files(lora="loha.safetensors"), "^This LoRA is a LoHa, .* use ComfyUI's own Load LoRA for this one"),
+    ("a checkpoint as LoRA", files(lora="checkpoint.safetensors"), "entries are unknown here .* use ComfyUI's own"),
+    (
+        "a LoRA of another family",
+        files(lora="other.safetensors"),
+        "^1 of 1 learned layers are not in this MODEL and CLIP .* use the family of models",
+    ),
+    ("a LoRA as a personalized file", files(personalized="words.safetensors"), "^This is no whole file of Save Perso"),
+    (
+        "an embedding of another width",
+        files(embedding="wide.safetensors"),
+        r"^This embedding is 2 x 9 but this CLIP's words are \d+ wide: use one",
+    ),
+    (
+        "an embedding without a word",
+        files(embedding="wide.safetensors", placeholder_token=" "),
+        "^The placeholder '' must be one word, such as <dog>",
+    ),
+    (
+        "an embedding for an ordinary word",
+        files(embedding="wide.safetensors", placeholder_token="dog"),
+        "^The placeholder dog is a word the model already knows",
+    ),
+    ("a strength of 21", files(lora="loha.safetensors", strength_unet=21.0), "Value 21.0 bigger than max of 20"),
+]
+ROWS = PICTURES + WORDS + PATHS + NUMBERS + FILES
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +264,20 @@ def good(server, object_info):
     odd_pictures.GOOD["rgb.png"][0](root / "captioned" / "a.png")
     (root / "captioned" / "a.txt").write_bytes(b"\xff\xfe\x00\xd8")
     (server.base / "models" / "loras" / "taken.safetensors").write_bytes(b"")
+    write_files(server.base / "models")
     return prompts.smallest(object_info, server.checkpoint)
+
+
+def write_files(models):
+    """What other programs, and people, leave in the folders of LoRAs, embeddings and personalized files."""
+    (models / "personalize").mkdir()
+    (models / "embeddings" / "old.pt").write_bytes(b"")
+    one = torch.ones(2, 2)
+    save_file({"lora_unet_conv_in.hada_w1_a": one}, models / "loras" / "loha.safetensors")
+    save_file({"model.diffusion_model.out.2.bias": one}, models / "loras" / "checkpoint.safetensors")
+    save_file({"lora_unet_double_blocks_0_img_mod.diff": one}, models / "loras" / "other.safetensors")
+    save_file({"<dog>": torch.ones(2, 9)}, models / "embeddings" / "wide.safetensors")
+    save_file({"lora_unet_conv_in.diff": one}, models / "personalize" / "words.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -25,12 +25,12 @@ def trained(tmp_path, request):
     return models, training.train(runs.Run(concept=concept, recipe=recipe), models, tmp_path)
 
 
-def pipeline(comfyui, family):
-    """A diffusers pipeline with the same base weights that the training started from."""
+def pipeline(comfyui, family, models=None):
+    """A diffusers pipeline with the same base weights that the training started from, or with those of `models`."""
     from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPTokenizer
 
-    models = small.models(family=family)
+    models = models or small.models(family=family)
     encoder = models.text_encoders[0]
     layers = encoder.text_model.encoder.layers
     del layers[len(encoder.layers_read) :]  # diffusers keeps SD 2.x's encoder without the layer that nobody reads

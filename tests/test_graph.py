@@ -154,6 +154,22 @@ def test_saved_files_do_in_stock_nodes_what_the_graph_does(server, graph):
         server.run(prompt)
 
 
+def test_the_complete_file_draws_the_same_picture(server, graph):
+    """Saved, listed, and loaded by a graph without the training: pixel by pixel what the training drew."""
+    prompt = graph()
+    inputs = {"result": ["train", 2], "name": "travelling", "overwrite": True}
+    prompt["save"] = {"class_type": "PersonalizeSave", "inputs": inputs}
+    drawn = server.images(server.run(prompt))["out"][0]
+    listed = server.client.object_info()["PersonalizeLoadFiles"]["input"]["required"]["personalized"][1]["options"]
+    assert "travelling.safetensors" in listed
+    inputs = {"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "personalized": "travelling.safetensors"}
+    loading = graph(positive={"clip": ["load", 1]}, negative={"clip": ["load", 1]}, sampler={"model": ["load", 0]})
+    loading["latent"]["inputs"] |= {"width": 128, "height": 128}
+    loading["load"] = {"class_type": "PersonalizeLoadFiles", "inputs": inputs}
+    loading = {name: node for name, node in loading.items() if name not in ("train", "references", "recipe", "image")}
+    assert server.images(server.run(loading))["out"][0].tobytes() == drawn.tobytes()
+
+
 def test_cancel_stops_within_a_step_and_the_next_prompt_runs(server, graph):
     before = folders(server)
     long = graph(recipe={"preset.steps": 100_000}, train={"preview_every": 0, "seed": 5})

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
 from .models import Models
@@ -9,6 +10,8 @@ from .models import Models
 UNET_PREFIX = "lora_unet_"
 # What stock loaders call the LoRA of each text encoder: one encoder is "te", two are "te1" and "te2".
 TEXT_ENCODER_PREFIXES = {1: ("lora_te_",), 2: ("lora_te1_", "lora_te2_")}
+LORA = "lora."  # before a LoRA's names in a complete file
+ENCODERS = ("clip_l", "clip_g")  # in an embedding for SDXL
 
 
 def lora(models: Models) -> dict[str, Tensor]:
@@ -18,14 +21,14 @@ def lora(models: Models) -> dict[str, Tensor]:
     """
     state = {}
     for path, *weights in _lora_layers(models.unet):
-        state |= _kohya(UNET_PREFIX, path, *weights)
+        state |= kohya(UNET_PREFIX, path, *weights)
     for prefix, encoder in zip(TEXT_ENCODER_PREFIXES[len(models.text_encoders)], models.text_encoders, strict=True):
         layers = [*_lora_layers(encoder.text_model)]
         for path, *weights in layers:
-            state |= _kohya(f"{prefix}text_model_", path, *weights)
+            state |= kohya(f"{prefix}text_model_", path, *weights)
         for _, down, up, alpha in layers[-1:]:
             # diffusers tells kohya's names by an out_proj among them; this one adds nothing.
-            state |= _kohya(f"{prefix}text_model_", "encoder.layers.0.self_attn.out_proj", down * 0, up * 0, alpha)
+            state |= kohya(f"{prefix}text_model_", "encoder.layers.0.self_attn.out_proj", down * 0, up * 0, alpha)
     return state
 
 
@@ -37,9 +40,10 @@ def _lora_layers(module: nn.Module) -> Iterator[tuple[str, Tensor, Tensor, float
             yield path, down, up, layer.lora_alpha["default"]
 
 
-def _kohya(prefix: str, path: str, down: Tensor, up: Tensor, alpha: float) -> dict[str, Tensor]:
+def kohya(prefix: str, path: str, down: Tensor, up: Tensor, alpha: float) -> dict[str, Tensor]:
+    """One layer in kohya's names."""
     name = prefix + path.replace(".", "_")
-    return {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": up.new_tensor(alpha)}
+    return {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(float(alpha))}
 
 
 def token_vectors(models: Models) -> dict[str, tuple[Tensor, ...]]:
@@ -74,6 +78,26 @@ def read_carried(
         tokens[token] = (*tokens.get(token, ()), state[key])
     fixed = tuple(state[key] for key in sorted(state) if key.startswith("fixed."))
     return tokens, fixed, {key.removeprefix("adapters."): v for key, v in state.items() if key.startswith("adapters.")}
+
+
+def complete(lora: dict[str, Tensor], learned: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A LoRA and what `carried` gives, in one file."""
+    return {f"{LORA}{name}": value for name, value in lora.items()} | learned
+
+
+def read_complete(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The inverse of `complete`."""
+    lora = {name.removeprefix(LORA): value for name, value in state.items() if name.startswith(LORA)}
+    return lora, {name: value for name, value in state.items() if not name.startswith(LORA)}
+
+
+def embedding(token: str, vectors: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """The file of a learned word.
+
+    One tensor under the placeholder's name: the host takes the first tensor, diffusers also reads the name. Of a model
+    with two text encoders, one under the host's and diffusers' name of each.
+    """
+    return dict(zip(ENCODERS if len(vectors) == 2 else (token,), vectors, strict=True))
 
 
 def _detached(tensor: Tensor) -> Tensor:

@@ -1,9 +1,12 @@
-"""Files that are never half written. Nothing else about files."""
+"""Files that are never half written, and tensors that do not keep their file open."""
 
 import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor
 
 
 @contextlib.contextmanager
@@ -21,3 +24,15 @@ def replaced(path: Path | str) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             os.remove(beside)
         raise
+
+
+def tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file and its header's words.
+
+    Copies: what safetensors hands out is the file itself, and who changes that ends every process that reads it.
+
+    Raises:
+        OSError, SafetensorError: it cannot be read.
+    """
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

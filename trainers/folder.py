@@ -18,11 +18,10 @@ from typing import TextIO
 from filelock import FileLock, Timeout
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from . import export, state
-from .files import replaced
+from . import export, files, metadata, state
 from .state import StageState
 
 CHECKPOINTS_KEPT = 2  # the newest, and the one before it in case the newest is damaged
@@ -44,24 +43,50 @@ class RunResult:
     seconds: float
     adapters: dict[str, Tensor] = field(default_factory=dict)  # see causal.tensors
     complete: bool = True  # False: broken off; queued again it goes on
+    origin: dict[str, str] = field(default_factory=dict)  # what else its files say of it: see metadata.origin
 
     @property
     def placeholder_token(self) -> str:
         return self.settings["concept"]["placeholder_token"]
 
-    def metadata(self) -> dict[str, str]:
+    @classmethod
+    def read(cls, about: dict, lora: dict[str, Tensor], learned: dict[str, Tensor], folder: Path, history: list[dict]):
+        """What files hold.
+
+        Args:
+            about: as in run.json: settings, dataset, stop_reason, seconds, complete and, in newer ones, origin.
+            learned: as `export.carried` gives it.
+
+        Raises:
+            LookupError, TypeError, ValueError: something is missing or is not what it should be.
+        """
+        tokens, fixed_outputs, adapters = export.read_carried(learned)
+        if tokens and about["settings"]["concept"]["placeholder_token"] not in tokens:
+            raise LookupError("the new word")
+        return cls(
+            folder=folder,
+            settings=about["settings"],
+            dataset=about["dataset"],
+            lora=lora,
+            tokens=tokens,
+            fixed_outputs=fixed_outputs,
+            adapters=adapters,
+            history=history,
+            stop_reason=about["stop_reason"],
+            seconds=about["seconds"],
+            complete=about["complete"],
+            origin={str(name): str(value) for name, value in dict(about.get("origin", {})).items()},
+        )
+
+    def learned(self) -> dict[str, Tensor]:
+        """What a CLIP carries beside the LoRA, as one flat dictionary."""
+        return export.carried(self.tokens, self.fixed_outputs, self.adapters)
+
+    def metadata(self, name: str = "", kind: str = "lora") -> dict[str, str]:
         """What the safetensors files say about themselves: how they were made, and what LoRA browsers look for."""
         about = {"settings": self.settings, "dataset": self.dataset, "steps": len(self.history)}
-        ranks = [v.shape[0] for k, v in self.lora.items() if k.endswith(".lora_down.weight")]
-        alphas = [float(v) for k, v in self.lora.items() if k.endswith(".alpha")]
-        return {
-            "personalize": json.dumps({**about, "stop_reason": self.stop_reason}),
-            "modelspec.title": f"{self.placeholder_token} ({self.settings['method']})",
-            "modelspec.trigger_phrase": self.placeholder_token,
-            "ss_network_module": "networks.lora",
-            "ss_network_dim": str(max(ranks, default=0)),
-            "ss_network_alpha": str(max(alphas, default=0)),
-        }
+        own = {"personalize": json.dumps({**about, "stop_reason": self.stop_reason})}
+        return own | metadata.describe(self, name, kind)
 
 
 class RunFolder:
@@ -101,7 +126,7 @@ class RunFolder:
         self._write_json({**about, "complete": False})
 
     def save_picture(self, picture: Image.Image, name: str) -> None:
-        with replaced(self.path / name) as beside:
+        with files.replaced(self.path / name) as beside:
             picture.save(beside, format="PNG")
 
     def about(self) -> dict:
@@ -125,7 +150,7 @@ class RunFolder:
 
     def log(self, history: list[dict]) -> TextIO:
         """The log with `history` in it, open for more."""
-        with replaced(self.path / "steps.jsonl") as beside:
+        with files.replaced(self.path / "steps.jsonl") as beside:
             beside.write_text("".join(json.dumps(entry) + "\n" for entry in history), encoding="utf-8")
         return (self.path / "steps.jsonl").open("a", encoding="utf-8")
 
@@ -176,9 +201,9 @@ class RunFolder:
         The checkpoints of a complete run, with the optimizer's moments, are deleted; its last state stays for a run
         with more steps. A broken-off one keeps them beside what it learned.
         """
-        metadata = result.metadata()
-        self._save_tensors(result.lora, "lora", metadata)
-        self._save_tensors(export.carried(result.tokens, result.fixed_outputs, result.adapters), "clip", metadata)
+        header = result.metadata()
+        self._save_tensors(result.lora, "lora", header)
+        self._save_tensors(result.learned(), "clip", header)
         if result.complete and sum(p.nbytes for stage in stages for p in stage.params) <= LAST_AT_MOST:
             state.save(stages, self.path / "last.safetensors")
         end = {"complete": result.complete, "stop_reason": result.stop_reason, "seconds": result.seconds}
@@ -195,22 +220,9 @@ class RunFolder:
         if not about.get("complete") and not (partial and "stop_reason" in about):
             return None
         try:
-            tokens, fixed_outputs, adapters = export.read_carried(_load(self.path / "clip.safetensors"))
-            if about["settings"]["concept"]["placeholder_token"] not in tokens:
-                return None
-            return RunResult(
-                folder=self.path,
-                settings=about["settings"],
-                dataset=about["dataset"],
-                lora=_load(self.path / "lora.safetensors"),
-                tokens=tokens,
-                fixed_outputs=fixed_outputs,
-                adapters=adapters,
-                history=self.history(about["steps"]),
-                stop_reason=about["stop_reason"],
-                seconds=about["seconds"],
-                complete=about["complete"],
-            )
+            lora, learned = (files.tensors(self.path / f"{name}.safetensors")[0] for name in ("lora", "clip"))
+            result = RunResult.read(about, lora, learned, self.path, self.history(about["steps"]))
+            return result if result.tokens else None
         except (OSError, SafetensorError, LookupError, TypeError, ValueError):
             return None
 
@@ -227,18 +239,13 @@ class RunFolder:
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         shutil.rmtree(self.path)
 
-    def _save_tensors(self, tensors: dict[str, Tensor], name: str, metadata: dict[str, str]) -> None:
-        with replaced(self.path / f"{name}.safetensors") as beside:
-            save_file(tensors, beside, metadata=metadata)
+    def _save_tensors(self, tensors: dict[str, Tensor], name: str, header: dict[str, str]) -> None:
+        with files.replaced(self.path / f"{name}.safetensors") as beside:
+            save_file(tensors, beside, metadata=header)
 
     def _write_json(self, data: dict) -> None:
-        with replaced(self.path / "run.json") as beside:
+        with files.replaced(self.path / "run.json") as beside:
             beside.write_text(json.dumps(data, indent=2), encoding="utf-8")
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    """Copies: what safetensors hands out is the file itself, and who changes that ends every process that reads it."""
-    return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
 def total_steps(stages: tuple[StageState, ...]) -> int:

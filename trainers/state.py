@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Generator, Tensor
 
-from .files import replaced
+from . import files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,17 +83,14 @@ def save(stages: tuple[StageState, ...], path: Path) -> None:
         tensors |= {f"{i}.optimizer.{j}.{name}": v for j, named in stage.optimizer.items() for name, v in named.items()}
     about = [{"step": s.step, "seconds": s.seconds, "scaler": s.scaler, "params": len(s.params)} for s in stages]
     metadata = {"stages": json.dumps(about), "checksum": str(_checksum(tensors))}
-    with replaced(path) as beside:
+    with files.replaced(path) as beside:
         save_file(tensors, beside, metadata=metadata)
 
 
 def load(path: Path) -> tuple[StageState, ...] | None:
     """What `save` wrote, or `None` where the file is damaged."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            # Copies, which do not keep the file open: it can be deleted, or change, while they are in use.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        tensors, metadata = files.tensors(path)
         if metadata["checksum"] != str(_checksum(tensors)):
             return None
         about = json.loads(metadata["stages"])

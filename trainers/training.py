@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from . import causal, export, previews, state
+from . import causal, export, metadata, previews, state
 from .folder import CHECKPOINTS_KEPT, RunFolder, RunResult, total_steps
 from .loop import Diverged, SingleDevice, Stage, StepReport, train_stage
 from .memory import Effort, fit, is_out_of_memory
@@ -132,6 +132,7 @@ class Training:
         """The stages that an earlier process got through, here or in a run with fewer steps."""
         settings, lineage = self.run.settings(), self.run.lineage(self.model)
         self.about = {"settings": settings, "dataset": self.run.dataset(), "model": self.model, "lineage": lineage}
+        self.about["origin"] = metadata.origin(self.run, self.models)
         source, earlier = self.folder, self.folder.last_state()
         if not earlier:
             source, earlier = self.folder.ancestor(lineage, self.run.recipe.steps if lineage else 0)
@@ -254,6 +255,7 @@ class Training:
             stop_reason=reason,
             seconds=sum(stage.seconds for stage in stages),
             complete=complete,
+            origin=self.about["origin"],
         )
         self.folder.finish(result, stages, self.about)
         return result
