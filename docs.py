@@ -4,7 +4,7 @@ A test fails while README.md holds another table than this would write.
 """
 
 import html
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 README = Path(__file__).resolve().parent / "README.md"
@@ -21,13 +21,16 @@ def filled(text: str, presets: dict) -> str:
 
 
 def table(presets: dict) -> str:
-    """One row per field; of the presets after the first, only what differs from the first."""
+    """One row per field of any preset; of those after the first that has it, only what differs from that one."""
     rows = [["setting", *presets, "meaning"], ["---"] * (len(presets) + 2)]
-    first, *others = presets.values()
-    for field in fields(first):
-        own = getattr(first, field.name)
-        differing = [getattr(preset, field.name) for preset in others]
-        defaults = [shown(own), *("" if value == own else shown(value) for value in differing)]
+    every = {}
+    for field in (field for preset in presets.values() for field in fields(preset)):
+        every.setdefault(field.name, field)
+    for field in every.values():
+        values = [getattr(preset, field.name, MISSING) for preset in presets.values()]
+        first = next(value for value in values if value is not MISSING)
+        begin = values.index(first)
+        defaults = [shown(value) if i <= begin or value != first else "" for i, value in enumerate(values)]
         meaning = html.escape(field.metadata["help"], quote=False)  # or <dog> would vanish as an unknown tag
         rows.append([f"`{field.name}`", *defaults, meaning])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -35,6 +38,8 @@ def table(presets: dict) -> str:
 
 def shown(value) -> str:
     """A default as its widget shows it."""
+    if value is MISSING:
+        return "–"
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple):
@@ -43,6 +48,7 @@ def shown(value) -> str:
 
 
 if __name__ == "__main__":
-    from trainers.recipes.textboost import PRESETS
+    from trainers.recipes import textboost, textboost2026
 
-    README.write_text(filled(README.read_text(encoding="utf-8"), PRESETS), encoding="utf-8")
+    presets = textboost.PRESETS | textboost2026.PRESETS
+    README.write_text(filled(README.read_text(encoding="utf-8"), presets), encoding="utf-8")

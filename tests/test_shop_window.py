@@ -8,8 +8,9 @@ from PIL import Image
 
 from personalize import docs
 from personalize.tests import archive
-from personalize.trainers.recipes.textboost import PRESETS
+from personalize.trainers.recipes import textboost, textboost2026
 
+PRESETS = textboost.PRESETS | textboost2026.PRESETS
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -52,6 +52,18 @@ class PairedViews:
             batch_size=recipe.batch_size,
         )
 
+    def tokens(self) -> list[tuple[str, str]]:
+        """The augmentations' own tokens that prompts may hold, each with its initializer."""
+        names = augmentation.NAMES[self.kinds] if self.naming == "tokens" else ()
+        return [augmentation.TOKENS[name] for name in names]
+
+    def check(self, concept: Concept) -> None:
+        """Raise `ValueError` where the concept's placeholder is one of those tokens."""
+        if concept.placeholder_token in dict(self.tokens()):
+            raise ValueError(
+                f"The placeholder {concept.placeholder_token} is already taken by an augmentation: choose another name."
+            )
+
     def pools(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Latents]:
         """Encoded views for one step after the other, each time of one size: from a pool for each size, or fresh ones.
 

@@ -39,7 +39,7 @@ def setting(default, help: str, **limits):
 class TextBoost:
     """Hyperparameters of TextBoost; the defaults are the authors' benchmark settings."""
 
-    steps: int = setting(250, "Optimizer steps. The paper uses 250 for objects.", min=1, max=100_000)
+    steps: int = setting(250, "Optimizer steps. The paper uses 250 for objects, its revision 100.", min=1, max=100_000)
     batch_size: int = setting(8, "Pictures per step.", min=1, max=512)
     lora_learning_rate: float = setting(1e-4, "Learning rate of the text encoder's LoRA.", min=0.0, max=1.0)
     embedding_learning_rate: float = setting(1e-3, "Learning rate of the new token vectors.", min=0.0, max=1.0)
@@ -77,7 +77,7 @@ class TextBoost:
         advanced=True,
     )  # fmt: skip
     max_grad_norm: float = setting(
-        1.0, "Clip the LoRA's gradient to this norm; 0 does not clip.", min=0.0, max=1000.0, advanced=True
+        1.0, "Clip the gradient of LoRA or adapters to this norm; 0 does not clip.", min=0.0, max=1000.0, advanced=True
     )
     weight_decay: float = setting(1e-2, "AdamW's weight decay.", min=0.0, max=1.0, advanced=True)
 
@@ -118,19 +118,16 @@ class TextBoost:
 
     def check(self, concept: Concept) -> None:
         """Raise `ValueError` where these settings cannot learn this concept."""
-        if concept.placeholder_token in dict(self._tokens()):
-            raise ValueError(
-                f"The placeholder {concept.placeholder_token} is already taken by an augmentation: choose another name."
-            )
+        PairedViews.of(self, concept).check(concept)
 
     def stages(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Stage]:
         if self.fixed_outputs:
             for encoder in models.text_encoders:
                 encoder.fix_special_outputs()
-        words = [(concept.placeholder_token, concept.initializer), *self._tokens()]
+        views = PairedViews.of(self, concept)
+        words = [(concept.placeholder_token, concept.initializer), *views.tokens()]
         tokens = [trainables.add_tokens(encoder, words) for encoder in models.text_encoders][WHICH[self.text_encoder]]
         preserved = self._preserved(models, concept)  # while the encoder still is the teacher
-        views = PairedViews.of(self, concept)
         pools = views.pools(models, concept, generator)
         lora = self._lora(models, generator)
 
@@ -149,10 +146,6 @@ class TextBoost:
             timesteps=sampler(models.alphas_cumprod, generator),
             after_step=trainables.norm_clamp(tokens) if self.clamp_norms else lambda: None,
         )
-
-    def _tokens(self) -> list[tuple[str, str]]:
-        names = augmentation.NAMES[self.augmentations] if self.augmentation_prompt == "tokens" else ()
-        return [augmentation.TOKENS[name] for name in names]
 
     def _lora(self, models: Models, generator: Generator) -> list[dict]:
         """Optimizer groups: the text encoders' LoRA and, where it is on, the U-Net's, whose alpha is its rank."""
