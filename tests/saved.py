@@ -33,11 +33,13 @@ def unet(model):
     import comfy.model_management as mm
 
     g = torch.Generator().manual_seed(1)
-    context = torch.randn(2, 77, 64, generator=g)
+    config = model.model.model_config.unet_config
+    context = torch.randn(2, 77, config["context_dim"], generator=g)
+    inputs = {"y": torch.randn(2, config["adm_in_channels"], generator=g)} if config.get("adm_in_channels") else {}
     mm.load_models_gpu([model])
     with torch.inference_mode():
         latents = torch.randn(2, 4, 16, 16, generator=g)
-        return model.model.diffusion_model(latents, torch.tensor([3, 801]), context=context).clone()
+        return model.model.diffusion_model(latents, torch.tensor([3, 801]), context=context, **inputs).clone()
 
 
 def encoder_of(clip):

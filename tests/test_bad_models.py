@@ -11,7 +11,7 @@ from personalize.tests import prompts, random_sd
 
 pytestmark = pytest.mark.comfy
 WIDTH = 96
-TRAINABLE = ("SD15", "SD20", "RandomSD1", "RandomSD2", "PersonalizeTiny")
+TRAINABLE = ("SD15", "SD20", "SDXL", "RandomSD1", "RandomSD2", "RandomSDXL", "PersonalizeTiny")
 
 
 def families():
@@ -38,13 +38,13 @@ def test_every_other_family_is_refused_by_its_name():
         with pytest.raises(ValueError) as error:
             host.family_of(model_of(config))
         assert not prompts.faults(str(error.value))
-        sentence = r"This model is ([\w.\- ]+), but so far only plain SD 1\.x and SD 2\.x models can be trained: "
+        sentence = r"This model is ([\w.\- ]+), but so far only plain SD 1\.x, SD 2\.x and SDXL models can be trained: "
         names.add(re.match(sentence, str(error.value))[1])
-    assert {"SDXL", "SSD-1B", "SD3", "Flux", "WAN21_T2V", "SVD_img2vid", "HunyuanVideo"} <= names
+    assert {"SDXLRefiner", "SSD-1B", "KOALA_700M", "SD3", "Flux", "WAN21_T2V", "SVD_img2vid", "HunyuanVideo"} <= names
     assert {"SD21UnclipL", "SD21UnclipH", "LotusD"} <= names
 
 
-@pytest.mark.parametrize(("kind", "name"), [("SD15", "SD 1.x"), ("SD20", "SD 2.x")])
+@pytest.mark.parametrize(("kind", "name"), [("SD15", "SD 1.x"), ("SD20", "SD 2.x"), ("SDXL", "SDXL")])
 def test_inpainting_models_of_the_family_are_refused_by_their_channels(kind, name):
     import comfy.supported_models
 

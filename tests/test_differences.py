@@ -8,7 +8,7 @@ from personalize.tests.saved import load, same, save, stock, unet, words
 from personalize.trainers import importing
 
 pytestmark = pytest.mark.comfy
-KINDS = ("SD 1.x", "SD 2.x v")
+KINDS = ("SD 1.x", "SD 2.x v", "SDXL")
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -26,8 +26,9 @@ def result_of(lora):
 @pytest.fixture
 def differences(graph):
     """Full differences of weights and biases, and a LoRA with the difference of its bias; {name in a file: tensor}."""
-    te = "lora_te_text_model_encoder_layers_0"
-    unet = "lora_unet_down_blocks_0_attentions_0"
+    xl = graph[0].model.model_config.unet_config["context_dim"] == 160
+    te = f"lora_{'te1' if xl else 'te'}_text_model_encoder_layers_0"
+    unet, inner, context = f"lora_unet_down_blocks_{int(xl)}_attentions_0", (64 if xl else 32), (160 if xl else 64)
     state = {
         f"{te}_mlp_fc1.diff": torch.randn(256, 64) * 0.1,
         f"{te}_mlp_fc1.diff_b": torch.randn(256) * 0.1,
@@ -36,9 +37,9 @@ def differences(graph):
         f"{te}_self_attn_q_proj.lora_up.weight": torch.randn(64, 2) * 0.3,
         f"{te}_self_attn_q_proj.alpha": torch.tensor(1.0),
         f"{te}_self_attn_q_proj.diff_b": torch.randn(64) * 0.1,
-        f"{unet}_transformer_blocks_0_attn2_to_k.diff": torch.randn(32, 64),
-        f"{unet}_norm.diff": torch.randn(32),
-        f"{unet}_norm.diff_b": torch.randn(32),
+        f"{unet}_transformer_blocks_0_attn2_to_k.diff": torch.randn(inner, context),
+        f"{unet}_norm.diff": torch.randn(inner),
+        f"{unet}_norm.diff_b": torch.randn(inner),
         "lora_unet_conv_in.diff": torch.randn(32, 4, 3, 3) * 0.1,
     }
     return state

@@ -18,7 +18,7 @@ from personalize.trainers.data import Concept
 from personalize.trainers.recipes.textboost import TextBoost
 
 pytestmark = pytest.mark.comfy
-KINDS = ("SD 1.x", "SD 2.x v")
+KINDS = ("SD 1.x", "SD 2.x v", "SDXL")
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -49,13 +49,12 @@ def trained(graph, tmp_path_factory):
 def test_a_complete_file_comes_back_bit_for_bit(graph, trained, model_folders):
     from personalize.nodes import carry
     from personalize.nodes.apply import apply
-    from personalize.trainers import export
 
     outputs = save(trained).result
     assert outputs == ("mine.safetensors", "embedding:mine")
     model, clip, result = load(graph, "mine.safetensors")
     assert same(result.lora, trained.lora)
-    learned = [export.carried(each.tokens, each.fixed_outputs) for each in (result, trained)]
+    learned = [each.learned() for each in (result, trained)]
     assert same(*learned) and len(learned[0]) > 2
     for name in ("settings", "dataset", "history", "stop_reason", "seconds", "complete", "origin"):
         assert getattr(result, name) == getattr(trained, name)
@@ -68,6 +67,25 @@ def test_a_complete_file_comes_back_bit_for_bit(graph, trained, model_folders):
     save(result, "again")
     for kind, folder in model_folders.items():
         assert same(load_file(folder / "again.safetensors"), load_file(folder / "mine.safetensors")), kind
+
+
+def test_adapters_come_back_bit_for_bit_and_are_no_lora(graph, model_folders, tmp_path):
+    """TextBoost++'s, of text encoder and U-Net; without the complete file the node says that they are lost."""
+    from personalize.nodes import carry, host, weights
+    from personalize.trainers.recipes.textboost2026 import PLUS
+
+    recipe = dataclasses.replace(PLUS, steps=2, batch_size=1, views=2, adapter_learning_rate=0.05)
+    concept = Concept(images=(torch.rand(3, 64, 64),), resolution=64, placeholder_token="<thing>")
+    with host.training_session():
+        models = weights.read_models(*graph, torch.float32)
+        trained = training.train(runs.Run(concept=concept, recipe=recipe), models, tmp_path)
+    output = save(trained)
+    assert output.result == ("", "embedding:mine") and "the adapters are in personalize" in str(output.ui.as_dict())
+    _, clip, result = load(graph, "mine.safetensors")
+    assert same(result.learned(), trained.learned()) and len(result.adapters) > 8 and not result.lora
+    assert same(carry.of(clip).adapters["<thing>"].tensors, trained.adapters)
+    lost = save(trained, "other", complete=False)
+    assert "switch complete on to keep the adapters" in str(lost.ui.as_dict())
 
 
 def test_complete_can_be_switched_off(trained, model_folders):
@@ -114,6 +132,7 @@ def test_the_header_says_what_was_done(graph, trained, model_folders, request):
     version, architecture, v2 = {
         "SD 1.x": ("sd_v1", "stable-diffusion-v1", "False"),
         "SD 2.x v": ("sd_v2_v", "stable-diffusion-v2-768-v", "True"),
+        "SDXL": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", "False"),
     }[request.node.callspec.params["graph"]]
     expected = {
         "ss_base_model_version": version,
