@@ -235,6 +235,21 @@ def test_the_hosts_sampler_draws_what_the_trained_unet_does(graph, trained, prom
 
 
 @pytest.mark.comfy
+def test_a_prompt_joined_to_another_keeps_its_own_adapters(graph, trained):
+    """ConditioningConcat: what a longer context adds does not know where the word acts; it is read as it is."""
+    import nodes
+    from personalize.nodes.apply import apply
+
+    model, clip = apply(*graph[:2], trained[1])
+    first, second = encode(clip, "a <dog>"), encode(graph[1], "in the snow")
+    joined = nodes.ConditioningConcat().concat(first, second)[0]
+    assert joined[0][0].shape[1] == 154
+    silent = [[joined[0][0], {key: v for key, v in joined[0][1].items() if not key.startswith("personalize")}]]
+    adapted, plain = (denoised(model, positive, encode(clip, "")) for positive in (joined, silent))
+    assert adapted.isfinite().all() and (adapted - plain).abs().max() > 1e-3 * plain.abs().max()
+
+
+@pytest.mark.comfy
 def test_base_model_and_other_words_stay(graph, trained, tmp_path):
     """A second word beside the first: each prompt is as if only its own word had been learned."""
     from personalize.nodes.apply import apply

@@ -81,6 +81,13 @@ def test_sdxl_trains_a_picture_that_is_not_square(server, checkpoints, workflow)
     assert trained.shape == (88, 184, 3) and (untrained != trained).any() and about["complete"]
 
 
+def test_fields_of_another_preset_are_passed_over(server, checkpoints, workflow):
+    """A prompt whose preset was changed by hand still has the other's fields."""
+    prompt = workflow(checkpoints["SD 1.x"])
+    about = drawn(server, override(prompt, {"PersonalizeTextBoost": {"preset": "2026"}}))[2]
+    assert about["settings"]["method"] == "TextBoost2026" and about["settings"]["recipe"]["steps"] == 2
+
+
 def test_a_clip_of_another_family_is_one_sentence(server, checkpoints, workflow):
     """SDXL's MODEL with SD 1.x's CLIP."""
     from personalize.demo import client as api

@@ -104,6 +104,30 @@ def test_strengths_are_apart(graph, trained):
     assert (words(clip) - words(graph[1])).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("kind", "text_keys"),
+    [("SD 2.x v", {"lora_te": 2 * 3 + 1}), ("SDXL", {"lora_te1": 2 * 3 + 1, "lora_te2": 3 * 3 + 1})],
+)
+def test_host_uses_every_key_of_other_families(tmp_path, kind, text_keys):
+    """Of all text encoders: q, k, v of each layer that is read, and what diffusers looks for."""
+    import comfy.lora
+    import comfy.lora_convert
+
+    from personalize.tests import random_sd
+
+    graph = random_sd.graph(tmp_path, kind)
+    lora = train(graph, tmp_path / "run", text_encoder="both")[1].lora
+    key_map = comfy.lora.model_lora_keys_unet(graph[0].model, {})
+    key_map = comfy.lora.model_lora_keys_clip(graph[1].cond_stage_model, key_map)
+    loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(lora), key_map, log_missing=True)
+    assert {key for adapter in loaded.values() for key in adapter.loaded_keys} == set(lora)
+    layers = [key for key in lora if key.endswith(".alpha")]
+    counts = {prefix: sum(key.startswith(f"{prefix}_text") for key in layers) for prefix in text_keys}
+    assert counts == text_keys
+    blocks = {key.rpartition(".attn2.")[0] for key in graph[0].model.state_dict() if ".attn2." in key}
+    assert len(layers) == 2 * len(blocks) + sum(text_keys.values()) == len(loaded)
+
+
 @pytest.mark.parametrize("prefix", ["lora_unet_down_blocks_0", "lora_te_text_model"])
 def test_a_lora_of_another_family_is_refused(graph, trained, prefix):
     from personalize.nodes.apply import apply
