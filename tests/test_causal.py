@@ -284,6 +284,24 @@ def test_strengths(graph, trained):
 
 
 @pytest.mark.comfy
+def test_the_words_next_training_begins_with_its_adapters(graph, trained):
+    """As they act in the graph: with the strengths that Apply gave them."""
+    from personalize.nodes import host, weights
+    from personalize.nodes.apply import apply
+
+    fingerprints = set()
+    for strength in (1.0, 0.5):
+        model, clip = apply(*graph[:2], trained[1], strength_unet=2 * strength, strength_text_encoder=strength)
+        with host.training_session():
+            known = weights.read_models(model, clip, graph[2], torch.float32).known_adapters["<dog>"]
+            fingerprints.add(weights.fingerprint(model, clip, graph[2]))
+        for key, learned in trained[1].adapters.items():
+            factor = strength * (2 if key.startswith("unet") else 1) if key.endswith(".up") else 1.0
+            assert torch.equal(known[key], learned * factor)
+    assert len(fingerprints) == 2
+
+
+@pytest.mark.comfy
 def test_another_training_of_the_word_takes_its_adapters_place(graph, trained):
     from personalize.nodes import carry
     from personalize.nodes.apply import apply
