@@ -1,16 +1,18 @@
-"""Time and memory of one TextBoost step at Stable Diffusion 1.5's real shape, with random weights.
+"""Time and memory of one training step at a family's real shape, with random weights.
 
-    python -m benchmarks.step [--size 512 --batch 8 --precision bfloat16] [--steps 5] [--json FILE]
+    python -m benchmarks.step [--family sdxl --preset 2026] [--size 512 --batch 1 --precision bfloat16] [--json FILE]
 
-Prints the parts of a step in milliseconds (median over the steps after the first) and the peak memory. On a CPU the
-default is one image of 256 px, and the output says so; 512 px and batches of 8 are for a GPU. Nothing is extrapolated.
-The autoencoder and the teacher, which TextBoost keeps out of the step, are timed beside it.
+Prints the parts of a step in milliseconds (median over the steps after the first), the memory that the training took
+beside the libraries, and what `trainers/memory.py` counts for it, part by part. It also counts the default training (8
+pictures at the family's own size, U-Net in bfloat16) with the effort that fits a common card. On a CPU the default is
+one image of 256 px. Nothing is extrapolated; what is counted is called so.
+The autoencoder and the teacher, which stay out of the step, are timed beside it and gone when memory is measured.
 """
 
 import argparse
+import gc
 import json
 import platform
-import resource
 import statistics
 import time
 from collections import defaultdict
@@ -18,16 +20,20 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import peft  # noqa: F401, loaded before memory is measured
 import torch
 
+from benchmarks.shapes import SHAPES, Shape, random_models
 from trainers import loop
-from trainers.checkpoint import SD1_UNET, scaled_linear
 from trainers.data import Concept
-from trainers.families import SD1
-from trainers.memory import Effort, stage_bytes
-from trainers.models import Models, TextEncoder, diffusers_unet_config
-from trainers.recipes.textboost import BENCHMARK
-from trainers.tokenizer import Tokenizer, bundled_words
+from trainers.memory import Effort, fit, stage_bytes
+from trainers.models import Models
+from trainers.recipes import textboost, textboost2026
+from trainers.tokenizer import bundled_words
+
+PRESETS = {name: {**textboost.PRESETS, **textboost2026.PRESETS}[name] for name in ("benchmark", "2026", "2026++")}
+CAPTIONS = ("a red ball on a table", "two cats", "an old house")  # few, so that the teacher is done soon
+GIB = 2**30
 
 
 class Clock:
@@ -75,61 +81,40 @@ class TimedDevice(loop.SingleDevice):
             super().step(optimizer)
 
 
-def random_sd15(device: torch.device, dtype: torch.dtype) -> Models:
-    """SD 1.5's U-Net, text encoder and autoencoder with random weights."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    with torch.device(device):
-        unet = UNet2DConditionModel(**diffusers_unet_config(SD1_UNET))
-        text = CLIPTextModel(
-            CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_attention_heads=12)
-        )
-        channels = (128, 256, 512, 512)
-        blocks = dict(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
-        vae = AutoencoderKL(block_out_channels=channels, layers_per_block=2, latent_channels=4, **blocks)
-
-    def encode(pixels):
-        posterior = vae.encode(pixels.to(device=device, dtype=dtype) * 2 - 1).latent_dist
-        return posterior.mean * SD1.latent_scale, posterior.std * SD1.latent_scale
-
-    for module in (unet, text, vae):
-        module.requires_grad_(False).eval()
-    for module in (unet, vae):
-        torch.nn.Module.to(module, dtype=dtype)
-    return Models(
-        family=SD1,
-        text_encoders=(TextEncoder(text, Tokenizer(bundled_words())),),
-        unet=unet,
-        alphas_cumprod=scaled_linear(),
-        prediction_type="epsilon",
-        encode_images=encode,
-        decode_latents=lambda latents: vae.decode(latents.to(dtype)).sample,
-    )
-
-
 def measure(args, device: torch.device, dtype: torch.dtype) -> Clock:
-    models = random_sd15(device, dtype)
-    recipe = replace(BENCHMARK, steps=args.steps + 1, batch_size=args.batch, views=2 * args.batch)
+    """Times on the clock, and its `counts` and `measured` memory in bytes."""
+    bundled_words()
+    libraries, shape = memory_now(device), SHAPES[args.family]
+    models = random_models(shape, device, dtype)
+    recipe = replace(PRESETS[args.preset], steps=args.steps + 1, batch_size=args.batch, views=2 * args.batch)
+    if args.preset == "benchmark":
+        recipe = replace(recipe, captions=CAPTIONS, templates="plain")
     concept = Concept(images=(torch.rand(3, args.size, args.size),), resolution=args.size)
     clock, generator = Clock(device), torch.Generator().manual_seed(0)
     models.encode_images = clock.timed("autoencoder, per batch (ahead)", models.encode_images)
     stage = next(recipe.stages(models, concept, generator))
+    loop.freeze_all_but(stage, models)
     effort = Effort(micro_batch_size=args.split, gradient_checkpointing=args.checkpointing)
+    trained = sum(p.numel() for p in stage.parameters())
+    clock.counts = {
+        f"{args.batch} x {args.size} px, {args.precision}, {effort.words(args.batch)}": counted(
+            models, effort, trained=trained, batch_size=args.batch, resolution=args.size
+        ),
+        **default_training(models, shape, trained),
+    }
     models.save_memory(args.checkpointing)
-    size = {"batch_size": args.batch, "resolution": args.size, "trained": sum(p.numel() for p in stage.parameters())}
-    clock.estimate = stage_bytes(models, effort, **size) / 2**30
     ids = models.tokenize(["a photo of a dog"] * args.batch).to(device)
     for _ in range(2):
         with torch.no_grad(), clock.part("teacher, per batch (ahead)"):
             models.encode_ids(ids)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    models.encode_images = models.decode_latents = None  # the last to hold the autoencoder
     stage.batches = clock.batches(stage.batches)
     models.encode_ids = clock.timed("text encoder forward", models.encode_ids)
     models.predict = clock.timed("U-Net forward", models.predict)
     timed = TimedDevice(device=device, dtype=dtype)
     timed.clock = clock
+    gc.collect()
+    reset_peak(device)
     ends = [clock.now()]
 
     def on_step(report, capture) -> None:
@@ -137,19 +122,69 @@ def measure(args, device: torch.device, dtype: torch.dtype) -> Clock:
 
     loop.train_stage(stage, models, timed, generator, micro_batch_size=args.split, on_step=on_step)
     clock.parts["whole step"] = [b - a for a, b in zip(ends, ends[1:])]
+    clock.measured = peak_memory(device) - libraries
     return clock
 
 
-def peak_memory(device: torch.device) -> float:
-    """GiB: what the GPU's allocator held at most, or the process's largest resident size."""
+def counted(models: Models, effort: Effort, *, trained: int, **size: int) -> dict[str, int]:
+    """Bytes that a device must hold during a training, by part and in total."""
+    parts = {
+        "U-Net": weight_bytes(models.unet),
+        "text encoders": sum(map(weight_bytes, models.text_encoders)),
+        "trained, gradients, moments": 16 * trained,
+        "activations, margin, base": stage_bytes(models, effort, trained=trained, **size) - 12 * trained,
+    }
+    return parts | {"sum": sum(parts.values())}
+
+
+def default_training(models: Models, shape: Shape, trained: int) -> dict[str, dict[str, int]]:
+    """The same for 8 pictures of the family's size, U-Net in bfloat16, with the least effort that fits the card."""
+    unet = torch.nn.Module.to(models.empty_unet(False), dtype=torch.bfloat16)
+    models = replace(models, unet=unet)
+    size = {"trained": trained, "batch_size": 8, "resolution": models.resolution}
+    weights = counted(models, Effort(), **size)
+    weights = weights["U-Net"] + weights["text encoders"] + 4 * trained
+    try:
+        effort, _ = fit(models, Effort(), shape.card * GIB - weights, **size)
+    except MemoryError:
+        effort = Effort(micro_batch_size=1, gradient_checkpointing=True)
+    title = f"8 x {models.resolution} px, bfloat16, {effort.words(8)}, for {shape.card} GiB"
+    return {title: counted(models, effort, **size)}
+
+
+def weight_bytes(module: torch.nn.Module) -> int:
+    """Bytes of a module's frozen tensors; tensors that share memory count once."""
+    tensors = [t for t in (*module.parameters(), *module.buffers()) if not t.requires_grad]
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def memory_now(device: torch.device) -> int:
+    """Bytes: what the GPU's allocator holds, or the process's resident size (Linux)."""
+    return torch.cuda.memory_allocated() if device.type == "cuda" else _status("VmRSS")
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most of that since `reset_peak`."""
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else _status("VmHWM")
+
+
+def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cuda = torch.cuda.is_available()
+    parser.add_argument("--family", choices=SHAPES, default="sd15")
+    parser.add_argument("--preset", choices=PRESETS, default="benchmark")
     parser.add_argument("--size", type=int, default=512 if cuda else 256)
     parser.add_argument("--batch", type=int, default=8 if cuda else 1)
     parser.add_argument(
@@ -165,16 +200,18 @@ def main() -> None:
     clock = measure(args, device, getattr(torch, args.precision))
     medians = {name: statistics.median(times[1:] or times) for name, times in clock.parts.items()}
     threads = "" if cuda else f", {torch.get_num_threads()} thread(s)"
-    print(f"TextBoost, SD 1.5 shape, {args.batch} x {args.size} px, {args.precision}, {where}{threads}")
+    shape = f"{SHAPES[args.family].family.name} shape ({args.family})"
+    print(f"Preset {args.preset}, {shape}, {args.batch} x {args.size} px, {args.precision}, {where}{threads}")
     for name, milliseconds in medians.items():
         print(f"  {name:32} {milliseconds:10.1f} ms")
-    print(f"  {'estimate, beside the models':32} {clock.estimate:10.2f} GiB")
-    memory = peak_memory(device)
-    print(f"  {'peak memory' if cuda else 'peak memory (whole process)':32} {memory:10.2f} GiB")
+    for title, parts in clock.counts.items():
+        print(f"Counted: {title}")
+        for name, size in parts.items():
+            print(f"  {name:32} {size / GIB:10.2f} GiB")
+    print(f"Measured, the libraries not included\n  {'peak memory':32} {clock.measured / GIB:10.2f} GiB")
     if args.json:
-        args.json.write_text(
-            json.dumps({**vars(args), "json": None, "where": where, "ms": medians, "GiB": memory}, indent=2)
-        )
+        rest = {"where": where, "ms": medians, "counted": clock.counts, "measured": clock.measured}
+        args.json.write_text(json.dumps({**vars(args), "json": None, **rest}, indent=2))
 
 
 if __name__ == "__main__":

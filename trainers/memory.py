@@ -1,15 +1,17 @@
 """How much memory a stage needs, and how to fit it into less: smaller splits, then gradient checkpointing."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .models import Encoding, Models
+from .models import Encoding, Models, TextEncoder
+from .tokenizer import LENGTH
 
-# What the count below does not see: workspaces, fragmentation, the text encoder's activations.
+# What the count below does not see: workspaces, fragmentation, gradients under way.
 MARGIN, BASE = 1.25, 256 * 2**20
+PROMPTS = 2  # at most, that the text encoders read for one picture: its own and one whose meaning is preserved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,39 +37,73 @@ def stage_bytes(models: Models, effort: Effort, *, trained: int, batch_size: int
     """Estimated bytes that a stage needs beside the models' weights.
 
     Args:
-        trained: number of trained values; each has a gradient and two moments in float32.
+        trained: number of trained values; each has a gradient and two moments in float32. What `requires_grad` in
+            the text encoders says where activations are kept.
         resolution: pixels on a side.
     """
-    size = min(effort.micro_batch_size or batch_size, batch_size)
-    activations = size * activation_bytes(models, resolution // 8, effort.gradient_checkpointing)
-    return int(12 * trained + MARGIN * activations) + BASE
+    size, twice = min(effort.micro_batch_size or batch_size, batch_size), effort.gradient_checkpointing
+    text = [encoder for encoder in models.text_encoders if any(p.requires_grad for p in encoder.parameters())]
+    activations = activation_bytes(models, resolution // 8, twice)
+    activations += PROMPTS * sum(text_activation_bytes(encoder, twice) for encoder in text)
+    casts = 0 if twice or models.unet.dtype == torch.float32 else sum(map(cast_bytes, text))
+    return int(12 * trained + MARGIN * size * activations) + casts + BASE
 
 
 def activation_bytes(models: Models, side: int, checkpointing: bool) -> int:
     """Bytes that autograd keeps for one sample of `[4, side, side]` through the U-Net, with fused attention.
 
-    Counted on a copy without memory (the meta device), a fifth of a second whatever the size. Attention runs unfused
+    Counted on a copy without memory (the meta device), seconds at most whatever the size. Attention runs unfused
     there; the scores, which a fused kernel never stores, are left out.
     """
     unet = models.empty_unet(checkpointing)
-    weights = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
+    heads = unet.config.attention_head_dim
+    whole = _kept_bytes(lambda: unet(**_inputs(models, side)), unet.parameters(), heads)
+    if not checkpointing:
+        return whole
+    # While it goes back, one block at a time is computed again.
+    return whole + activation_bytes(models, side, False) // len(list(unet.down_blocks) + list(unet.up_blocks))
+
+
+def text_activation_bytes(encoder: TextEncoder, checkpointing: bool) -> int:
+    """Bytes that autograd keeps for one prompt through a text encoder in float32; under autocast it is less.
+
+    What does not depend on a parameter with `requires_grad` counts nothing.
+    """
+    tensors = (*encoder.named_parameters(), *encoder.named_buffers())
+    empty = {name: torch.empty_like(t, device="meta", requires_grad=t.requires_grad) for name, t in tensors}
+    ids, config = torch.zeros(1, LENGTH, dtype=torch.long, device="meta"), encoder.text_model.config
+    at_work = encoder.checkpointing
+    encoder.save_memory(False)
+    forward = lambda: torch.func.functional_call(encoder, empty, (ids,))  # noqa: E731
+    whole = _kept_bytes(forward, empty.values(), config.num_attention_heads)
+    encoder.save_memory(at_work)
+    if not checkpointing:
+        return whole
+    layers = config.num_hidden_layers
+    return 4 * LENGTH * config.hidden_size * layers + whole // layers  # each layer's input, and one layer again
+
+
+def cast_bytes(encoder: TextEncoder) -> int:
+    """Bytes of a text encoder's matrices in half precision: autocast makes copies, and autograd keeps them."""
+    return sum(2 * layer.weight.numel() for layer in encoder.modules() if isinstance(layer, nn.Linear))
+
+
+def _kept_bytes(forward: Callable[[], object], weights: Iterable[Tensor], heads: int | tuple[int, ...]) -> int:
+    """Bytes that autograd keeps of `forward()` beside `weights` and the scores of attention."""
+    known = {weight.untyped_storage()._cdata for weight in weights}
     sizes: dict[int, int] = {}
     kept = []  # alive until the end, so that no two storages share an address
 
     def pack(tensor: Tensor) -> Tensor:
         kept.append(tensor)
         storage = tensor.untyped_storage()
-        if storage._cdata not in weights and not _is_scores(tensor, unet.config.attention_head_dim):
+        if storage._cdata not in known and not _is_scores(tensor, heads):
             sizes[storage._cdata] = storage.nbytes()
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        unet(**_inputs(models, side))
-    whole = sum(sizes.values())
-    if not checkpointing:
-        return whole
-    # While it goes back, one block at a time is computed again.
-    return whole + activation_bytes(models, side, False) // len(list(unet.down_blocks) + list(unet.up_blocks))
+        forward()
+    return sum(sizes.values())
 
 
 def _inputs(models: Models, side: int) -> dict:

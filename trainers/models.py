@@ -6,9 +6,11 @@ it never sees the host: the graph's own modules are copied from, not used.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .families import Family
 from .tokenizer import END, Tokenizer
@@ -90,6 +92,7 @@ class TextEncoder(nn.Module):
         self.known_tokens: dict[str, Tensor] = {}
         self.fixed_outputs: Tensor | None = None
         self.subject: Subject | None = None
+        self.checkpointing = False
 
     @property
     def text_model(self) -> nn.Module:
@@ -112,6 +115,14 @@ class TextEncoder(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.text_model.final_layer_norm.weight.device
+
+    def save_memory(self, checkpointing: bool) -> None:
+        """Gradient checkpointing of every layer; not the library's own, whose name changes from version to version."""
+        self.checkpointing = checkpointing
+        for layer in self.text_model.encoder.layers:
+            vars(layer).pop("forward", None)  # back to the class's
+            if checkpointing:  # there is no dropout whose random numbers would have to be the same
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """Hidden states `[n, 77, d]` for ids `[n, 77]`, and the pooled output `[n, p]` where there is a projection."""
@@ -183,9 +194,11 @@ class Models:
         return self
 
     def save_memory(self, checkpointing: bool) -> None:
-        """Gradient checkpointing of the U-Net: activations are computed a second time instead of being kept."""
+        """Gradient checkpointing: activations are computed a second time instead of being kept."""
         (self.unet.enable_gradient_checkpointing if checkpointing else self.unet.disable_gradient_checkpointing)()
         self.unet.train(checkpointing)  # older diffusers checkpoints in training mode only; there is no dropout
+        for encoder in self.text_encoders:
+            encoder.save_memory(checkpointing)
 
     def empty_unet(self, checkpointing: bool) -> nn.Module:
         """The U-Net's layout without memory, on the meta device, for counting."""

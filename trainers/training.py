@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from . import causal, export, metadata, previews, state
 from .folder import CHECKPOINTS_KEPT, RunFolder, RunResult, total_steps
-from .loop import Diverged, SingleDevice, Stage, StepReport, train_stage
+from .loop import Diverged, SingleDevice, Stage, StepReport, freeze_all_but, train_stage
 from .memory import Effort, fit, is_out_of_memory
 from .models import Models
 from .previews import Preview, to_pil
@@ -157,6 +157,7 @@ class Training:
             raise RuntimeError(f"The stage {stage.name} needs up to {sizes}: make room, or delete old runs.")
         self.watcher.on_notice(f"{stage.name}: {stage.steps} steps, up to {sizes}")
         if self.free_memory:
+            freeze_all_but(stage, self.models)  # only what trains keeps activations
             self.effort, need = fit(self.models, self.effort, self.free_memory(), **self._size(trained))
             words = self.effort.words(self.run.recipe.batch_size)
             self.watcher.on_notice(f"{stage.name}: about {need / 2**30:.1f} GB of memory beside the models, {words}")
