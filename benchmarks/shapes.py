@@ -9,7 +9,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from trainers.checkpoint import HEAD_SIZE, SD1_UNET, SD2_UNET, SDXL_UNET, scaled_linear
 from trainers.families import SD1, SD2, SDXL, Family
-from trainers.models import Models, TextEncoder, diffusers_unet_config
+from trainers.models import Models, diffusers_unet_config
+from trainers.text_encoder import TextEncoder
 from trainers.tokenizer import END, Tokenizer, bundled_words
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..trainers import run as runs
 from ..trainers.families import Family
-from ..trainers.models import Models, TextEncoder, build_text_encoder, build_unet
+from ..trainers.models import Models, build_unet
+from ..trainers.text_encoder import TextEncoder, build_text_encoder
 from ..trainers.tokenizer import Tokenizer
 from . import carry
 from .host import check_fit, check_interrupted, family_of, prediction_of, training_device

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from ..trainers.checkpoint import scaled_linear
 from ..trainers.families import SD1, SD2, SDXL
-from ..trainers.models import Models, TextEncoder, diffusers_unet_config
+from ..trainers.models import Models, diffusers_unet_config
+from ..trainers.text_encoder import TextEncoder
 from ..trainers.tokenizer import END, Tokenizer, bundled_words
 
 PADDING = {SD1.name: (END,), SD2.name: (0,), SDXL.name: (END, 0)}

@@ -14,7 +14,8 @@ from PIL import Image
 from personalize.tests import small
 from personalize.trainers import augmentation, training
 from personalize.trainers import run as runs
-from personalize.trainers.data import Concept, bucket, choose, encode_views, instance
+from personalize.trainers.data import Concept, choose, encode_views, instance
+from personalize.trainers.pictures import bucket
 from personalize.trainers.previews import Preview
 from personalize.trainers.recipes.textboost import TextBoost
 from personalize.trainers.views import PairedViews
@@ -149,7 +150,10 @@ def test_masks_follow_into_the_batch(pool):
 @pytest.mark.parametrize("views", [0, 12])
 def test_training_takes_every_size_and_reports(tmp_path, views):
     models, seen = small.models(), []
-    models.unet.register_forward_pre_hook(lambda module, args: seen.append(tuple(8 * s for s in args[0].shape[-2:])))
+    models.unet.register_forward_pre_hook(
+        lambda module, args, named: seen.append(tuple(8 * side for side in named["sample"].shape[-2:])),
+        with_kwargs=True,
+    )
     recipe = TextBoost(steps=12, batch_size=2, views=views)
     result = training.train(runs.Run(concept=concept(), recipe=recipe), models, tmp_path)
     assert set(seen) == set(SIZES) and len(seen) == 12

@@ -14,8 +14,8 @@ from personalize.trainers import causal, trainables, training
 from personalize.trainers import run as runs
 from personalize.trainers.data import Concept
 from personalize.trainers.families import SD2
-from personalize.trainers.models import Subject
 from personalize.trainers.recipes.textboost2026 import PRESETS
+from personalize.trainers.text_encoder import Subject
 
 KINDS = ("SD 1.x", "SD 2.x epsilon", "SDXL")
 LARGE = {"steps": 4, "batch_size": 2, "views": 8, "adapter_learning_rate": 0.05, "embedding_learning_rate": 0.1}

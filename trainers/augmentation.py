@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from .data import Concept, View, choose, draw, instance, resize
+from .data import Concept, View, choose, draw, instance
+from .pictures import resize
 
 # Operation -> learned token and the words it starts from. "ktn", "pll" and "ucd" are rare strings without a meaning.
 TOKENS = {

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor, nn
 
-from .models import Models, Subject
+from .models import Models
+from .text_encoder import Subject
 
 
 class LowRank(nn.Module):

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from .autoencoder import build_vae
 from .families import SD1, SD2, SDXL, Family
-from .models import Models, TextEncoder, build_text_encoder, build_unet
+from .models import Models, build_unet
+from .text_encoder import TextEncoder, build_text_encoder
 from .tokenizer import END, Tokenizer, bundled_words
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."

@@ -1,6 +1,5 @@
 """What the methods learn from: the concept, prompt templates, cached latents and cached teacher outputs."""
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from .models import Models
+from .pictures import bucket, cut
 from .sentences import quoted
 
 # The "small ImageNet" photo templates of Textual Inversion (arXiv 2208.01618), used by TextBoost's benchmark.
@@ -140,35 +140,6 @@ class Concept:
     def caption(self, picture: int) -> str:
         """The caption of a picture, with `{}` for the subject; "" for none."""
         return self.captions[picture] if self.captions else ""
-
-
-def resize(picture: Tensor, height: int, width: int) -> Tensor:
-    """`[c, h, w]` to `[c, height, width]`, anti-aliased, clamped to 0..1."""
-    resized = F.interpolate(picture[None], (height, width), mode="bicubic", align_corners=False, antialias=True)
-    return resized[0].clamp(0, 1)
-
-
-def bucket(height: int, width: int, resolution: int) -> tuple[int, int]:
-    """The height and width, of about `resolution` squared, whose aspect ratio is closest to that of a picture.
-
-    Both are multiples of a step, a sixteenth of the resolution, and lie between half and twice the resolution. Their
-    area is at most that of the square; with a step more on either side it would be larger.
-    """
-    step = max(8, round(resolution / 16 / 8) * 8)
-    shortest = -(-resolution // (2 * step)) * step
-    sides = [(short, resolution**2 // short // step * step) for short in range(shortest, resolution + 1, step)]
-    ratio = max(height, width) / min(height, width)
-    short, long = min(sides, key=lambda pair: abs(math.log(pair[1] / pair[0] / ratio)))
-    return (short, long) if height <= width else (long, short)
-
-
-def cut(picture: Tensor, height: int, width: int, position: float) -> Tensor:
-    """The largest part of `[c, h, w]` with this aspect ratio, at `position` in 0..1 along the longer axis, resized."""
-    scale = min(picture.shape[-2] / height, picture.shape[-1] / width)
-    rows, columns = round(height * scale), round(width * scale)
-    top, left = round((picture.shape[-2] - rows) * position), round((picture.shape[-1] - columns) * position)
-    picture = picture[:, top : top + rows, left : left + columns]
-    return picture if picture.shape[-2:] == (height, width) else resize(picture, height, width)
 
 
 def instance(concept: Concept, index: int, size: tuple[int, int], generator: Generator) -> tuple[Tensor, Tensor | None]:

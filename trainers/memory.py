@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .models import Encoding, Models, TextEncoder
+from .models import Encoding, Models
+from .text_encoder import TextEncoder
 from .tokenizer import LENGTH
 
 # What the count below does not see: workspaces, fragmentation, gradients under way.

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from .models import TextEncoder
 from .sentences import quoted
+from .text_encoder import TextEncoder
 from .tokenizer import Tokenizer
 
 MOST_VECTORS = 16  # a prompt has room for 75 tokens, and the subject should leave most of it free

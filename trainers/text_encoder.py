@@ -1,0 +1,162 @@
+"""CLIP's text encoder as the host reads it: which hidden state, what is pooled, what stays fixed, where a word acts.
+
+With models.py the only file that knows transformers' attribute names.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .tokenizer import END, Tokenizer
+
+
+@dataclass(kw_only=True)
+class Subject:
+    """The learned word that adapters follow, and where it acts in the prompts at hand."""
+
+    ids: tuple[int, ...]
+    mask: Tensor | None = None  # [n, 77, 1]
+
+    def find(self, input_ids: Tensor) -> Tensor:
+        """1 from the word's first position on up to the first end token, 0 elsewhere; `[n, 77, 1]` for `[n, 77]`.
+
+        What follows the end is padding, whatever it is called: CLIP-L pads with the end token itself.
+        """
+        words = torch.isin(input_ids, torch.tensor(self.ids, device=input_ids.device))
+        ends = input_ids == END
+        begun, ended = words.cumsum(dim=1) > 0, ends.cumsum(dim=1) - ends.int() > 0
+        self.mask = (begun & ~ended)[..., None].float()
+        return self.mask
+
+
+class TextEncoder(nn.Module):
+    """CLIP's text model with its tokenizer, read at the layer the host reads it.
+
+    Args:
+        module: a transformers `CLIPTextModel`.
+        layer: `None` for the last hidden state, or a negative index into the hidden states ("clip skip").
+        final_norm: whether the final norm follows a hidden state that `layer` chose; it always follows the last.
+        projection: of the pooled output `[p, d]`, for an encoder whose pooled output is read.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        tokenizer: Tokenizer,
+        layer: int | None = None,
+        *,
+        final_norm: bool = True,
+        projection: Tensor | None = None,
+    ):
+        super().__init__()
+        self.module = module
+        self.tokenizer = tokenizer
+        self.layer = layer
+        self.final_norm = final_norm
+        self.register_buffer("projection", projection)
+        # Learned earlier in the graph: vectors a placeholder starts from, and outputs that are already fixed.
+        self.known_tokens: dict[str, Tensor] = {}
+        self.fixed_outputs: Tensor | None = None
+        self.subject: Subject | None = None
+        self.checkpointing = False
+
+    @property
+    def text_model(self) -> nn.Module:
+        """The transformer itself: transformers 4 nests it, 5 does not."""
+        return getattr(self.module, "text_model", self.module)
+
+    @property
+    def layers_read(self) -> list[str]:
+        """Names within `text_model` of the layers that the output depends on; the others would train in name only."""
+        unread = 0 if self.layer is None or self.projection is not None else -self.layer - 1
+        return [f"encoder.layers.{i}" for i in range(len(self.text_model.encoder.layers) - unread)]
+
+    @property
+    def embedding(self) -> nn.Module:
+        return self.text_model.embeddings.token_embedding
+
+    def set_embedding(self, module: nn.Module) -> None:
+        self.text_model.embeddings.token_embedding = module
+
+    @property
+    def device(self) -> torch.device:
+        return self.text_model.final_layer_norm.weight.device
+
+    def save_memory(self, checkpointing: bool) -> None:
+        """Gradient checkpointing of every layer; not the library's own, whose name changes from version to version."""
+        self.checkpointing = checkpointing
+        for layer in self.text_model.encoder.layers:
+            vars(layer).pop("forward", None)  # back to the class's
+            if checkpointing:  # there is no dropout whose random numbers would have to be the same
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Hidden states `[n, 77, d]` for ids `[n, 77]`, and the pooled output `[n, p]` where there is a projection."""
+        if self.subject:
+            self.subject.find(input_ids)
+        output = self.module(input_ids=input_ids, output_hidden_states=self.layer is not None)
+        hidden = output.last_hidden_state if self.layer is None else self._normed(output.hidden_states[self.layer])
+        pooled = self._pooled(output.last_hidden_state, (input_ids == END).int().argmax(dim=1))
+        return (hidden, pooled) if self.fixed_outputs is None else self._fixed(input_ids, hidden, pooled)
+
+    def _normed(self, hidden: Tensor) -> Tensor:
+        return self.text_model.final_layer_norm(hidden) if self.final_norm else hidden
+
+    def _pooled(self, last_hidden_state: Tensor, ends: Tensor) -> Tensor | None:
+        """The last hidden state at each prompt's end, projected."""
+        if self.projection is None:
+            return None
+        rows = torch.arange(len(ends), device=ends.device)
+        return last_hidden_state[rows, ends] @ self.projection.T
+
+    def _fixed(self, input_ids: Tensor, hidden: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        outputs = self.fixed_outputs.to(hidden)
+        fixed = outputs[-1 if self.layer is None else self.layer]
+        hidden = torch.cat([fixed[:1].expand(len(hidden), -1, -1), hidden[:, 1:]], dim=1)
+        empty = input_ids[:, 1] == END
+        hidden = torch.where(empty[:, None, None], fixed, hidden)
+        if pooled is not None:
+            last = outputs[-1:] if self.final_norm else self.text_model.final_layer_norm(outputs[-1:])
+            pooled = torch.where(empty[:, None], self._pooled(last, torch.ones_like(input_ids[:1, 0])), pooled)
+        return hidden, pooled
+
+    @torch.no_grad()
+    def fix_special_outputs(self) -> None:
+        """From now on the start token and the empty prompt keep the output that they have at this moment.
+
+        `fixed_outputs` holds them for every layer, `[layers + 1, 77, d]`, because a graph may read another one later;
+        after the final norm where that follows whatever layer is read.
+        """
+        if self.fixed_outputs is None:
+            output = self.module(input_ids=self.tokenizer([""]).to(self.device), output_hidden_states=True)
+            self.fixed_outputs = self._normed(torch.cat(output.hidden_states)).clone()
+
+
+def build_text_encoder(state: dict[str, Tensor], *, heads: int, activation: str = "quick_gelu") -> nn.Module:
+    """A frozen `CLIPTextModel` from weights named `text_model.*`, sized by their shapes."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    prefix = "text_model."
+    state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    vocabulary, width = state["embeddings.token_embedding.weight"].shape
+    config = CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=len(state["encoder.layers.0.mlp.fc1.weight"]),
+        num_hidden_layers=1 + max(int(key.split(".")[2]) for key in state if key.startswith("encoder.layers.")),
+        num_attention_heads=heads,
+        max_position_embeddings=len(state["embeddings.position_embedding.weight"]),
+        hidden_act=activation,
+        bos_token_id=49406,
+        eos_token_id=END,
+    )
+    model = CLIPTextModel(config)
+    text_model = getattr(model, "text_model", model)
+    state.pop("embeddings.position_ids", None)  # a buffer that old checkpoints carry
+    missing, unexpected = text_model.load_state_dict(state, strict=False)
+    if missing or unexpected:
+        raise ValueError(f"This is no CLIP text model: {len(missing)} weights are missing, {len(unexpected)} unknown.")
+    return model.requires_grad_(False).eval()
