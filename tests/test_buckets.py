@@ -150,10 +150,11 @@ def test_masks_follow_into_the_batch(pool):
 @pytest.mark.parametrize("views", [0, 12])
 def test_training_takes_every_size_and_reports(tmp_path, views):
     models, seen = small.models(), []
-    models.unet.register_forward_pre_hook(
-        lambda module, args, named: seen.append(tuple(8 * side for side in named["sample"].shape[-2:])),
-        with_kwargs=True,
-    )
+
+    def note(module, args, named):
+        seen.append(tuple(8 * side for side in named["sample"].shape[-2:]))
+
+    models.unet.register_forward_pre_hook(note, with_kwargs=True)
     recipe = TextBoost(steps=12, batch_size=2, views=views)
     result = training.train(runs.Run(concept=concept(), recipe=recipe), models, tmp_path)
     assert set(seen) == set(SIZES) and len(seen) == 12
