@@ -272,7 +272,7 @@ def good(server, object_info):
 
 def write_files(models):
     """What other programs, and people, leave in the folders of LoRAs, embeddings and personalized files."""
-    (models / "personalize").mkdir()
+    (models / "personalize").mkdir(exist_ok=True)  # another test may have saved there
     (models / "embeddings" / "old.pt").write_bytes(b"")
     one = torch.ones(2, 2)
     save_file({"lora_unet_conv_in.hada_w1_a": one}, models / "loras" / "loha.safetensors")
