@@ -156,7 +156,7 @@ def prediction_of(model) -> str:
     sampling, host = model.get_model_object("model_sampling"), comfy.model_sampling
     kinds = {host.EPS.calculate_denoised: "epsilon", host.V_PREDICTION.calculate_denoised: "v_prediction"}
     kind = kinds.get(type(sampling).calculate_denoised)
-    if kind is None or not isinstance(sampling, host.ModelSamplingDiscrete) or hasattr(sampling, "skip_steps"):
+    if kind is None or not isinstance(sampling, host.ModelSamplingDiscrete):
         raise ValueError(
             "This model's sampling (such as LCM, EDM or x0) cannot be trained: take the MODEL from before the "
             "ModelSampling node, or load a model that predicts noise or v."

@@ -142,3 +142,22 @@ def test_incomplete_models_are_refused_on_the_server(server, object_info, incomp
     assert outcome.kind == "failed" and re.search(sentence, outcome.message), outcome
     assert not prompts.faults(outcome.message)
     assert prompts.run(server.client, good).kind == "success"
+
+
+@pytest.mark.parametrize("sampling", ["lcm", "x0", "EDM", "eps with EDM's noise"])
+def test_sampling_that_cannot_be_trained_is_refused(graph, sampling):
+    """Patched by the host's own nodes; noise and v prediction pass."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingDiscrete
+
+    from personalize.nodes import host
+
+    for fine, kind in (("eps", "epsilon"), ("v_prediction", "v_prediction")):
+        assert host.prediction_of(ModelSamplingDiscrete().patch(graph[0], fine, False)[0]) == kind
+    if "EDM" in sampling:
+        kind = "edm" if sampling == "EDM" else "eps"
+        model = ModelSamplingContinuousEDM().patch(graph[0], kind, 80.0, 0.002)[0]
+    else:
+        model = ModelSamplingDiscrete().patch(graph[0], sampling, False)[0]
+    with pytest.raises(ValueError, match="^This model's sampling") as error:
+        host.prediction_of(model)
+    assert not prompts.faults(str(error.value))

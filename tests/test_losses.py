@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from personalize.trainers import losses, timesteps
 from personalize.trainers.checkpoint import scaled_linear
@@ -84,3 +85,18 @@ def test_zero_terminal_snr_does_not_take_all_probability(last):
     alphas[-1] = last
     probabilities = timesteps.snr_probabilities(alphas)
     assert probabilities.isfinite().all() and probabilities[-1] < 0.01
+
+
+def test_knowledge_counts_only_the_encoders_that_train():
+    """Of two encoders, joined in what was kept of the frozen ones: their mean, or one of them alone."""
+    first, second, frozen = torch.randn(2, 3, 4), torch.randn(2, 3, 5), torch.randn(2, 3, 9)
+    both = SimpleNamespace(parts=(first, second))
+    p = SimpleNamespace(batch=SimpleNamespace(preservation_targets=frozen), preservation=both)
+
+    def distance(tuned, kept):
+        return (1 - F.cosine_similarity(tuned.double(), kept.double(), dim=-1)).mean().item()
+
+    apart = distance(first, frozen[..., :4]), distance(second, frozen[..., 4:])
+    assert losses.knowledge_preservation(p).item() == pytest.approx(sum(apart) / 2, rel=1e-5)
+    for which, expected in ((slice(0, 1), apart[0]), (slice(-1, None), apart[1])):
+        assert losses.knowledge_preservation(p, which).item() == pytest.approx(expected, rel=1e-5)
