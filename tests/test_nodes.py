@@ -64,8 +64,7 @@ def test_every_widget_explains_itself():
 
 def test_recipe_widgets_are_its_fields():
     """The node gives back exactly the dataclass whose defaults it shows."""
-    from personalize.nodes.recipes import TextBoostRecipe
-    from personalize.trainers.recipes.textboost import PRESETS
+    from personalize.nodes.recipes import PRESETS, TextBoostRecipe
 
     for option in TextBoostRecipe.define_schema().inputs[0].options:
         shown = {widget.id: widget.default for widget in option.inputs}
@@ -75,8 +74,7 @@ def test_recipe_widgets_are_its_fields():
 
 def test_a_prompt_without_newer_fields_takes_the_presets():
     """Saved by an older version of the pack, an API prompt lacks fields: none of them is required, each has a value."""
-    from personalize.nodes.recipes import TextBoostRecipe
-    from personalize.trainers.recipes.textboost import PRESETS
+    from personalize.nodes.recipes import PRESETS, TextBoostRecipe
 
     for option in TextBoostRecipe.define_schema().inputs[0].options:
         assert all(widget.optional for widget in option.inputs)
