@@ -19,7 +19,7 @@ from PIL import Image
 from demo import captions, evaluators
 
 from . import fidelity_report
-from .fidelity_rows import METHODS, PRESETS, PROMPTS, REVISIONS, Bench, digest, draw, reference, unseen
+from .fidelity_rows import METHODS, PRESETS, PROMPTS, Bench, digest, draw, reference, unseen
 
 
 def score(bench: Bench, judges, number: int, images: list) -> dict:
@@ -95,7 +95,7 @@ def arguments():
     parser.add_argument("--first", type=int, default=0, help="number of the first one: choose rates on others")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--prompts", type=int, default=6, help="how many of the eight prompts")
-    parser.add_argument("--preset", choices=[name for name in PRESETS if name not in REVISIONS], default="benchmark")
+    parser.add_argument("--preset", choices=PRESETS, default="benchmark")
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="FIELD=VALUE", help="fields of the recipes, over the presets"
     )

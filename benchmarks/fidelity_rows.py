@@ -49,8 +49,8 @@ VARIANTS = {
     "unet_lora": {"unet_lora_rank": 8, "unet_lora_learning_rate": 1e-3},
 }
 UNTRAINED = ("untuned", "initializer", "oracle", "real")
-PRESETS = textboost.PRESETS | textboost2026.PRESETS
-REVISIONS = tuple(textboost2026.PRESETS)
+PRESETS = textboost.PRESETS
+REVISIONS = {"2026": textboost2026.REVISED, "2026++": textboost2026.PLUS}
 METHODS = (*UNTRAINED, "textboost", *(f"textboost-{name}" for name in VARIANTS), *REVISIONS)
 
 
@@ -81,7 +81,7 @@ class Bench:
         return {name: value for name, value in self.overrides.items() if name in known}
 
     def preset_of(self, method: str):
-        return PRESETS[method if method in REVISIONS else self.preset]
+        return REVISIONS.get(method, PRESETS[self.preset])
 
 
 def digest(*files: Path) -> str:

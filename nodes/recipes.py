@@ -31,8 +31,8 @@ class TextBoostRecipe(io.ComfyNode):
                     "preset",
                     options=[io.DynamicCombo.Option(name, widgets(r)) for name, r in PRESETS.items()],
                     tooltip="benchmark: the settings of the paper's comparison. readme: the authors' example command. "
-                    "style: for a style, from pictures with a caption each. 2026: the authors' revision, adapters that "
-                    "leave everything before the new word as it was. 2026++: the same, and in the U-Net.",
+                    "style: for a style, from pictures with a caption each. 2026 CPA: the authors' revision, adapters "
+                    "that leave everything before the new word as it was. 2026++: the same, and in the U-Net.",
                 ),
             ],
             outputs=[RecipeSocket.Output(display_name="recipe")],

@@ -191,7 +191,11 @@ NUMBERS = [
     ("no preset", {"recipe.preset": ""}, "^TextBoost has no preset of that name"),
     ("steps in words", {"recipe.preset.steps": "many"}, "Failed to convert an input value to a INT value: .*steps"),
     ("a text encoder that does not exist", {"recipe.preset.text_encoder": "third"}, "not in list: .*'third' not in"),
-    ("adapters of rank 0", {"recipe.preset": "2026", "recipe.preset.adapter_rank": 0}, "Value 0 smaller than min of 1"),
+    (
+        "adapters of rank 0",
+        {"recipe.preset": "2026 CPA", "recipe.preset.adapter_rank": 0},
+        "Value 0 smaller than min of 1",
+    ),
     ("templates that do not exist", {"recipe.preset.templates": "mine"}, "Value not in list: .*'mine' not in"),
     ("an unknown precision", {"train.precision": "float8"}, "Value not in list: precision: 'float8' not in"),
     ("a negative micro batch", {"train.micro_batch_size": -1}, "Value -1 smaller than min of 0"),

@@ -84,7 +84,7 @@ def test_sdxl_trains_a_picture_that_is_not_square(server, checkpoints, workflow)
 def test_fields_of_another_preset_are_passed_over(server, checkpoints, workflow):
     """A prompt whose preset was changed by hand still has the other's fields."""
     prompt = workflow(checkpoints["SD 1.x"])
-    about = drawn(server, override(prompt, {"PersonalizeTextBoost": {"preset": "2026"}}))[2]
+    about = drawn(server, override(prompt, {"PersonalizeTextBoost": {"preset": "2026 CPA"}}))[2]
     assert about["settings"]["method"] == "TextBoost2026" and about["settings"]["recipe"]["steps"] == 2
 
 

@@ -72,6 +72,13 @@ def test_recipe_widgets_are_its_fields():
         assert recipe == PRESETS[option.key]
 
 
+def test_no_preset_is_a_bare_number():
+    """JavaScript puts such keys of an object first: the editor would offer that preset as the default."""
+    from personalize.nodes.recipes import PRESETS
+
+    assert next(iter(PRESETS)) == "benchmark" and not any(name.isdigit() for name in PRESETS)
+
+
 def test_a_prompt_without_newer_fields_takes_the_presets():
     """Saved by an older version of the pack, an API prompt lacks fields: none of them is required, each has a value."""
     from personalize.nodes.recipes import PRESETS, TextBoostRecipe
