@@ -31,7 +31,7 @@ from trainers.models import Models
 from trainers.recipes import textboost, textboost2026
 from trainers.tokenizer import bundled_words
 
-PRESETS = {name: {**textboost.PRESETS, **textboost2026.PRESETS}[name] for name in ("benchmark", "2026", "2026++")}
+PRESETS = {"benchmark": textboost.BENCHMARK, "2026": textboost2026.REVISED, "2026++": textboost2026.PLUS}
 CAPTIONS = ("a red ball on a table", "two cats", "an old house")  # few, so that the teacher is done soon
 GIB = 2**30
 
