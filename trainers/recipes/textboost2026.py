@@ -2,8 +2,8 @@
 
 Paper: the same authors' second version, arXiv 2409.08248v2. Authors' settings: rank-1 adapters at 1e-4 and the new
 word's vectors at 1e-3, 100 steps of 8 pictures (preset "2026 CPA"); "2026++" also adapts what each cross-attention
-reads, 80 steps. 0.12 M parameters on SD 2.1, 0.15 M with "++". Nothing else needs to be preserved, so there is no second loss.
-Ours differs from the released code where that lets the adapters act on padding, and on prompts without the word.
+reads, 80 steps. 0.12 M parameters on SD 2.1, 0.15 M with "++". Nothing else needs preserving, so there is no second
+loss. Ours differs from the released code where that lets the adapters act on padding and on prompts without the word.
 """
 
 from collections.abc import Iterator
