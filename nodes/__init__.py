@@ -4,8 +4,10 @@ from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
 from .apply import Apply
+from .attention import ShowAttention
 from .concept import LoadReferences
 from .files import LoadFiles
+from .prompts import PromptList
 from .recipes import TextBoostRecipe
 from .results import Save
 from .runs import Load, Runs
@@ -17,4 +19,5 @@ class Personalize(ComfyExtension):
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadReferences, TextBoostRecipe, Train, Save, Apply, Load, Runs, LoadFiles]
+        training = [LoadReferences, TextBoostRecipe, Train, Save, Apply, Load, Runs, LoadFiles]
+        return [*training, PromptList, ShowAttention]

@@ -49,14 +49,25 @@ def inside_input(name: str) -> str:
     Raises:
         ValueError: it lies elsewhere, however it is spelled.
     """
-    root = os.path.realpath(folder_paths.get_input_directory())
+    return _inside("input", folder_paths.get_input_directory(), name)
+
+
+def inside_output(name: str) -> str:
+    """The same of ComfyUI's output folder."""
+    return _inside("output", folder_paths.get_output_directory(), name)
+
+
+def _inside(kind: str, folder: str, name: str) -> str:
+    root = os.path.realpath(folder)
     path = os.path.realpath(os.path.join(root, name)) if "\0" not in name else ""
     try:
         inside = os.path.commonpath([root, path]) == root
     except ValueError:  # another drive
         inside = False
     if not inside:
-        raise ValueError(f"{quoted(name)} is not inside ComfyUI's input folder: write its name as it is below input/.")
+        raise ValueError(
+            f"{quoted(name)} is not inside ComfyUI's {kind} folder: write its name as it is below {kind}/."
+        )
     return path
 
 

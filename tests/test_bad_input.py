@@ -59,6 +59,19 @@ def delete(run):
     return {"runs": ("PersonalizeRuns", {"action": "delete", "run": run}), "save": DROP}
 
 
+def prompt_list(**chosen):
+    inputs = {"prompts": "a {}", "file": "", "subject": "<concept>", "prefix": "personalize/prompts", "first": 0}
+    listed = ("PersonalizePromptList", inputs | chosen)
+    return {"list": listed, "shown": ("PreviewAny", {"source": ["list", 0]}), "save": DROP}
+
+
+def attention(**chosen):
+    inputs = {"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "vae": ["checkpoint", 2], "image": ["image", 0]}
+    inputs |= {"prompt": "a red dog", "words": "dog", "noise": 0.5, "seed": 0, "base_words": ""}
+    looked = ("PersonalizeShowAttention", inputs | chosen)
+    return {"look": looked, "shown": ("PreviewImage", {"images": ["look", 0]}), "save": DROP}
+
+
 BLEND = {"image1": ["image", 0], "image2": ["image", 0], "blend_mode": "normal"}
 NO_FOLDER, OUTSIDE = (
     r"^There is no folder '.*' in ComfyUI's input folder",
@@ -255,7 +268,50 @@ FILES = [
     ),
     ("a strength of 21", files(lora="loha.safetensors", strength_unet=21.0), "Value 21.0 bigger than max of 20"),
 ]
-ROWS = PICTURES + WORDS + PATHS + NUMBERS + FILES
+NO_PREFIX = "^The prefix '.*' cannot be a folder of the output folder: write names with / between them"
+PROMPT_LISTS = [
+    ("no prompts", prompt_list(prompts=" \n\n"), "^There is no prompt: write one per line, or name a text file"),
+    ("no subject", prompt_list(subject=" "), r"^The subject is empty but prompts have \{\} for it: write the word"),
+    ("prompts outside", prompt_list(file="../output/x.txt"), OUTSIDE),
+    (
+        "prompts that do not exist",
+        prompt_list(file="none.txt"),
+        r"^The prompts file 'none\.txt' cannot be read \(No such",
+    ),
+    ("prompts that are binary", prompt_list(file="odd/binary.txt"), r"binary\.txt' cannot be read as text: save it as"),
+    ("prompts without a line", prompt_list(file="odd/blank.txt"), r"blank\.txt' is empty: write one prompt per line"),
+    ("no prefix", prompt_list(prefix=" "), NO_PREFIX),
+    ("a prefix above", prompt_list(prefix="../x"), NO_PREFIX),
+    ("a prefix above, in the middle", prompt_list(prefix="x/../../y"), NO_PREFIX),
+    ("an absolute prefix", prompt_list(prefix="/etc/x"), NO_PREFIX),
+    ("a prefix on a drive", prompt_list(prefix="C:\\x"), NO_PREFIX),
+    ("a prefix on a share", prompt_list(prefix="\\\\server\\x"), NO_PREFIX),
+    ("a prefix with a date", prompt_list(prefix="%year%"), NO_PREFIX),
+    ("a prefix that is a device", prompt_list(prefix="x/con.txt"), NO_PREFIX),
+    ("a prefix with a NUL", prompt_list(prefix="x\0"), NO_PREFIX),
+    ("a prefix of 5,000 letters", prompt_list(prefix="x" * 5000), NO_PREFIX),
+    ("a prefix that leads outside", prompt_list(prefix="leads_out"), "is not inside ComfyUI's output folder: write"),
+    ("a prefix that is a file", prompt_list(prefix="a_file"), r"^The file prompts\.txt cannot be written \("),
+    ("a negative first", prompt_list(first=-1), "Value -1 smaller than min of 0"),
+]
+ATTENTION = [
+    ("a word that is not in the prompt", attention(words="cat"), "^The word 'cat' is not in the prompt: write it as"),
+    ("no word", attention(words=" ,"), "^There is no word to look for: write words of the prompt"),
+    ("no noise", attention(noise=0.0), "Value 0.0 smaller than min of 0.05"),
+    (
+        "a picture of 32 pixels",
+        {"small": ("EmptyImage", {"width": 32, "height": 96, "batch_size": 1, "color": 0})}
+        | attention(image=["small", 0]),
+        "^The picture is 32 x 96 pixels: use one with 64 or more on a side",
+    ),
+    (
+        "a picture that is no number",
+        {"nan": ("ImageBlend", {**BLEND, "blend_factor": NAN})} | attention(image=["nan", 0]),
+        "^The picture holds values that are no numbers: connect another one",
+    ),
+    ("a base model that is a word", attention(base_model="sd15"), "^The input base_model got no MODEL: connect one"),
+]
+ROWS = PICTURES + WORDS + PATHS + NUMBERS + FILES + PROMPT_LISTS + ATTENTION
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +322,8 @@ def good(server, object_info):
     (root / "binary.txt").write_bytes(b"\xff\xfe\x00\xd8")
     (root / "blank.txt").write_text(" \n")
     (root / "leads_out").symlink_to(server.base / "output", target_is_directory=True)
+    (server.base / "output" / "leads_out").symlink_to(server.base / "models", target_is_directory=True)
+    (server.base / "output" / "a_file").write_text("x")
     (root / "captioned").mkdir()
     odd_pictures.GOOD["rgb.png"][0](root / "captioned" / "a.png")
     (root / "captioned" / "a.txt").write_bytes(b"\xff\xfe\x00\xd8")

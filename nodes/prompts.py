@@ -1,0 +1,116 @@
+"""Prompt List: many prompts in one queue, and a folder for the pictures of each."""
+
+import hashlib
+from pathlib import Path
+
+from comfy_api.latest import io
+
+from ..trainers.files import replaced
+from ..trainers.prompt_list import folder_names, folder_of, prompts_of, table
+from ..trainers.sentences import quoted, reason
+from . import host
+from .schema import checked, valid
+from .sockets import CATEGORY
+
+PROMPTS = "a photo of {}\na photo of {} on the beach\na photo of {} in the snow\nan oil painting of {}"
+
+
+class PromptList(io.ComfyNode):
+    """Lines of text -> a list of prompts and a list of file name prefixes; stock nodes work through both."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizePromptList",
+            display_name="Prompt List",
+            category=CATEGORY,
+            description="Draws one prompt after the other in one queue, and gives each a folder for its pictures.",
+            search_aliases=["prompts", "batch", "list", "text file", "folder per prompt"],
+            inputs=[
+                io.String.Input("prompts", default=PROMPTS, multiline=True, tooltip="One prompt per line."),
+                io.String.Input(
+                    "file",
+                    default="",
+                    tooltip="More prompts: a text file in the input folder, one per line; empty: none.",
+                ),
+                io.String.Input("subject", default="<concept>", tooltip="What {} stands for in prompts."),
+                io.String.Input(
+                    "prefix",
+                    default="personalize/prompts",
+                    tooltip="Where the prompts' folders and prompts.txt go, in the output folder.",
+                ),
+                io.Int.Input(
+                    "first", default=0, min=0, max=10000, advanced=True, tooltip="Use only the first N; 0 = all."
+                ),
+            ],
+            outputs=[
+                io.String.Output(display_name="prompt", is_output_list=True),
+                io.String.Output(display_name="filename prefix", is_output_list=True),
+                io.Int.Output(display_name="count"),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, prompts=None, file=None, subject=None, prefix=None) -> bool | str:
+        """What can be known before the graph runs: a training may stand before this node."""
+        if (answer := valid(_folder, prefix)) is not True:
+            return answer
+        known = None if prompts is None or file is None else (prompts, file, "any" if subject is None else subject)
+        return valid(lambda given: prompts_of(_text(*given[:2]), given[2]), known)
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str | None = None, **others) -> str:
+        """The file's lines may change while its name stays."""
+        try:
+            return hashlib.sha256(_lines_of(file or "").encode()).hexdigest()
+        except ValueError as error:
+            return str(error)
+
+    @classmethod
+    @checked
+    def execute(cls, prompts, file, subject, prefix, first) -> io.NodeOutput:
+        texts, prefix = prompts_of(_text(prompts, file), subject, first), folder_of(prefix)
+        folders = folder_names(texts)
+        _write(_folder(prefix) / "prompts.txt", table(texts, folders))
+        return io.NodeOutput(texts, [f"{prefix}/{folder}/image" for folder in folders], len(texts))
+
+
+def _folder(prefix: str) -> Path:
+    return Path(host.inside_output(folder_of(prefix)))
+
+
+def _text(prompts: str, file: str) -> str:
+    return f"{prompts}\n{_lines_of(file)}"
+
+
+def _lines_of(name: str) -> str:
+    """The text of a file in the input folder; none for an empty name.
+
+    Raises:
+        ValueError: a file that lies elsewhere, cannot be read, or holds no prompt.
+    """
+    if not name.strip():
+        return ""
+    try:
+        text = Path(host.inside_input(name.strip())).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The prompts file {quoted(name)} cannot be read as text: save it as UTF-8.") from error
+    except OSError as error:
+        raise ValueError(
+            f"The prompts file {quoted(name)} cannot be read ({reason(error)}): write the name of a text file as it "
+            "is below input/."
+        ) from error
+    if not text.strip():
+        raise ValueError(f"The prompts file {quoted(name)} is empty: write one prompt per line.")
+    return text
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replaced(path) as beside:
+            beside.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RuntimeError(
+            f"The file {path.name} cannot be written ({reason(error)}): make room, or choose another prefix."
+        ) from error

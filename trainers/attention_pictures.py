@@ -1,0 +1,145 @@
+"""Cross-attention as numbers and as pictures: probabilities, their means over a word's tokens, heat over a picture.
+
+Tensors in, tensors out; what runs the U-Net and finds the tokens is nodes/attention.py.
+"""
+
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+COLOURS = "inferno"
+HEAT = 0.65  # how much of a tile is heat, the rest is picture
+TILE = 512  # the longer side of a tile at most; attention itself is far coarser
+GAP = 4
+EVERYWHERE = "all"
+
+
+def probabilities(q: Tensor, k: Tensor, heads: int) -> Tensor:
+    """`softmax(q k^T / sqrt(d))` in float32, `[batch, heads, pixels, tokens]`, of `[batch, length, heads * d]`."""
+    q, k = (_by_head(x.float(), heads) for x in (q, k))
+    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
+
+
+def attended(weights: Tensor, v: Tensor) -> Tensor:
+    """What a layer gives for these probabilities: `[batch, pixels, heads * d]`."""
+    return (weights.to(v) @ _by_head(v, weights.shape[1])).transpose(1, 2).flatten(2)
+
+
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def word_maps(weights: Tensor, words: list[list[int]], height: int, width: int) -> Tensor:
+    """`[words, height, width]`: the mean over heads and over each word's tokens.
+
+    Args:
+        weights: one prompt's probabilities at one layer, `[heads, height * width, tokens]`.
+        words: the positions of each word's tokens.
+    """
+    mean = weights.mean(dim=0)
+    return torch.stack([mean[:, tokens].mean(dim=1) for tokens in words]).unflatten(1, (height, width))
+
+
+def by_resolution(layers: list[Tensor], height: int) -> dict[str, Tensor]:
+    """The mean of the layers at each resolution, finest first, by its part of the latents' `height`: "1/2"."""
+    groups: dict[str, list[Tensor]] = {}
+    for layer in sorted(layers, key=lambda layer: -layer.shape[-1]):
+        groups.setdefault(f"1/{_part(height, layer.shape[-2])}", []).append(layer)
+    return {name: torch.stack(group).mean(dim=0) for name, group in groups.items()}
+
+
+def _part(height: int, smaller: int) -> int:
+    """How often the U-Net halved: it rounds up each time, so 1/8 of 9 are 2."""
+    part = 1
+    while height > smaller:
+        height, part = -(-height // 2), 2 * part
+    return part
+
+
+def enlarged(maps: Tensor, height: int, width: int) -> Tensor:
+    """`[words, h, w]` to `[words, height, width]`."""
+    return F.interpolate(maps[None], size=(height, width), mode="bilinear")[0]
+
+
+def everywhere(layers: list[Tensor], height: int, width: int) -> Tensor:
+    """The mean over all layers, each as large as the picture: `[words, height, width]`."""
+    return sum(enlarged(layer, height, width) for layer in layers) / len(layers)
+
+
+def normalised(maps: Tensor) -> Tensor:
+    """Each map from 0 at its lowest to 1 at its highest."""
+    low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
+    return (maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).tiny)
+
+
+def heat(picture: Tensor, values: Tensor, low: float, high: float) -> Tensor:
+    """`values` `[h, w]` in colours from `low` to `high` over a picture `[h, w, 3]`, gray so that all colour is heat."""
+    scaled = ((values - low) / max(high - low, 1e-12)).clamp(0, 1)
+    colours = torch.from_numpy(matplotlib.colormaps[COLOURS](scaled.numpy())[..., :3]).to(picture)
+    return (1 - HEAT) * picture.mean(dim=-1, keepdim=True) + HEAT * colours
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What one model's words did."""
+
+    heading: str  # of its columns; "" for none
+    layers: list[Tensor]  # [words, h, w] each, on the CPU
+    height: int  # of the latents
+
+    def columns(self, height: int, width: int) -> dict[str, Tensor]:
+        """Every resolution and all of them, as large as the picture."""
+        groups = {name: enlarged(maps, height, width) for name, maps in by_resolution(self.layers, self.height).items()}
+        return {**groups, EVERYWHERE: everywhere(self.layers, height, width)}
+
+
+def sheet(picture: Tensor, words: list[str], sides: list[Attention]) -> Tensor:
+    """`[H, W, 3]`: a row per word; in it the picture, then each model's columns.
+
+    The colours of a word's column mean the same for every model; the numbers above it say what the ends are.
+
+    Args:
+        picture: `[h, w, 3]` in 0..1.
+    """
+    tile = _tile(picture)
+    columns = [side.columns(*tile.shape[:2]) for side in sides]
+    rows = [_row(tile, word, [side.heading for side in sides], columns, i) for i, word in enumerate(words)]
+    return _joined(rows, dim=0)
+
+
+def _row(tile: Tensor, word: str, headings: list[str], columns: list[dict[str, Tensor]], i: int) -> Tensor:
+    row = [_labelled(tile, word, "")]
+    for heading, maps in zip(headings, columns, strict=True):
+        for name in maps:
+            models = torch.stack([others[name][i] for others in columns if name in others])
+            low, high = models.min().item(), models.max().item()
+            drawn = heat(tile, maps[name][i], low, high)
+            row.append(_labelled(drawn, f"{heading} {name}".strip(), f"{low:.2g} - {high:.2g}"))
+    return _joined(row, dim=1)
+
+
+def _tile(picture: Tensor) -> Tensor:
+    height, width = picture.shape[:2]
+    smaller = min(1.0, TILE / max(height, width))
+    size = (max(1, round(height * smaller)), max(1, round(width * smaller)))
+    return F.interpolate(picture.movedim(-1, 0)[None], size=size, mode="bilinear", antialias=True)[0].movedim(0, -1)
+
+
+def _labelled(tile: Tensor, *lines: str) -> Tensor:
+    """A tile below its lines of text."""
+    size = min(20, max(10, tile.shape[1] // 16))
+    strip = Image.new("RGB", (tile.shape[1], len(lines) * (size + 4)), "white")
+    for i, line in enumerate(lines):
+        ImageDraw.Draw(strip).text((2, i * (size + 4)), line, fill="black", font=ImageFont.load_default(size))
+    return torch.cat([torch.from_numpy(np.asarray(strip) / np.float32(255)), tile])
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    """Parts of one size beside or below each other, with a white gap between them."""
+    gap = torch.ones_like(parts[0].narrow(dim, 0, GAP))
+    return torch.cat([piece for part in parts for piece in (gap, part)][1:], dim=dim)
