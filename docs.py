@@ -1,4 +1,4 @@
-"""Writes the table of settings into README.md, from the dataclasses that define them: `python dev.py docs`.
+"""Writes the tables of settings into README.md, from the dataclasses that define them: `python dev.py docs`.
 
 A test fails while README.md holds another table than this would write.
 """
@@ -11,13 +11,18 @@ README = Path(__file__).resolve().parent / "README.md"
 BEGIN, END = "<!-- settings: written by python dev.py docs -->", "<!-- end of settings -->"
 
 
-def filled(text: str, presets: dict) -> str:
-    """`text` with the table of `presets` between the two marks."""
+def filled(text: str, methods: dict) -> str:
+    """`text` with a table for each node between the two marks.
+
+    Args:
+        methods: display name of a node -> its presets.
+    """
     before, _, rest = text.partition(BEGIN)
     _, found, after = rest.partition(END)
     if not found:
         raise ValueError(f"README.md lacks the marks {BEGIN} and {END}.")
-    return f"{before}{BEGIN}\n\n{table(presets)}\n\n{END}{after}"
+    tables = "\n\n".join(f"**{name}**\n\n{table(presets)}" for name, presets in methods.items())
+    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
 
 
 def table(presets: dict) -> str:
@@ -48,7 +53,6 @@ def shown(value) -> str:
 
 
 if __name__ == "__main__":
-    from trainers.recipes import textboost, textboost2026
+    from trainers.recipes import METHODS
 
-    presets = textboost.PRESETS | textboost2026.PRESETS
-    README.write_text(filled(README.read_text(encoding="utf-8"), presets), encoding="utf-8")
+    README.write_text(filled(README.read_text(encoding="utf-8"), METHODS), encoding="utf-8")

@@ -16,7 +16,7 @@ from demo import captions, world
 from demo.build import HEADS, UNET
 from trainers.checkpoint import load_models
 from trainers.data import Concept
-from trainers.recipes import textboost, textboost2026
+from trainers.recipes import attndreambooth, textboost, textboost2026
 from trainers.run import Run
 from trainers.sampling import sample
 from trainers.training import train
@@ -50,8 +50,20 @@ VARIANTS = {
 }
 UNTRAINED = ("untuned", "initializer", "oracle", "real")
 PRESETS = textboost.PRESETS
-REVISIONS = {"2026": textboost2026.REVISED, "2026++": textboost2026.PLUS}
-METHODS = (*UNTRAINED, "textboost", *(f"textboost-{name}" for name in VARIANTS), *REVISIONS)
+FAST = attndreambooth.FAST
+UNREGULARIZED = {f"{kind}_weight_{stage}": 0.0 for kind in ("mean", "variance") for stage in (1, 2, 3)}
+# Rows of other recipes; `--set` changes those fields that a row's recipe has.
+OTHERS = {
+    "2026": textboost2026.REVISED,
+    "2026++": textboost2026.PLUS,
+    "attndreambooth": FAST,
+    "attndreambooth-1": replace(FAST, run_stages="1"),
+    "attndreambooth-1+2": replace(FAST, run_stages="1+2"),
+    "attndreambooth-lora": replace(FAST, weights="lora"),
+    "attndreambooth-no_regularizer": replace(FAST, **UNREGULARIZED),
+    "attndreambooth-paper": attndreambooth.PAPER,
+}
+METHODS = (*UNTRAINED, "textboost", *(f"textboost-{name}" for name in VARIANTS), *OTHERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +93,7 @@ class Bench:
         return {name: value for name, value in self.overrides.items() if name in known}
 
     def preset_of(self, method: str):
-        return REVISIONS.get(method, PRESETS[self.preset])
+        return OTHERS.get(method, PRESETS[self.preset])
 
 
 def digest(*files: Path) -> str:

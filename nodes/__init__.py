@@ -8,7 +8,7 @@ from .attention import ShowAttention
 from .concept import LoadReferences
 from .files import LoadFiles
 from .prompts import PromptList
-from .recipes import TextBoostRecipe
+from .recipes import AttnDreamBoothRecipe, TextBoostRecipe
 from .results import Save
 from .runs import Load, Runs
 from .train import Train
@@ -19,5 +19,5 @@ class Personalize(ComfyExtension):
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        training = [LoadReferences, TextBoostRecipe, Train, Save, Apply, Load, Runs, LoadFiles]
-        return [*training, PromptList, ShowAttention]
+        making = [LoadReferences, TextBoostRecipe, AttnDreamBoothRecipe, Train]
+        return [*making, Save, Apply, Load, Runs, LoadFiles, PromptList, ShowAttention]

@@ -15,7 +15,7 @@ from ..trainers.folder import RunFolder, RunResult
 from ..trainers.memory import Effort
 from ..trainers.previews import Preview
 from ..trainers.trainables import check_words
-from . import host, weights
+from . import carry, host, weights
 from .apply import EXACT, apply, fits
 from .schema import checked
 from .sockets import CATEGORY, ConceptSocket, RecipeSocket, ResultSocket
@@ -114,7 +114,7 @@ class Train(io.ComfyNode):
 def train(model, clip, vae, run: runs.Run, say, **options) -> RunResult:
     """The finished run with these inputs if there is one, else a training: a new one, or one that was broken off."""
     family, concept = host.check_fit(model, clip, vae), run.concept
-    run.recipe.check(concept)
+    run.recipe.check(concept, known=carry.of(clip).tokens)
     for name in family.text_encoders:
         check_words(
             weights.tokenizer_of(clip, name), concept.placeholder_token, concept.initializer, concept.class_word
@@ -137,11 +137,11 @@ def _train(model, clip, vae, run: runs.Run, device, folder, say, *, model_finger
         progress.update_absolute(report.step, report.steps)
         minutes = report.seconds / report.step * (report.steps - report.step) / 60
         soon = f", about {minutes:.0f} minutes left" if report.step > 2 and minutes >= 1 else ""
-        say(f"step {report.step} of {report.steps}, loss {report.loss:.4f}{soon}")
+        say(f"{report.stage}: step {report.step} of {report.steps}, loss {report.loss:.4f}{soon}")
         host.check_interrupted()
 
     def on_preview(step: int, picture: Image.Image) -> None:
-        progress.update_absolute(step, None, ("JPEG", picture, 768))
+        progress.update_absolute(progress.current, None, ("JPEG", picture, 768))  # `step` counts all stages
         host.check_interrupted()
 
     watcher = training.Watcher(on_step=on_step, on_preview=on_preview, on_notice=say)

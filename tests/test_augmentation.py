@@ -1,5 +1,7 @@
 """Paired augmentation: do pixels, mask and prompt change together, exactly as described?"""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -197,13 +199,19 @@ def test_words_stand_where_they_belong():
 def test_a_view_knows_its_picture():
     """Pictures come in the order asked for, each view with the number of the picture it was made from."""
     concept = Concept(images=tuple(torch.full((3, 32, 32), value) for value in (0.0, 0.5, 1.0)))
-    seen = [*augmentation.views(concept, [2, 0, 1, 1], (32, 32), generator(), 0.0, 0.0, "all")]
+    seen = [
+        *augmentation.views(
+            concept, [2, 0, 1, 1], (32, 32), generator(), partial(augmentation.augment, p=0.0, grayscale_p=0.0)
+        )
+    ]
     assert [view.picture for view in seen] == [2, 0, 1, 1]
     assert [view.pixels.mean().item() for view in seen] == [1.0, 0.0, 0.5, 0.5]
 
 
 def test_same_seed_same_views():
     concept = Concept(images=(torch.rand(3, 40, 32), torch.rand(3, 32, 32)), crop="random")
-    first, second = (augmentation.views(concept, [0, 1] * 5, (32, 32), generator(3), 0.5, 0.2, "all") for _ in range(2))
+    first, second = (
+        augmentation.views(concept, [0, 1] * 5, (32, 32), generator(3), augmentation.augment) for _ in range(2)
+    )
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a.pixels, b.pixels) and (a.operations, a.picture) == (b.operations, b.picture)

@@ -5,6 +5,7 @@ Small models on the CPU. The autoencoder averages 8 x 8 pixels, so that latents 
 
 import dataclasses
 import math
+from functools import partial
 from itertools import count, cycle
 
 import pytest
@@ -35,9 +36,8 @@ def concept(shapes=SHAPES, crop="bucket", **changes):
 
 
 def paired(pool, p=0.5):
-    return PairedViews(
-        templates=["a {}"], subject="dog", p=p, grayscale_p=0.0, kinds="all", naming="none", pool=pool, batch_size=4
-    )
+    augment = partial(augmentation.augment, p=p, grayscale_p=0.0)
+    return PairedViews(templates=["a {}"], subject="dog", augment=augment, pool=pool, batch_size=4)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_the_only_size_is_not_drawn(shapes, crop, pool):
     found = [next(pools) for _ in range(4)]
     every = range(len(shapes))
     order = cycle(every) if pool else (choose(every, theirs) for _ in count())
-    views = augmentation.views(own, order, own.sizes(0)[0], theirs, 0.5, 0.0, "all")
+    views = augmentation.views(own, order, own.sizes(0)[0], theirs, partial(augmentation.augment, grayscale_p=0.0))
     expected = [encode_views(models, views, pool)] * 4 if pool else [encode_views(models, views, 4) for _ in found]
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one.mean, other.mean) and one.pictures == other.pictures

@@ -52,9 +52,10 @@ def test_schemas_equal_the_golden_file():
 
 
 def test_every_widget_explains_itself():
-    from personalize.trainers.recipes.textboost import TextBoost
+    from personalize.trainers.recipes import METHODS
 
-    for field in dataclasses.fields(TextBoost):
+    recipes = {type(recipe) for presets in METHODS.values() for recipe in presets.values()}
+    for field in (field for recipe in recipes for field in dataclasses.fields(recipe)):
         assert field.metadata["help"].endswith(".") and len(field.metadata["help"]) > 15
     for node in nodes():
         assert node.define_schema().description.endswith(".")
@@ -62,35 +63,43 @@ def test_every_widget_explains_itself():
         assert page.read_text(encoding="utf-8").startswith(f"# {node.define_schema().display_name}")
 
 
+def recipe_nodes():
+    """Every node that makes a recipe, with its presets."""
+    from personalize.nodes import recipes
+    from personalize.trainers.recipes import METHODS
+
+    by_name = {node.define_schema().display_name: node for node in nodes()}
+    assert {name for name, node in by_name.items() if node.__module__ == recipes.__name__} == METHODS.keys()
+    return [(by_name[name], presets) for name, presets in METHODS.items()]
+
+
 def test_recipe_widgets_are_its_fields():
     """The node gives back exactly the dataclass whose defaults it shows."""
-    from personalize.nodes.recipes import PRESETS, TextBoostRecipe
-
-    for option in TextBoostRecipe.define_schema().inputs[0].options:
-        shown = {widget.id: widget.default for widget in option.inputs}
-        recipe = TextBoostRecipe.execute({"preset": option.key, **shown}).result[0]
-        assert recipe == PRESETS[option.key]
+    for node, presets in recipe_nodes():
+        options = node.define_schema().inputs[0].options
+        assert [option.key for option in options] == [*presets]
+        for option in options:
+            shown = {widget.id: widget.default for widget in option.inputs}
+            assert node.execute({"preset": option.key, **shown}).result[0] == presets[option.key]
 
 
 def test_no_preset_is_a_bare_number():
     """JavaScript puts such keys of an object first: the editor would offer that preset as the default."""
-    from personalize.nodes.recipes import PRESETS
-
-    assert next(iter(PRESETS)) == "benchmark" and not any(name.isdigit() for name in PRESETS)
+    assert not any(name.isdigit() for _, presets in recipe_nodes() for name in presets)
 
 
 def test_a_prompt_without_newer_fields_takes_the_presets():
     """Saved by an older version of the pack, an API prompt lacks fields: none of them is required, each has a value."""
-    from personalize.nodes.recipes import PRESETS, TextBoostRecipe
-
-    for option in TextBoostRecipe.define_schema().inputs[0].options:
-        assert all(widget.optional for widget in option.inputs)
-        older = {widget.id: widget.default for widget in option.inputs[:9]} | {"steps": 7}
-        recipe = TextBoostRecipe.execute({"preset": option.key, **older}).result[0]
-        assert recipe == dataclasses.replace(PRESETS[option.key], steps=7)
-        assert TextBoostRecipe.execute({"preset": option.key}).result[0] == PRESETS[option.key]
-        missing = dict.fromkeys(widget.id for widget in option.inputs)  # what the host makes of them
-        assert TextBoostRecipe.execute({**missing, "preset": option.key}).result[0] == PRESETS[option.key]
+    for node, presets in recipe_nodes():
+        for option in node.define_schema().inputs[0].options:
+            assert all(widget.optional for widget in option.inputs)
+            changed = next(widget.id for widget in option.inputs if widget.id.startswith("steps"))
+            older = {widget.id: widget.default for widget in option.inputs[:9]} | {changed: 7}
+            recipe = node.execute({"preset": option.key, **older}).result[0]
+            assert recipe == dataclasses.replace(presets[option.key], **{changed: 7})
+            assert node.execute({"preset": option.key}).result[0] == presets[option.key]
+            missing = dict.fromkeys(widget.id for widget in option.inputs)  # what the host makes of them
+            assert node.execute({**missing, "preset": option.key}).result[0] == presets[option.key]
 
 
 @pytest.fixture

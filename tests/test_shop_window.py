@@ -8,9 +8,8 @@ from PIL import Image
 
 from personalize import docs
 from personalize.tests import archive
-from personalize.trainers.recipes import textboost, textboost2026
+from personalize.trainers.recipes import METHODS
 
-PRESETS = textboost.PRESETS | textboost2026.PRESETS
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -44,7 +43,7 @@ def test_every_node_stands_in_the_readme():
 
 def test_the_readmes_table_is_that_of_the_dataclasses():
     readme = docs.README.read_text(encoding="utf-8")
-    assert readme == docs.filled(readme, PRESETS), "run: python dev.py docs"
+    assert readme == docs.filled(readme, METHODS), "run: python dev.py docs"
 
 
 def test_what_the_readme_links_to_is_there():

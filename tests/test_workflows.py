@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from personalize.demo import client as api
 from personalize.demo import show
 from personalize.demo.workflow import override, to_api
 from personalize.tests import host
@@ -59,6 +60,58 @@ def test_another_seed_is_another_training(server, textboost):
     before = logs(server)
     pictures(server, override(textboost, {"PersonalizeTrain": {"seed": 1}}))
     assert len(logs(server)) == len(before) + 1
+
+
+@pytest.fixture(scope="module")
+def attndreambooth(object_info):
+    """The API prompt of workflows/attndreambooth.json with the demo's values, each stage of two steps."""
+    prompt = to_api(show.read_json(ROOT / "workflows" / "attndreambooth.json"), object_info)
+    small = {f"preset.{name}_{stage}": 2 for name in ("steps", "batch_size") for stage in (1, 2, 3)}
+    quick = {**host.QUICK, "PersonalizeAttnDreamBooth": {**small, "preset.views": 8}}
+    values = {kind: inputs for kind, inputs in host.demo_overrides().items() if kind != "PersonalizeTextBoost"}
+    return override(override(prompt, values), {kind: v for kind, v in quick.items() if kind != "PersonalizeTextBoost"})
+
+
+def stages(log):
+    return [json.loads(line)["stage"] for line in log.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("weights", ["lora", "full"])
+def test_three_stages_train_and_draw(server, attndreambooth, weights):
+    earlier = logs(server)
+    prompt = override(attndreambooth, {"PersonalizeAttnDreamBooth": {"preset.weights": weights}})
+    untrained, trained = pictures(server, prompt)
+    assert untrained != trained
+    (log,) = logs(server).keys() - earlier.keys()
+    assert stages(log) == [f"attndreambooth {stage}" for stage in (1, 1, 2, 2, 3, 3)]
+    (encode,) = (n for n in prompt.values() if n.get("_meta", {}).get("title") == "Prompt, placeholder")
+    assert encode["inputs"]["replace"][0] == show.node_titled(prompt, "Placeholder and class word")
+
+
+def test_stages_chained_through_a_graph(server, attndreambooth):
+    """One Train behind the other: the word of the first, the attention of the second, in one picture."""
+    prompt = override(attndreambooth, {"PersonalizeAttnDreamBooth": {"preset.run_stages": "1"}})
+    (recipe,) = (k for k, n in prompt.items() if n["class_type"] == "PersonalizeAttnDreamBooth")
+    (first,) = (k for k, n in prompt.items() if n["class_type"] == "PersonalizeTrain")
+    later = prompt[recipe]["inputs"] | {"preset.run_stages": "2+3"}
+    prompt["later"] = {"class_type": "PersonalizeAttnDreamBooth", "inputs": later}
+    inputs = prompt[first]["inputs"] | {"model": [first, 0], "clip": [first, 1], "recipe": ["later", 0]}
+    for node in prompt.values():
+        for name, link in node["inputs"].items():
+            if link in ([first, 0], [first, 1]):
+                node["inputs"][name] = ["second", link[1]]
+    prompt["second"] = {"class_type": "PersonalizeTrain", "inputs": inputs}
+    earlier = logs(server)
+    untrained, trained = pictures(server, prompt)
+    assert untrained != trained
+    runs = sorted(stages(log) for log in logs(server).keys() - earlier.keys())
+    assert runs == [["attndreambooth 1"] * 2, [f"attndreambooth {stage}" for stage in (2, 2, 3, 3)]]
+
+
+def test_a_later_stage_alone_says_that_it_needs_the_word(server, attndreambooth):
+    prompt = override(attndreambooth, {"PersonalizeAttnDreamBooth": {"preset.run_stages": "3"}})
+    with pytest.raises(api.HostError, match="Stage 3 goes on from a learned word, .* know <concept>"):
+        server.run(prompt)
 
 
 def test_every_workflow_has_a_note_and_its_picture():

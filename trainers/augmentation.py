@@ -5,7 +5,7 @@ the change. Masks follow every geometric operation. Everything is drawn from the
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -148,16 +148,38 @@ def describe(prompt: str, operations: tuple[str, ...], named: str, generator: Ge
     return prompt
 
 
+def turn(picture: Picture, generator: Generator, p: float = 0.75, degrees: float = 45.0, flip_p: float = 0.25) -> View:
+    """One view for a method with a single prompt (AttnDreamBooth): turned, mirrored, and nothing of it said.
+
+    With probability `p` turned about the centre by up to `degrees` either way; what was outside the picture is its
+    reflection. With probability `flip_p` left and right exchanged.
+    """
+    pixels, mask = picture
+    stacked = pixels if mask is None else torch.cat([pixels, mask])
+    if draw(generator) < p:
+        stacked = rotate(stacked, draw(generator, -degrees, degrees))
+    if draw(generator) < flip_p:
+        stacked = stacked.flip(-1)
+    return View(pixels=stacked[:3], mask=None if mask is None else stacked[3:])
+
+
+def rotate(picture: Tensor, degrees: float) -> Tensor:
+    """`[c, h, w]` turned counter-clockwise about its centre, reflected at its edges."""
+    height, width = picture.shape[-2:]
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    theta = torch.tensor([[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]])
+    grid = F.affine_grid(theta[None], [1, *picture.shape], align_corners=False)
+    return F.grid_sample(picture[None], grid, padding_mode="reflection", align_corners=False)[0]
+
+
 def views(
     concept: Concept,
     pictures: Iterable[int],
     size: tuple[int, int],
     generator: Generator,
-    p: float,
-    grayscale_p: float,
-    kinds: str,
+    augment: Callable[[Picture, Generator], View],
 ) -> Iterator[View]:
-    """An augmented view of each of `pictures`, reference pictures by their index, of one height and width."""
+    """An augmented view of each of `pictures`, reference pictures by their index, at a height and width."""
     for picture in pictures:
-        view = augment(instance(concept, picture, size, generator), generator, p, grayscale_p, kinds)
+        view = augment(instance(concept, picture, size, generator), generator)
         yield replace(view, picture=picture)

@@ -17,11 +17,14 @@ ENCODERS = ("clip_l", "clip_g")  # in an embedding for SDXL
 def lora(models: Models) -> dict[str, Tensor]:
     """LoRA of the U-Net and the text encoders in kohya's names, with alpha: ComfyUI and diffusers load it.
 
+    Of weights that trained whole their difference, which ComfyUI loads like a LoRA.
+
     Without the `.alpha` entry a loader would take the scale alpha / rank to be 1.
     """
     state = {}
     for path, *weights in _lora_layers(models.unet):
         state |= kohya(UNET_PREFIX, path, *weights)
+    state |= _differences(models)
     for prefix, encoder in zip(TEXT_ENCODER_PREFIXES[len(models.text_encoders)], models.text_encoders, strict=True):
         layers = [*_lora_layers(encoder.text_model)]
         for path, *weights in layers:
@@ -29,6 +32,17 @@ def lora(models: Models) -> dict[str, Tensor]:
         for _, down, up, alpha in layers[-1:]:
             # diffusers tells kohya's names by an out_proj among them; this one adds nothing.
             state |= kohya(f"{prefix}text_model_", "encoder.layers.0.self_attn.out_proj", down * 0, up * 0, alpha)
+    return state
+
+
+def _differences(models: Models) -> dict[str, Tensor]:
+    """What whole weights of the U-Net have become less what they were, in half precision."""
+    state, now = {}, dict(models.unet.named_parameters())
+    for name, base in models.base_weights.items():
+        path, _, kind = name.rpartition(".")
+        difference = _detached(now[name]) - base.float()
+        end = {"weight": "diff", "bias": "diff_b"}[kind]
+        state[f"{UNET_PREFIX}{path.replace('.', '_')}.{end}"] = difference.half()
     return state
 
 

@@ -21,6 +21,7 @@ class Stage:
 
     name: str
     steps: int
+    batch_size: int  # samples of one step, however it is split
     params: list[dict]  # optimizer groups, the only statement of what trains; "max_grad_norm" clips a group
     batches: Iterator[Batch]  # with no memory of its own but the run's generator, so that a run can be resumed
     losses: dict[str, tuple[float, Loss]]  # name -> (weight, loss)

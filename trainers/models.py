@@ -55,6 +55,7 @@ class Models:
     decode_latents: DecodeLatents
     known_adapters: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # learned earlier, by placeholder
     subject: Subject | None = None
+    base_weights: dict[str, Tensor] = field(default_factory=dict)  # of the U-Net, those that train whole, as they were
 
     def follow(self, placeholder: str) -> None:
         """From now on every encoding says where `placeholder` acts; all text encoders must know it."""
@@ -112,7 +113,7 @@ class Models:
         if self.subject:
             self.subject.mask = encoding.mask
         inputs = self.unet_inputs(noisy_latents, timesteps, encoding)
-        if self.unet.dtype == torch.float32:
+        if self.unet.dtype == torch.float32 or self.base_weights:
             return self.unet(**inputs).sample
         with torch.autocast(self.device.type, enabled=False):  # weights in half precision need no casting
             return self.unet(**inputs).sample

@@ -51,7 +51,7 @@ class Run:
 
     def lineage(self, model: str) -> str:
         """What runs share that differ in their number of steps alone; empty where a method has no such number."""
-        if not hasattr(self.recipe, "steps"):
+        if "steps" not in self.recipe.__dataclass_fields__:
             return ""
         endless = dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, steps=0))
         return "steps " + endless.digest(model)

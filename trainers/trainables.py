@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from .models import Models
 from .sentences import quoted
 from .text_encoder import TextEncoder
 from .tokenizer import Tokenizer
@@ -94,7 +95,9 @@ def add_lora(
     generator: Generator,
     rows: slice = slice(None),
 ) -> list[nn.Parameter]:
-    """Put LoRA beside every linear layer of `module` whose name ends with one of `targets`; return its parameters.
+    """Put LoRA beside every linear layer of `module` whose name ends with one of `targets`.
+
+    Layers that have one keep it. Returns the parameters of all LoRA in `module`, in its own order.
 
     `y = W x + (alpha / rank) B A x` with `A ~ normal(0, 1 / rank)` and `B = 0`, drawn from `generator`. A is
     `[rank, in]`, B is `[out, rank]`.
@@ -105,10 +108,15 @@ def add_lora(
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=True)
-    inject_adapter_in_model(config, module)
+    plain = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and ".lora_" not in name]
+    targets = [name for name in plain if f".{name}".endswith(tuple(f".{target}" for target in targets))]
+    earlier = {name for name, _ in module.named_parameters() if "lora_" in name}
+    vars(module).pop("peft_config", None)  # of an earlier call, which peft would warn about
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), module)
     lora = {name: p for name, p in module.named_parameters() if "lora_" in name}
     for name, parameter in lora.items():
+        if name in earlier:
+            continue
         parameter.data = parameter.data.float()  # the base may be half precision, what trains is not
         if "lora_A" in name:
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / rank)
@@ -121,6 +129,19 @@ def _only_rows(rows: slice, gradient: Tensor) -> Tensor:
     kept = torch.zeros_like(gradient)
     kept[rows] = gradient[rows]
     return kept
+
+
+def select(models: Models, pattern: str = "") -> list[nn.Parameter]:
+    """The U-Net's own weights whose name contains `pattern`, to be trained whole, in float32.
+
+    What they were is kept in `models.base_weights`, so that the difference can be given to any model like it.
+    """
+    chosen = [(name, p) for name, p in models.unet.named_parameters() if pattern in name and "lora_" not in name]
+    for name, parameter in chosen:
+        if name not in models.base_weights:
+            models.base_weights[name] = parameter.detach().to("cpu", copy=True)
+            parameter.data = parameter.data.float()
+    return [parameter for _, parameter in chosen]
 
 
 def mean_norm(table: Tensor) -> float:

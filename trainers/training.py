@@ -158,14 +158,15 @@ class Training:
         self.watcher.on_notice(f"{stage.name}: {stage.steps} steps, up to {sizes}")
         if self.free_memory:
             freeze_all_but(stage, self.models)  # only what trains keeps activations
-            self.effort, need = fit(self.models, self.effort, self.free_memory(), **self._size(trained))
-            words = self.effort.words(self.run.recipe.batch_size)
+            self.effort, need = fit(self.models, self.effort, self.free_memory(), **self._size(stage))
+            words = self.effort.words(stage.batch_size)
             self.watcher.on_notice(f"{stage.name}: about {need / 2**30:.1f} GB of memory beside the models, {words}")
 
-    def _size(self, trained: int) -> dict[str, int]:
+    def _size(self, stage: Stage) -> dict[str, int]:
         # Memory goes with the area, and none is larger than the square's.
         resolution = self.run.concept.at_resolution(self.models.resolution)
-        return {"trained": trained, "batch_size": self.run.recipe.batch_size, "resolution": resolution}
+        trained = sum(p.numel() for p in stage.parameters())
+        return {"trained": trained, "batch_size": stage.batch_size, "resolution": resolution}
 
     def _train(self, stage: Stage, generator: torch.Generator, start: StageState | None) -> StageState:
         """The stage from `start` to its end; where memory runs out, once more from the last state with less at once."""
@@ -186,12 +187,11 @@ class Training:
         """Where to begin again with less at once."""
         if not is_out_of_memory(error):
             raise error
-        batch_size = self.run.recipe.batch_size
-        smaller = self.effort.smaller(batch_size)
+        smaller = self.effort.smaller(stage.batch_size)
         if not smaller:
             raise MemoryError(TOO_LARGE) from None
         self.effort = smaller
-        self.watcher.on_notice(f"memory ran out: going on with {smaller.words(batch_size)}")
+        self.watcher.on_notice(f"memory ran out: going on with {smaller.words(stage.batch_size)}")
         stages = self.folder.last_state()
         if len(stages) == len(self.done) + 1:
             begin = stages[-1]

@@ -3,7 +3,7 @@
 The views are encoded ahead, so that no autoencoder runs inside a step.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, repeat
@@ -12,7 +12,8 @@ import torch
 from torch import Generator
 
 from . import augmentation
-from .data import TEMPLATES, Concept, Latents, PreservationPrompts, choose, encode_views
+from .augmentation import Picture
+from .data import TEMPLATES, Concept, Latents, PreservationPrompts, View, choose, encode_views
 from .models import Models
 from .objective import Batch
 
@@ -24,42 +25,38 @@ class PairedViews:
     Attributes:
         templates: prompts with `{}` for the subject, for pictures without a caption.
         subject: what `{}` stands for.
-        p, grayscale_p, kinds: see `augmentation.augment`.
-        naming: how a prompt names what was done to its picture: "tokens", "words" or "none".
+        augment: a picture and its mask to one view of it, drawn from a generator.
         pool: views that are encoded ahead and shown again and again; 0 encodes fresh ones for every step.
+        naming: how a prompt names what was done to its picture: "tokens", "words" or "none".
+        tokens: the augmentations' own tokens that prompts may then hold, each with its initializer.
     """
 
     templates: Sequence[str]
     subject: str
-    p: float
-    grayscale_p: float
-    kinds: str
-    naming: str
+    augment: Callable[[Picture, Generator], View]
     pool: int
     batch_size: int
+    naming: str = "none"
+    tokens: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(cls, recipe, concept: Concept) -> "PairedViews":
-        """As the fields of a recipe say."""
+        """As TextBoost's fields say."""
+        chosen = {"p": recipe.augmentation_p, "grayscale_p": recipe.grayscale_p, "kinds": recipe.augmentations}
+        names = augmentation.NAMES[recipe.augmentations] if recipe.augmentation_prompt == "tokens" else ()
         return cls(
             templates=TEMPLATES[recipe.templates],
             subject=recipe.subject(concept),
-            p=recipe.augmentation_p,
-            grayscale_p=recipe.grayscale_p,
-            kinds=recipe.augmentations,
-            naming=recipe.augmentation_prompt,
+            augment=partial(augmentation.augment, **chosen),
             pool=recipe.views,
             batch_size=recipe.batch_size,
+            naming=recipe.augmentation_prompt,
+            tokens=tuple(augmentation.TOKENS[name] for name in names),
         )
-
-    def tokens(self) -> list[tuple[str, str]]:
-        """The augmentations' own tokens that prompts may hold, each with its initializer."""
-        names = augmentation.NAMES[self.kinds] if self.naming == "tokens" else ()
-        return [augmentation.TOKENS[name] for name in names]
 
     def check(self, concept: Concept) -> None:
         """Raise `ValueError` where the concept's placeholder is one of those tokens."""
-        if concept.placeholder_token in dict(self.tokens()):
+        if concept.placeholder_token in dict(self.tokens):
             raise ValueError(
                 f"The placeholder {concept.placeholder_token} is already taken by an augmentation: choose another name."
             )
@@ -75,8 +72,7 @@ class PairedViews:
         drawn = partial(choose, generator=generator)
 
         def encoded(size: tuple[int, int], order: Iterator[int], n: int) -> Latents:
-            views = augmentation.views(concept, order, size, generator, self.p, self.grayscale_p, self.kinds)
-            return encode_views(models, views, n)
+            return encode_views(models, augmentation.views(concept, order, size, generator, self.augment), n)
 
         # A size as often as it has pictures. The only one is not drawn.
         steps = map(drawn, repeat(sizes)) if len(pictures) > 1 else repeat(sizes[0])

@@ -8,7 +8,7 @@ signal-to-noise ratio, every augmentation token is really learned, only new toke
 come from the model at hand. Views are encoded ahead, so that no autoencoder and no teacher runs inside a step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -33,6 +33,12 @@ MIXING = {"off": slice(None), "object": slice(1, None, 2), "style": slice(0, Non
 def setting(default, help: str, **limits):
     """A hyperparameter with the text and the limits that its widget shows."""
     return field(default=default, metadata={"help": help, **limits})
+
+
+def same(recipe: type, name: str, *default):
+    """Another recipe's setting of that name, with its default or a new one."""
+    known = recipe.__dataclass_fields__[name]
+    return field(default=default[0] if default else known.default, metadata=known.metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +122,7 @@ class TextBoost:
         """What `{}` in a prompt stands for."""
         return concept.subject(self.with_class_word)
 
-    def check(self, concept: Concept) -> None:
+    def check(self, concept: Concept, known: Collection[str] = ()) -> None:
         """Raise `ValueError` where these settings cannot learn this concept."""
         PairedViews.of(self, concept).check(concept)
 
@@ -125,7 +131,7 @@ class TextBoost:
             for encoder in models.text_encoders:
                 encoder.fix_special_outputs()
         views = PairedViews.of(self, concept)
-        words = [(concept.placeholder_token, concept.initializer), *views.tokens()]
+        words = [(concept.placeholder_token, concept.initializer), *views.tokens]
         tokens = [trainables.add_tokens(encoder, words) for encoder in models.text_encoders][WHICH[self.text_encoder]]
         preserved = self._preserved(models, concept)  # while the encoder still is the teacher
         pools = views.pools(models, concept, generator)
@@ -139,6 +145,7 @@ class TextBoost:
         yield Stage(
             name="textboost",
             steps=self.steps,
+            batch_size=self.batch_size,
             params=[{"params": [t.rows for t in tokens], "lr": self.embedding_learning_rate}, *lora],
             weight_decay=self.weight_decay,
             batches=views.batches(models, concept, pools, generator, preserved),

@@ -6,8 +6,8 @@ reads, 80 steps. 0.12 M parameters on SD 2.1, 0.15 M with "++". Nothing else nee
 loss. Ours differs from the released code where that lets the adapters act on padding and on prompts without the word.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 
 from torch import Generator
 
@@ -16,52 +16,46 @@ from ..data import Concept
 from ..loop import Stage
 from ..models import Models
 from ..views import PairedViews
-from .textboost import WHICH, TextBoost, setting
-
-
-def same(name: str, *default):
-    """TextBoost's setting of that name, with its default or another."""
-    known = TextBoost.__dataclass_fields__[name]
-    return field(default=default[0] if default else known.default, metadata=known.metadata)
+from .textboost import WHICH, TextBoost, same, setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextBoost2026:
     """Hyperparameters of the revision; the defaults are the authors'."""
 
-    steps: int = same("steps", 100)
-    batch_size: int = same("batch_size")
+    steps: int = same(TextBoost, "steps", 100)
+    batch_size: int = same(TextBoost, "batch_size")
     adapter_learning_rate: float = setting(1e-4, "Learning rate of the adapters.", min=0.0, max=1.0)
-    embedding_learning_rate: float = same("embedding_learning_rate")
-    templates: str = same("templates")
-    with_class_word: bool = same("with_class_word", True)
-    augmentation_p: float = same("augmentation_p")
+    embedding_learning_rate: float = same(TextBoost, "embedding_learning_rate")
+    templates: str = same(TextBoost, "templates")
+    with_class_word: bool = same(TextBoost, "with_class_word", True)
+    augmentation_p: float = same(TextBoost, "augmentation_p")
     cross_attention: bool = setting(
         False,
         "Also adapt what each cross-attention of the U-Net reads (TextBoost++): more of the subject, larger file.",
     )
     adapter_rank: int = setting(1, "Rank of the adapters.", min=1, max=256, advanced=True)
-    grayscale_p: float = same("grayscale_p", 0.0)
-    augmentations: str = same("augmentations")
-    augmentation_prompt: str = same("augmentation_prompt", "words")
-    snr_weighted: bool = same("snr_weighted")
-    clamp_norms: bool = same("clamp_norms")
-    views: int = same("views")
-    max_grad_norm: float = same("max_grad_norm")
-    weight_decay: float = same("weight_decay")
-    text_encoder: str = same("text_encoder")
+    grayscale_p: float = same(TextBoost, "grayscale_p", 0.0)
+    augmentations: str = same(TextBoost, "augmentations")
+    augmentation_prompt: str = same(TextBoost, "augmentation_prompt", "words")
+    snr_weighted: bool = same(TextBoost, "snr_weighted")
+    clamp_norms: bool = same(TextBoost, "clamp_norms")
+    views: int = same(TextBoost, "views")
+    max_grad_norm: float = same(TextBoost, "max_grad_norm")
+    weight_decay: float = same(TextBoost, "weight_decay")
+    text_encoder: str = same(TextBoost, "text_encoder")
 
     def subject(self, concept: Concept) -> str:
         """What `{}` in a prompt stands for."""
         return concept.subject(self.with_class_word)
 
-    def check(self, concept: Concept) -> None:
+    def check(self, concept: Concept, known: Collection[str] = ()) -> None:
         """Raise `ValueError` where these settings cannot learn this concept."""
         PairedViews.of(self, concept).check(concept)
 
     def stages(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Stage]:
         views, encoders = PairedViews.of(self, concept), WHICH[self.text_encoder]
-        words = [(concept.placeholder_token, concept.initializer), *views.tokens()]
+        words = [(concept.placeholder_token, concept.initializer), *views.tokens]
         tokens = [trainables.add_tokens(encoder, words) for encoder in models.text_encoders][encoders]
         pools = views.pools(models, concept, generator)
         adapters = causal.add_adapters(
@@ -71,6 +65,7 @@ class TextBoost2026:
         yield Stage(
             name="textboost2026",
             steps=self.steps,
+            batch_size=self.batch_size,
             params=[
                 {"params": [embedding.rows for embedding in tokens], "lr": self.embedding_learning_rate},
                 {"params": adapters, "lr": self.adapter_learning_rate, "max_grad_norm": self.max_grad_norm},

@@ -1,0 +1,66 @@
+"""What the cross-attention of a U-Net looks at: statistics of its probabilities, layer by layer, while it runs.
+
+Only cross-attention is computed step by step, with its 77 keys; self-attention stays fused.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from einops import rearrange
+from torch import Tensor, nn
+
+
+@dataclass
+class AttentionMaps:
+    """Of the last pass through the U-Net, by the path of each cross-attention, in its order of execution.
+
+    A second pass through a block, which gradient checkpointing makes on the way back, writes the same once more.
+    """
+
+    means: dict[str, Tensor] = field(default_factory=dict)  # [B, 77], over heads and positions of the picture
+    variances: dict[str, Tensor] = field(default_factory=dict)  # [B, 77], unbiased, over the same
+    keep: bool = False  # also the maps themselves, which cost memory
+    maps: dict[str, Tensor] = field(default_factory=dict)  # [B, h * w, 77], over heads
+
+
+class _Recording:
+    """An attention processor of diffusers that notes its probabilities in `maps`."""
+
+    def __init__(self, path: str, maps: AttentionMaps):
+        self.path, self.maps = path, maps
+
+    def __call__(
+        self, attn: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask=None
+    ) -> Tensor:
+        def heads(x: Tensor) -> Tensor:
+            return rearrange(x, "b n (h d) -> b h n d", h=attn.heads)
+
+        query = heads(attn.to_q(hidden_states))
+        key, value = heads(attn.to_k(encoder_hidden_states)), heads(attn.to_v(encoder_hidden_states))
+        probabilities = (query @ key.transpose(-1, -2) * attn.scale).float().softmax(dim=-1)
+        self._note(probabilities)
+        output = rearrange(probabilities.to(value.dtype) @ value, "b h n d -> b n (h d)")
+        return attn.to_out[1](attn.to_out[0](output))
+
+    def _note(self, probabilities: Tensor) -> None:
+        """`[B, heads, h * w, 77]`."""
+        self.maps.means[self.path] = probabilities.mean(dim=(1, 2))
+        self.maps.variances[self.path] = probabilities.var(dim=(1, 2))
+        if self.maps.keep:
+            self.maps.maps[self.path] = probabilities.detach().mean(dim=1)
+
+
+@contextlib.contextmanager
+def record_cross_attention(unet: nn.Module, keep: bool = False) -> Iterator[AttentionMaps]:
+    """The statistics of every cross-attention of a diffusers U-Net, while the block lasts."""
+    maps = AttentionMaps(keep=keep)
+    before = {path: module for path, module in unet.named_modules() if path.endswith(".attn2")}
+    processors = {path: module.processor for path, module in before.items()}
+    try:
+        for path, module in before.items():
+            module.processor = _Recording(path, maps)
+        yield maps
+    finally:
+        for path, module in before.items():
+            module.processor = processors[path]
