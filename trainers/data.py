@@ -183,6 +183,10 @@ class Latents:
         mean = self.mean[indices]
         return mean if self.std is None else mean + self.std[indices] * torch.randn(mean.shape, generator=generator)
 
+    def posterior(self, indices: Tensor) -> Tensor | None:
+        """Mean and deviation `[n, 8, h, w]` that `sample` draws with; `None` where it does not draw."""
+        return None if self.std is None else torch.cat([self.mean[indices], self.std[indices]], dim=1)
+
 
 @torch.no_grad()
 def encode_views(models: Models, views: Iterator[View], count: int, batch_size: int = 8) -> Latents:

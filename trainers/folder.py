@@ -44,6 +44,7 @@ class RunResult:
     adapters: dict[str, Tensor] = field(default_factory=dict)  # see causal.tensors
     complete: bool = True  # False: broken off; queued again it goes on
     origin: dict[str, str] = field(default_factory=dict)  # what else its files say of it: see metadata.origin
+    stops: list[dict] = field(default_factory=list)  # where monitors fired: see stopping.stops
 
     @property
     def placeholder_token(self) -> str:
@@ -54,7 +55,7 @@ class RunResult:
         """What files hold.
 
         Args:
-            about: as in run.json: settings, dataset, stop_reason, seconds, complete and, in newer ones, origin.
+            about: as in run.json: settings, dataset, stop_reason, seconds, complete; in newer ones origin, stops.
             learned: as `export.carried` gives it.
 
         Raises:
@@ -76,6 +77,7 @@ class RunResult:
             seconds=about["seconds"],
             complete=about["complete"],
             origin={str(name): str(value) for name, value in dict(about.get("origin", {})).items()},
+            stops=[dict(stop) for stop in about.get("stops", [])],
         )
 
     def learned(self) -> dict[str, Tensor]:
@@ -207,7 +209,7 @@ class RunFolder:
         if result.complete and sum(p.nbytes for stage in stages for p in stage.params) <= LAST_AT_MOST:
             state.save(stages, self.path / "last.safetensors")
         end = {"complete": result.complete, "stop_reason": result.stop_reason, "seconds": result.seconds}
-        self._write_json({**about, **end, "steps": len(result.history)})
+        self._write_json({**about, **end, "steps": len(result.history), "stops": result.stops})
         if result.complete:
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 

@@ -43,6 +43,7 @@ class StepReport:
     loss: float
     terms: dict[str, float]
     seconds: float  # since the stage began
+    measures: dict[str, dict[str, float]] = field(default_factory=dict)  # by monitor, after this step
 
 
 class Diverged(FloatingPointError):

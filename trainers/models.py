@@ -6,6 +6,7 @@ checkpoint.py), and it never sees the host: the graph's own modules are copied f
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,7 @@ class Models:
     known_adapters: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # learned earlier, by placeholder
     subject: Subject | None = None
     base_weights: dict[str, Tensor] = field(default_factory=dict)  # of the U-Net, those that train whole, as they were
+    cache: Path | None = None  # a folder for what is costly to compute again; `None` keeps nothing
 
     def follow(self, placeholder: str) -> None:
         """From now on every encoding says where `placeholder` acts; all text encoders must know it."""

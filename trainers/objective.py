@@ -1,6 +1,6 @@
 """The differentiable step: one module from a batch to named loss terms. It knows no method by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -16,6 +16,7 @@ class Batch:
     latents: Tensor  # [B, 4, h, w], scaled as the U-Net sees them
     input_ids: Tensor  # [B, E, 77], one row of ids for each of E text encoders
     masks: Tensor | None = None  # [B, 1, h, w] in 0..1
+    posterior: Tensor | None = None  # [B, 8, h, w], mean and deviation that `latents` were drawn with, if they were
     preservation_ids: Tensor | None = None  # [P, E, 77]
     preservation_targets: Tensor | None = None  # [P, 77, d], the frozen encoders' joined outputs
 
@@ -26,6 +27,16 @@ class Batch:
         """The batch with `function` applied to every tensor it holds."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: function(t) for name, t in tensors.items() if t is not None})
+
+    @classmethod
+    def joined(cls, batches: Sequence["Batch"]) -> "Batch":
+        """One batch of several that hold the same kinds of tensors, of the same shapes."""
+        held = [f.name for f in fields(cls) if getattr(batches[0], f.name) is not None]
+        return cls(**{name: torch.cat([getattr(batch, name) for batch in batches]) for name in held})
+
+    def instances(self) -> "Batch":
+        """The pictures of the subject alone, without preservation prompts."""
+        return replace(self, preservation_ids=None, preservation_targets=None)
 
     def split(self, parts: int) -> list["Batch"]:
         """`parts` equal shares, so that means over the shares add up to the mean over the whole."""

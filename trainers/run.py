@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .data import Concept
 from .models import Models
+from .stopping import Monitor
 
 RUN_FORMAT = 1  # raised only when the same inputs give other results; part of every digest
 
@@ -21,6 +22,7 @@ class Run:
 
     concept: Concept
     recipe: object  # a dataclass of hyperparameters with `stages` and `subject`
+    stopper: tuple[Monitor, ...] = ()
     seed: int = 0
     dtype: torch.dtype = torch.float32
 
@@ -35,6 +37,8 @@ class Run:
             "seed": self.seed,
             "precision": str(self.dtype).removeprefix("torch."),
         }
+        if self.stopper:  # a run without has the digest that it had before there were any
+            settings["stopper"] = [{"monitor": monitor.name, **dataclasses.asdict(monitor)} for monitor in self.stopper]
         return json.loads(json.dumps(settings))
 
     def dataset(self) -> str:
@@ -50,8 +54,11 @@ class Run:
         return digest_of([], [json.dumps(self.settings(), sort_keys=True), self.dataset(), model])
 
     def lineage(self, model: str) -> str:
-        """What runs share that differ in their number of steps alone; empty where a method has no such number."""
-        if "steps" not in self.recipe.__dataclass_fields__:
+        """What runs share that differ in their number of steps alone; empty where a method has no such number.
+
+        Empty, too, where a monitor returns another state than the last, from which nothing can go on.
+        """
+        if "steps" not in self.recipe.__dataclass_fields__ or any(m.keep != "last" for m in self.stopper):
             return ""
         endless = dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, steps=0))
         return "steps " + endless.digest(model)

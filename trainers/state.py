@@ -30,6 +30,7 @@ class StageState:
     optimizer: dict[int, dict[str, Tensor]]  # AdamW's moments by number of the parameter; empty: they start anew
     scaler: dict[str, float]
     generator: Tensor
+    best: tuple[Tensor, ...] = ()  # the parameters to return instead, where a monitor keeps the best so far
 
 
 def capture(
@@ -65,13 +66,19 @@ def restore(
     scaler: torch.amp.GradScaler | None = None,
 ) -> None:
     """Put everything given back to `state`."""
-    for parameter, saved in zip(params, state.params, strict=True):
-        parameter.copy_(saved)
+    put(state.params, params)
     generator.set_state(state.generator)
     if optimizer and state.optimizer:
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state.optimizer})
     if scaler and state.scaler:
         scaler.load_state_dict(state.scaler)
+
+
+@torch.no_grad()
+def put(values: Iterable[Tensor], params: Iterable[Tensor]) -> None:
+    """Write values into parameters."""
+    for parameter, value in zip(params, values, strict=True):
+        parameter.copy_(value)
 
 
 def save(stages: tuple[StageState, ...], path: Path) -> None:
@@ -80,6 +87,7 @@ def save(stages: tuple[StageState, ...], path: Path) -> None:
     for i, stage in enumerate(stages):
         tensors[f"{i}.generator"] = stage.generator
         tensors |= {f"{i}.params.{j}": tensor for j, tensor in enumerate(stage.params)}
+        tensors |= {f"{i}.best.{j}": tensor for j, tensor in enumerate(stage.best)}
         tensors |= {f"{i}.optimizer.{j}.{name}": v for j, named in stage.optimizer.items() for name, v in named.items()}
     about = [{"step": s.step, "seconds": s.seconds, "scaler": s.scaler, "params": len(s.params)} for s in stages]
     metadata = {"stages": json.dumps(about), "checksum": str(_checksum(tensors))}
@@ -112,6 +120,7 @@ def _stage(i: int, about: dict, tensors: dict[str, Tensor]) -> StageState:
         optimizer=moments,
         scaler=about["scaler"],
         generator=tensors[f"{i}.generator"],
+        best=tuple(tensors[key] for j in range(about["params"]) if (key := f"{i}.best.{j}") in tensors),
     )
 
 

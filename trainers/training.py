@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from . import causal, export, metadata, previews, state
+from . import causal, export, metadata, previews, state, stopping
 from .folder import CHECKPOINTS_KEPT, RunFolder, RunResult, total_steps
 from .loop import Diverged, SingleDevice, Stage, StepReport, freeze_all_but, train_stage
 from .memory import Effort, fit, is_out_of_memory
@@ -20,6 +20,7 @@ from .previews import Preview, to_pil
 from .run import Run, fingerprint
 from .sentences import reason
 from .state import StageState
+from .stopping import Sight, StageWatch
 from .watcher import Watcher
 
 TOO_LARGE = "Memory ran out even picture by picture: lower the resolution in Load References, or close other programs."
@@ -37,6 +38,7 @@ def train(
     preview: Preview | None = None,
     checkpoint_every: int = 50,
     watcher: Watcher | None = None,
+    cache: Path | None = None,
 ) -> RunResult:
     """Train `run` in its folder, or go on where an earlier process stopped, and return what was learned.
 
@@ -48,6 +50,7 @@ def train(
         effort: the least to do to fit into memory; more is done where an estimate or an error asks for it.
         free_memory: bytes that the device has free; without it nothing is estimated.
         checkpoint_every: steps between checkpoints; 0 writes none but at the end.
+        cache: a folder for what other runs, too, would have to compute again; none keeps nothing.
 
     Raises:
         RuntimeError: another process trains in this folder, or it cannot be written.
@@ -65,6 +68,7 @@ def train(
         preview=preview or Preview(),
         checkpoint_every=checkpoint_every,
         watcher=watcher or Watcher(),
+        cache=cache,
     )
     try:
         with training.folder.lock():
@@ -94,12 +98,15 @@ class Training:
     preview: Preview
     checkpoint_every: int
     watcher: Watcher
+    cache: Path | None
     done: tuple[StageState, ...] = ()  # stages that are finished
     history: list[dict] = dataclasses.field(default_factory=list)
+    stops: list[dict] = dataclasses.field(default_factory=list)
 
     def go(self) -> RunResult:
         earlier = self._begin()
         self.models.to(self.device.device, self.run.dtype)
+        self.models.cache = self.cache
         generator = torch.Generator().manual_seed(self.run.seed)
         self.log = self.folder.log(self.history)
         try:
@@ -117,16 +124,21 @@ class Training:
         for number, stage in enumerate(stages):
             if number + 1 < len(earlier):
                 state.restore(earlier[number], stage.parameters(), generator)
-                self.done += (earlier[number],)
+                self._end(stage, earlier[number])
                 continue
             self._announce(stage)
             if not self.history:
                 self._show(0)
             try:
-                self.done += (self._train(stage, generator, earlier[number] if number < len(earlier) else None),)
+                self._end(stage, self._train(stage, generator, earlier[number] if number < len(earlier) else None))
             except Diverged as error:
                 return self._step_back(stage, generator, error)
-        return ""
+        acted = [
+            f"{s['stage']}: {s['monitor']}, {s['reason']}, after step {s['stage_step']}"
+            for s in self.stops
+            if s["acted"]
+        ]
+        return "; ".join(acted)
 
     def _begin(self) -> tuple[StageState, ...]:
         """The stages that an earlier process got through, here or in a run with fewer steps."""
@@ -173,15 +185,43 @@ class Training:
         begin = start or state.capture(0, 0.0, stage.parameters(), generator)
         if self.done and not start:  # so that a later stage can always be taken back to its beginning
             self.folder.save_state((*self.done, begin))
-        while True:
+        self._watch(stage, generator, begin)
+        while not (begin.step and self.watch.acts(self.history[-1])):
             self.models.save_memory(self.effort.gradient_checkpointing)
             try:
-                return train_stage(
+                begin = train_stage(
                     stage, self.models, self.device, generator,
                     micro_batch_size=self.effort.micro_batch_size, start=begin, on_step=self._after_step,
+                    should_stop=self._should_stop,
                 )  # fmt: skip
+                break
             except (MemoryError, RuntimeError) as error:
                 begin = self._try_smaller(stage, begin, error)
+                self.watch.best = begin.best
+        return dataclasses.replace(begin, params=self.watch.best or begin.params)
+
+    def _watch(self, stage: Stage, generator: torch.Generator, begin: StageState) -> None:
+        """Set the monitors on a stage, and let them see it before its first step."""
+        sight = Sight(
+            models=self.models, stage=stage, concept=self.run.concept, device=self.device, generator=generator
+        )
+        state.restore(begin, stage.parameters(), generator)
+        self.watch = StageWatch(self.run.stopper, sight, begin.best)
+        for monitor in self.watch.monitors.values():
+            if sentence := monitor.warning(stage):
+                self.watcher.on_notice(sentence)
+        self.start = {} if begin.step else self.watch.look(0, [])
+
+    def _end(self, stage: Stage, end: StageState) -> None:
+        """Note how a stage ended; what it returns is what the models hold from here on."""
+        entries = self._entries()[: end.step]
+        self.stops += stopping.stops(self.run.stopper, stage, entries)
+        self.done += (end,)
+        state.put(end.params, stage.parameters())
+
+    def _entries(self) -> list[dict]:
+        """The lines of the log since the stages that are finished."""
+        return self.history[total_steps(self.done) :]
 
     def _try_smaller(self, stage: Stage, begin: StageState, error: Exception) -> StageState:
         """Where to begin again with less at once."""
@@ -205,19 +245,32 @@ class Training:
 
     def _after_step(self, report: StepReport, capture: Callable[[], StageState]) -> None:
         earlier = sum(stage.seconds for stage in self.done)
+        report = dataclasses.replace(report, measures=self.watch.look(report.step, self._entries()))
         entry = {**dataclasses.asdict(report), "step": len(self.history) + 1, "stage_step": report.step}
-        self.history.append({**entry, "seconds": earlier + report.seconds})
+        entry["seconds"] += earlier
+        if report.step == 1 and self.start:
+            entry["start"] = self.start
+        self.history.append({name: value for name, value in entry.items() if value != {}})
+        self.watch.keep(self._entries())
         self.log.write(json.dumps(self.history[-1]) + "\n")
         self.log.flush()
+
+        def whole() -> StageState:
+            return dataclasses.replace(capture(), best=self.watch.best)
+
         try:
             if self.checkpoint_every and len(self.history) % self.checkpoint_every == 0:
-                self.folder.save_state((*self.done, capture()))
+                self.folder.save_state((*self.done, whole()))
             self._show(len(self.history))
+            self.watcher.on_entry(self.history[-1])
             self.watcher.on_step(report)
         except BaseException:
             with contextlib.suppress(OSError, SafetensorError):  # a full disk must not hide what happened
-                self._break_off((*self.done, capture()))
+                self._break_off((*self.done, whole()))
             raise
+
+    def _should_stop(self, report: StepReport) -> bool:
+        return self.watch.acts(self.history[-1]) or self.watcher.finish()
 
     def _break_off(self, stages: tuple[StageState, ...]) -> None:
         self.folder.save_state(stages)
@@ -257,6 +310,7 @@ class Training:
             seconds=sum(stage.seconds for stage in stages),
             complete=complete,
             origin=self.about["origin"],
+            stops=self.stops,
         )
         self.folder.finish(result, stages, self.about)
         return result

@@ -98,6 +98,7 @@ class PairedViews:
             ids, targets = preserved.sample(self.batch_size, generator) if preserved else (None, None)
             yield Batch(
                 latents=pool.sample(index, generator),
+                posterior=pool.posterior(index),
                 input_ids=models.tokenize(prompts),
                 masks=None if pool.masks is None else pool.masks[index],
                 preservation_ids=ids,

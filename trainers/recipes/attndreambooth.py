@@ -21,8 +21,9 @@ from ..data import Concept
 from ..loop import Stage
 from ..models import Models
 from ..objective import Loss
+from ..settings import same, setting
 from ..views import PairedViews
-from .textboost import TextBoost, same, setting
+from .textboost import TextBoost
 
 PROMPT = "a photo of a {}"
 RUNS = {"all": "123", "1": "1", "2": "2", "3": "3", "1+2": "12", "2+3": "23"}

@@ -9,7 +9,7 @@ come from the model at hand. Views are encoded ahead, so that no autoencoder and
 """
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Generator
@@ -19,6 +19,7 @@ from .. import augmentation, losses, timesteps, trainables
 from ..data import TEMPLATES, Concept, PreservationPrompts, shipped_captions
 from ..loop import Stage
 from ..models import Models
+from ..settings import setting
 from ..views import PairedViews
 
 TEXT_TARGETS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
@@ -28,17 +29,6 @@ WHICH = {"second": slice(-1, None), "first": slice(0, 1), "both": slice(None)}
 # Which rows of a LoRA's B train, counted from 0 along its outputs: an object's are odd, a style's even, so that the
 # two never change the same output.
 MIXING = {"off": slice(None), "object": slice(1, None, 2), "style": slice(0, None, 2)}
-
-
-def setting(default, help: str, **limits):
-    """A hyperparameter with the text and the limits that its widget shows."""
-    return field(default=default, metadata={"help": help, **limits})
-
-
-def same(recipe: type, name: str, *default):
-    """Another recipe's setting of that name, with its default or a new one."""
-    known = recipe.__dataclass_fields__[name]
-    return field(default=default[0] if default else known.default, metadata=known.metadata)
 
 
 @dataclass(frozen=True, kw_only=True)

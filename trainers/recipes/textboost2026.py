@@ -15,8 +15,9 @@ from .. import causal, losses, timesteps, trainables
 from ..data import Concept
 from ..loop import Stage
 from ..models import Models
+from ..settings import same, setting
 from ..views import PairedViews
-from .textboost import WHICH, TextBoost, same, setting
+from .textboost import WHICH, TextBoost
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,174 @@
+"""DVAR: stop when the loss on one fixed batch hardly varies any more.
+
+Paper: "Is This Loss Informative? Faster Text-to-Image Customization by Tracking Objective Dynamics", arXiv 2302.04841.
+The training loss says little, because images, noise and timesteps change at every step. With all of them fixed the
+same loss falls and settles: with H its values so far, `var(H[-window:]) / var(H)` below a threshold ends the stage.
+H starts with the untrained model. Ours counts the window in steps, so that looking only every k-th step keeps it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import losses
+from .loop import Stage
+from .objective import Batch, Objective
+from .settings import same, setting
+from .stopping import KEEP, FixedSteps, Measure, Meter, Sight
+
+PARTS = ("images", "latents", "noise", "captions", "timesteps")  # of the five-digit code
+# Thirds of the schedule of 1000 timesteps, the last of which no third has.
+INTERVALS = {"begin": (0, 333), "middle": (333, 666), "end": (666, 999)}
+SMOOTH = 10  # values that are averaged before the best state is chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class DVAR:
+    """Settings of DVAR; the defaults are the authors' for Textual Inversion."""
+
+    window: int = setting(310, "Steps over which the loss must have settled.", min=2, max=100_000)
+    eps: float = setting(
+        0.15, "Stop when its variance there, as a part of all its variance, is less.", min=0.0, max=1.0
+    )
+    every: int = setting(1, "Look after every k-th step only: less time, the same window.", min=1, max=10_000)
+    batch_size: int = setting(4, "Pictures of the fixed batch.", min=1, max=512)
+    stage: str = same(FixedSteps, "stage", "all")
+    min_steps: int = setting(0, "Never stop a stage earlier.", min=0, max=100_000)
+    max_steps: int = setting(0, "Always stop a stage here; 0 leaves that to the recipe.", min=0, max=100_000)
+    act: bool = same(FixedSteps, "act")
+    keep: str = setting(
+        "last", "Return the last state, or the one with the lowest loss on the fixed batch.", options=KEEP
+    )
+    accumulation: int = setting(
+        1, "Look at the batch at this many times as many timesteps, one after the other.", min=1, max=250, advanced=True
+    )
+    code: str = setting(
+        "11111",
+        "What is fixed (1) and what is drawn anew at each look (0): images, latents, noise, captions, timesteps.",
+        advanced=True,
+    )
+    mean_latent: bool = setting(False, "Take the autoencoder's mean instead of a sample.", advanced=True)
+    zero_noise: bool = setting(False, "Look at pictures without noise.", advanced=True)
+    intervals: bool = setting(
+        False, "Also note the loss at the first, middle and last third of the timesteps.", advanced=True
+    )
+    seed: int = setting(59, "Of the fixed batch.", min=0, max=2**63 - 1, advanced=True)
+
+    name = "DVAR"
+
+    def __post_init__(self):
+        if len(self.code) != len(PARTS) or set(self.code) - {"0", "1"}:
+            raise ValueError(
+                f"The code of DVAR is {self.code!r}: write five digits, 1 for what is fixed and 0 for what is drawn "
+                f"anew, in the order {', '.join(PARTS)}."
+            )
+
+    @property
+    def evaluations(self) -> int:
+        """Values that the window holds."""
+        return max(2, self.window // self.every)
+
+    def meter(self, sight: Sight) -> Meter:
+        look = FixedBatch(self, sight)
+
+        def measure(step: int, past: list[Measure]) -> Measure | None:
+            if step % self.every:
+                return None
+            values = [*(earlier["fixed_loss"] for earlier in past), look(step)]
+            found = {
+                "fixed_loss": values[-1],
+                "smoothed": float(np.mean(values[-SMOOTH:])),
+                "ratio": variance_ratio(values, self.evaluations),
+                "threshold": self.eps,
+            }
+            return found | ({name: look(step, *ends) for name, ends in INTERVALS.items()} if self.intervals else {})
+
+        return measure
+
+    def reason(self, measure: Measure) -> str:
+        if measure["ratio"] >= self.eps:
+            return ""
+        return f"the variance over the last {self.window} steps is {measure['ratio']:.3f} of all, below {self.eps:g}"
+
+    def quality(self, measure: Measure) -> float:
+        return -measure["smoothed"]
+
+    def warning(self, stage: Stage) -> str:
+        steps = min(stage.steps, self.max_steps or stage.steps)
+        if (self.evaluations - 1) * self.every < steps:
+            return ""
+        return (
+            f"DVAR's window of {self.window} steps does not fit into the {steps} steps of {stage.name}, so it cannot "
+            f"stop it: choose a preset for short runs, or set window to about {max(2, steps // 3)}."
+        )
+
+
+def variance_ratio(values: list[float], window: int) -> float:
+    """`var(last window values) / var(all values)`, population variances; 1 before there are enough or where none."""
+    everything = float(np.var(values))
+    if len(values) < window or not everything:
+        return 1.0
+    return float(np.var(values[-window:])) / everything
+
+
+class FixedBatch:
+    """The loss on one batch that stays the same, or on one of which parts are drawn anew."""
+
+    def __init__(self, settings: DVAR, sight: Sight):
+        self.settings, self.sight = settings, sight
+        self.objective = Objective(sight.models, {"denoising": losses.denoising})
+        self.fixed = sight.batch(settings.batch_size, settings.seed)
+
+    def __call__(self, step: int, low: int = 0, high: int | None = None) -> float:
+        """Mean squared error of the prediction, over all accumulated timesteps of `low <= t < high`."""
+        batch, device = self._batch(step), self.sight.device
+        noise = self._drawn("noise", step, lambda g: torch.randn(batch.latents.shape, generator=g))
+        noise = noise * (not self.settings.zero_noise)
+        values = []
+        for timesteps in self._timesteps(step, low, high or len(self.sight.models.alphas_cumprod), len(batch)):
+            with device.autocast():
+                moved = batch.map(lambda tensor: tensor.to(device.device))
+                values.append(self.objective(moved, noise.to(device.device), timesteps.to(device.device))["denoising"])
+        return float(torch.stack(values).mean())
+
+    def _batch(self, step: int) -> Batch:
+        images = self._fixed_or_new("images", step)
+        latents = images.latents
+        if images.posterior is not None:
+            mean, deviation = images.posterior.chunk(2, dim=1)
+            drawn = self._drawn("latents", step, lambda g: torch.randn(mean.shape, generator=g))
+            latents = mean + deviation * drawn * (not self.settings.mean_latent)
+        return replace(images, latents=latents, input_ids=self._fixed_or_new("captions", step).input_ids)
+
+    def _fixed_or_new(self, part: str, step: int) -> Batch:
+        if self._is_fixed(part):
+            return self.fixed
+        return self.sight.batch(self.settings.batch_size, self._seed(part, step))
+
+    def _timesteps(self, step: int, low: int, high: int, size: int) -> list[Tensor]:
+        """Of a random permutation, `size` after `size`."""
+        order = low + self._drawn("timesteps", step, lambda g: torch.randperm(high - low, generator=g))
+        chunks = order.split(size)[: self.settings.accumulation]
+        return [chunk for chunk in chunks if len(chunk) == size]
+
+    def _drawn(self, part: str, step: int, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+        return draw(torch.Generator().manual_seed(self._seed(part, step)))
+
+    def _seed(self, part: str, step: int) -> int:
+        """The part's own; what is drawn anew has another at each step."""
+        anew = 0 if self._is_fixed(part) else step + 1
+        return (self.settings.seed + 1_000_003 * (1 + PARTS.index(part)) + 7_368_787 * anew) % 2**63
+
+    def _is_fixed(self, part: str) -> bool:
+        return self.settings.code[PARTS.index(part)] == "1"
+
+
+TEXTUAL_INVERSION = DVAR()
+PRESETS = {
+    "Textual Inversion": TEXTUAL_INVERSION,
+    "DreamBooth-LoRA": replace(TEXTUAL_INVERSION, window=440, eps=0.4),
+    "Custom Diffusion": replace(TEXTUAL_INVERSION, window=180, eps=0.15),
+}
