@@ -17,6 +17,7 @@ from demo.build import HEADS, UNET
 from trainers import trainables
 from trainers.attention import record_cross_attention
 from trainers.checkpoint import load_models
+from trainers.export import difference_key
 from trainers.folder import RunFolder, RunResult
 from trainers.losses import positions
 from trainers.models import Models
@@ -33,12 +34,9 @@ def learned_models(checkpoint: Path, result: RunResult) -> Models:
     encoder = models.text_encoders[0]
     encoder.known_tokens = {token: vectors[0] for token, vectors in result.tokens.items()}
     trainables.add_tokens(encoder, [(PLACEHOLDER, "dog")])
-    ends = {"weight": "diff", "bias": "diff_b"}
     with torch.no_grad():
         for name, parameter in models.unet.named_parameters():
-            path, _, kind = name.rpartition(".")
-            difference = result.lora.get(f"lora_unet_{path.replace('.', '_')}.{ends[kind]}")
-            if difference is not None:
+            if (difference := result.lora.get(difference_key(name))) is not None:
                 parameter += difference.float()
     return models
 

@@ -11,6 +11,7 @@ from .prompts import PromptList
 from .recipes import AttnDreamBoothRecipe, TextBoostRecipe
 from .results import Save
 from .runs import Load, Runs
+from .stopping import DVARStopper, FixedStepsStopper
 from .train import Train
 
 
@@ -20,4 +21,8 @@ class Personalize(ComfyExtension):
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         making = [LoadReferences, TextBoostRecipe, AttnDreamBoothRecipe, Train]
-        return [*making, Save, Apply, Load, Runs, LoadFiles, PromptList, ShowAttention]
+        stopping = [
+            DVARStopper,
+            FixedStepsStopper,
+        ]
+        return [*making, Save, Apply, Load, Runs, LoadFiles, PromptList, ShowAttention, *stopping]

@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..trainers import attention
 from ..trainers import attention_pictures as pictures
 from ..trainers.sentences import quoted
 from . import carry, causal, host
@@ -143,7 +144,7 @@ def _of_base(trained: Reading, model, clip, base_words: str) -> Reading:
 
 def positions(clip, prompt: str, word: str) -> list[int]:
     """Where the tokens of `word` stand in the prompt, wherever it occurs; chunks of 77 tokens follow each other."""
-    name = causal.encoder_names(clip)[-1].removeprefix("clip_")
+    name = host.encoder_names(clip)[-1].removeprefix("clip_")
     placed, wanted = _tokens(clip, name, prompt), [token for _, token in _tokens(clip, name, word)]
     found: list[int] = []
     for start in range(len(placed) - len(wanted) + 1):
@@ -228,9 +229,9 @@ class Recorder:
         """Another pack's replacement still says what the layer gives."""
 
         def attend(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
-            weights = pictures.probabilities(q, k, options["n_heads"])
+            weights = attention.probabilities(q.float(), k.float(), options["n_heads"])
             self._keep(block, weights, options)
-            return earlier(q, k, v, options) if earlier else pictures.attended(weights, v)
+            return earlier(q, k, v, options) if earlier else attention.attended(weights, v)
 
         return attend
 

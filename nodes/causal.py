@@ -13,6 +13,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from . import host
+
 KEY = "personalize"
 TEXT, UNET = "text_encoders.", "unet."  # how names of adapters begin, see trainers/causal.py
 
@@ -83,7 +85,7 @@ def adapted(linear, adapters: dict[str, tuple[Tensor, Tensor, float]], masks: di
 def text_patches(clip, words: dict[str, WordAdapters]) -> dict[str, Callable]:
     """Object patches for a CLIP whose tokenizer knows the words: its adapters, and prompts that say where they act."""
     patches: dict[str, Callable] = {}
-    names = encoder_names(clip)
+    names = host.encoder_names(clip)
     for i, name in enumerate(names):
         encoder, masks = getattr(clip.cond_stage_model, name), {}
         layers: dict[str, dict[str, tuple[Tensor, Tensor, float]]] = {}
@@ -223,12 +225,7 @@ def _shapes(model, clip) -> dict[str, tuple[int, int]]:
     """Rows and columns of every layer that can have an adapter."""
     width = model.model.model_config.unet_config["context_dim"]
     shapes = {f"{UNET}{path}": (width, width) for path in block_names(model)}
-    for i, name in enumerate(encoder_names(clip)):
+    for i, name in enumerate(host.encoder_names(clip)):
         for number, layer in enumerate(getattr(clip.cond_stage_model, name).transformer.text_model.encoder.layers):
             shapes[f"{TEXT}{i}.encoder.layers.{number}.mlp.fc2"] = tuple(layer.mlp.fc2.weight.shape)
     return shapes
-
-
-def encoder_names(clip) -> list[str]:
-    """The host's names of a CLIP's text encoders, in the order in which their outputs are joined."""
-    return [name for name in ("clip_l", "clip_g", "clip_h") if hasattr(clip.cond_stage_model, name)]

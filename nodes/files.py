@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..trainers import files, importing
+from ..trainers.data import check_word
 from ..trainers.folder import RunResult
 from ..trainers.sentences import quoted, reason
 from ..trainers.trainables import check_placeholder
@@ -140,7 +141,8 @@ def read(paths: dict[str, Path], encoders: tuple[str, ...], clip, token: str) ->
     lora = importing.lora(*contents["lora"]) if "lora" in contents else {}
     vectors = ()
     if "embedding" in contents:
-        _check_word(token, clip, encoders[0])
+        check_word(token)
+        check_placeholder(weights.tokenizer_of(clip, encoders[0]), token)
         vectors = importing.embedding(contents["embedding"][0], _widths(clip, encoders))
     header = contents["lora"][1] if "lora" in contents else {}
     name = " + ".join(path.stem for path in paths.values())
@@ -154,12 +156,6 @@ def _contents(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(
             f"The file {quoted(path.name)} cannot be read ({reason(error)}): download or save it again."
         ) from None
-
-
-def _check_word(token: str, clip, encoder: str) -> None:
-    if not re.fullmatch(r"[\w<>*-]{1,64}", token) or not any(letter.isalnum() for letter in token):
-        raise ValueError(f"The placeholder {quoted(token)} must be one word, such as <dog>: letters, digits, <>*-_.")
-    check_placeholder(weights.tokenizer_of(clip, encoder), token)
 
 
 def _widths(clip, encoders: tuple[str, ...]) -> dict[str, int]:

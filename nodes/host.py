@@ -15,7 +15,7 @@ import torch
 from server import PromptServer
 
 from ..trainers.families import FAMILIES, SD1, SD2, SDXL, Family
-from ..trainers.sentences import quoted
+from ..trainers.sentences import quoted, reason
 
 KINDS = {
     comfy.supported_models.SD15: SD1,
@@ -37,6 +37,11 @@ def runs_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / "personalize" / "runs"
 
 
+def cache_folder() -> Path:
+    """What is costly to compute again, for any run."""
+    return Path(folder_paths.get_output_directory()) / "personalize" / "cache"
+
+
 def notices(node_id: str) -> Callable[[str], None]:
     """A function that shows a sentence on a node; where no editor listens, it does nothing."""
     server = getattr(PromptServer, "instance", None)
@@ -55,6 +60,31 @@ def inside_input(name: str) -> str:
 def inside_output(name: str) -> str:
     """The same of ComfyUI's output folder."""
     return _inside("output", folder_paths.get_output_directory(), name)
+
+
+def text_in_input(name: str, what: str, line: str) -> str:
+    """The text of a file below ComfyUI's input folder; "" for an empty name.
+
+    Args:
+        what: the file holds, and `line` one of them, as messages call them.
+
+    Raises:
+        ValueError: a file that lies elsewhere, cannot be read, or is empty.
+    """
+    if not (name := name.strip()):
+        return ""
+    try:
+        text = Path(inside_input(name)).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The {what} file {quoted(name)} cannot be read as text: save it as UTF-8.") from error
+    except OSError as error:
+        raise ValueError(
+            f"The {what} file {quoted(name)} cannot be read ({reason(error)}): write the name of a text file as it is "
+            "below input/."
+        ) from error
+    if not text.strip():
+        raise ValueError(f"The {what} file {quoted(name)} is empty: write one {line} per line.")
+    return text
 
 
 def _inside(kind: str, folder: str, name: str) -> str:
@@ -143,9 +173,14 @@ def _family(config) -> Family:
     raise ValueError(f"This model is {kind}, but so far only plain {ours} models can be trained: load one of those.")
 
 
+def encoder_names(clip) -> list[str]:
+    """The host's names of a CLIP's text encoders, in the order in which the U-Net reads them."""
+    return [name for name in ("clip_l", "clip_g", "clip_h", "t5xxl") if hasattr(clip.cond_stage_model, name)]
+
+
 def _check_clip(clip, family: Family, context_width: int) -> None:
     stage = clip.cond_stage_model
-    encoders = [key for key in ("clip_l", "clip_g", "clip_h", "t5xxl") if hasattr(stage, key)]
+    encoders = encoder_names(clip)
     if encoders != [*family.text_encoders]:
         found = ", ".join(encoders) or type(stage).__name__
         raise ValueError(

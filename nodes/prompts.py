@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..trainers.files import replaced
 from ..trainers.prompt_list import folder_names, folder_of, prompts_of, table
-from ..trainers.sentences import quoted, reason
+from ..trainers.sentences import reason
 from . import host
 from .schema import checked, valid
 from .sockets import CATEGORY
@@ -62,7 +62,7 @@ class PromptList(io.ComfyNode):
     def fingerprint_inputs(cls, file: str | None = None, **others) -> str:
         """The file's lines may change while its name stays."""
         try:
-            return hashlib.sha256(_lines_of(file or "").encode()).hexdigest()
+            return hashlib.sha256(host.text_in_input(file or "", "prompts", "prompt").encode()).hexdigest()
         except ValueError as error:
             return str(error)
 
@@ -80,29 +80,7 @@ def _folder(prefix: str) -> Path:
 
 
 def _text(prompts: str, file: str) -> str:
-    return f"{prompts}\n{_lines_of(file)}"
-
-
-def _lines_of(name: str) -> str:
-    """The text of a file in the input folder; none for an empty name.
-
-    Raises:
-        ValueError: a file that lies elsewhere, cannot be read, or holds no prompt.
-    """
-    if not name.strip():
-        return ""
-    try:
-        text = Path(host.inside_input(name.strip())).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"The prompts file {quoted(name)} cannot be read as text: save it as UTF-8.") from error
-    except OSError as error:
-        raise ValueError(
-            f"The prompts file {quoted(name)} cannot be read ({reason(error)}): write the name of a text file as it "
-            "is below input/."
-        ) from error
-    if not text.strip():
-        raise ValueError(f"The prompts file {quoted(name)} is empty: write one prompt per line.")
-    return text
+    return f"{prompts}\n{host.text_in_input(file, 'prompts', 'prompt')}"
 
 
 def _write(path: Path, text: str) -> None:

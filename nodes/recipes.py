@@ -1,13 +1,11 @@
 """One node per method, generated from its recipe: presets, each with its own fields."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from comfy_api.latest import io
 
 from ..trainers.data import captions_of
 from ..trainers.recipes import METHODS
-from ..trainers.sentences import quoted, reason
 from . import host
 from .schema import checked, widgets
 from .sockets import CATEGORY, RecipeSocket
@@ -38,7 +36,7 @@ class TextBoostRecipe(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, preset: dict | None = None) -> io.NodeOutput:
-        return io.NodeOutput(chosen("TextBoost", preset))
+        return io.NodeOutput(chosen("TextBoost", METHODS["TextBoost"], preset))
 
 
 class AttnDreamBoothRecipe(io.ComfyNode):
@@ -64,7 +62,7 @@ class AttnDreamBoothRecipe(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, preset: dict | None = None) -> io.NodeOutput:
-        return io.NodeOutput(chosen("AttnDreamBooth", preset))
+        return io.NodeOutput(chosen("AttnDreamBooth", METHODS["AttnDreamBooth"], preset))
 
 
 def preset_input(presets: dict, tooltip: str) -> io.Input:
@@ -73,40 +71,17 @@ def preset_input(presets: dict, tooltip: str) -> io.Input:
     return io.DynamicCombo.Input("preset", options=options, tooltip=tooltip)
 
 
-def chosen(method: str, preset: dict | None):
-    """The recipe that a preset's widgets describe.
+def chosen(method: str, presets: dict, preset: dict | None):
+    """The settings that a preset's widgets describe.
 
     Raises:
         ValueError: there is no such preset, or its captions cannot be read.
     """
-    presets = METHODS[method]
     # A prompt saved before a field existed lacks it, and the host then says None: the preset's value stands in.
     values = {field: value for field, value in (preset or {}).items() if value is not None}
     name = values.pop("preset", None)
     if name not in presets:
         raise ValueError(f"{method} has no preset of that name: choose one of {', '.join(presets)}.")
     if "captions" in values:
-        values["captions"] = captions(values["captions"].strip())
+        values["captions"] = captions_of(host.text_in_input(values["captions"], "captions", "caption"))
     return replace(presets[name], **values)
-
-
-def captions(name: str) -> tuple[str, ...]:
-    """The lines of a text file in the input folder; none for an empty name.
-
-    Raises:
-        ValueError: a file that lies elsewhere, cannot be read, or holds no caption.
-    """
-    if not name:
-        return ()
-    try:
-        found = captions_of(Path(host.inside_input(name)).read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"The captions file {quoted(name)} cannot be read as text: save it as UTF-8.") from error
-    except OSError as error:
-        raise ValueError(
-            f"The captions file {quoted(name)} cannot be read ({reason(error)}): write the name of a text file as "
-            "it is below input/."
-        ) from error
-    if not found:
-        raise ValueError(f"The captions file {quoted(name)} is empty: write one caption per line.")
-    return found

@@ -24,6 +24,7 @@ SOCKETS = {
     "PERSONALIZE_CONCEPT": lambda value: isinstance(value, Concept),
     "PERSONALIZE_RECIPE": lambda value: hasattr(value, "stages"),
     "PERSONALIZE_RESULT": lambda value: isinstance(value, RunResult),
+    "PERSONALIZE_STOPPER": lambda value: isinstance(value, tuple) and all(hasattr(one, "meter") for one in value),
 }
 # Lists of runs and files change while a workflow is open; these inputs are looked at by their own nodes.
 CHANGING = ("run", "personalized", "lora", "embedding")
@@ -51,6 +52,8 @@ def _widget(field: dataclasses.Field, default) -> io.Input:
     if isinstance(default, float):
         step = 10.0 ** -(4 if default >= 0.1 or default == 0 else 6)  # fine enough for a learning rate
         return io.Float.Input(field.name, **limits, step=step, round=1e-8, **options)
+    if isinstance(default, str):
+        return io.String.Input(field.name, **options)
     return io.String.Input(field.name, **options | {"default": ""})  # lines of text, by the name of a file
 
 

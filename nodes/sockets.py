@@ -5,4 +5,5 @@ from comfy_api.latest import io
 CATEGORY = "Personalize"
 ConceptSocket = io.Custom("PERSONALIZE_CONCEPT")
 RecipeSocket = io.Custom("PERSONALIZE_RECIPE")
+StopperSocket = io.Custom("PERSONALIZE_STOPPER")
 ResultSocket = io.Custom("PERSONALIZE_RESULT")

@@ -18,7 +18,7 @@ from ..trainers.trainables import check_words
 from . import carry, host, weights
 from .apply import EXACT, apply, fits
 from .schema import checked
-from .sockets import CATEGORY, ConceptSocket, RecipeSocket, ResultSocket
+from .sockets import CATEGORY, ConceptSocket, RecipeSocket, ResultSocket, StopperSocket
 from .unseen import warning
 
 PREVIEW_PROMPTS = "a photo of {}\na painting of {}"
@@ -68,6 +68,9 @@ class Train(io.ComfyNode):
                 io.Boolean.Input(
                     "exact", default=False, advanced=True, optional=True, tooltip=EXACT,
                 ),
+                StopperSocket.Input(
+                    "stopper", optional=True, tooltip="Monitors that may end the training, or a stage of it, early."
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model"),
@@ -82,7 +85,7 @@ class Train(io.ComfyNode):
     @checked
     def execute(
         cls, model, clip, vae, concept, recipe, seed, preview_prompts, preview_every, previews_per_prompt,
-        preview_steps, preview_cfg, precision, micro_batch_size, checkpoint_every=50, exact=False,
+        preview_steps, preview_cfg, precision, micro_batch_size, checkpoint_every=50, exact=False, stopper=(),
     ) -> io.NodeOutput:  # fmt: skip
         preview = Preview(
             prompts=tuple(line.strip() for line in preview_prompts.splitlines() if line.strip()),
@@ -92,7 +95,7 @@ class Train(io.ComfyNode):
             guidance=preview_cfg,
         )
         dtype = host.training_dtype(precision, host.training_device())
-        run = runs.Run(concept=concept, recipe=recipe, seed=seed, dtype=dtype)
+        run = runs.Run(concept=concept, recipe=recipe, seed=seed, dtype=dtype, stopper=stopper)
         options = {
             "preview": preview,
             "effort": Effort(micro_batch_size=micro_batch_size),
@@ -145,7 +148,7 @@ def _train(model, clip, vae, run: runs.Run, device, folder, say, *, model_finger
         host.check_interrupted()
 
     watcher = training.Watcher(on_step=on_step, on_preview=on_preview, on_notice=say)
-    options |= {"model": model_fingerprint, "device": device, "watcher": watcher}
+    options |= {"model": model_fingerprint, "device": device, "watcher": watcher, "cache": host.cache_folder()}
     return training.train(run, models, folder, free_memory=lambda: host.free_memory(device), **options)
 
 

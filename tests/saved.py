@@ -42,10 +42,6 @@ def unet(model):
         return model.model.diffusion_model(latents, torch.tensor([3, 801]), context=context, **inputs).clone()
 
 
-def encoder_of(clip):
-    return clip.cond_stage_model.clip
-
-
 def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 

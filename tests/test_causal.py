@@ -49,8 +49,8 @@ def test_an_adapted_layer_is_the_formula(family):
     before = models.text_encoders[0].text_model.encoder.layers[0].mlp.fc2
     adapters = causal.add_adapters(models, "<dog>", slice(None), 2, torch.Generator().manual_seed(0), False)
     layer = models.text_encoders[0].text_model.encoder.layers[0].mlp.fc2
-    assert len(adapters.layers) == len(models.text_encoders[0].layers_read)
-    down, up = adapters.parameters()[:2]
+    assert len(adapters) == 2 * len(models.text_encoders[0].layers_read)
+    down, up = adapters[:2]
     assert down.shape == (2, 64) and up.shape == (32, 2) and not up.any()
     with torch.no_grad():
         up.normal_()
@@ -91,7 +91,7 @@ def test_the_number_of_parameters_is_the_papers(preset):
     models = small.models(family=SD2)
     trainables.add_tokens(models.text_encoders[0], [("<dog>", "red dog")])
     plus = preset == "2026++"
-    added = causal.add_adapters(models, "<dog>", slice(None), 1, torch.Generator(), plus).parameters()
+    added = causal.add_adapters(models, "<dog>", slice(None), 1, torch.Generator(), plus)
     read, blocks = len(models.text_encoders[0].layers_read), len(causal._cross_attentions(models.unet)) if plus else 0
     assert sum(p.numel() for p in added) == read * (64 + 32) + blocks * 2 * 32
 

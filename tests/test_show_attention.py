@@ -7,6 +7,7 @@ import matplotlib
 import pytest
 import torch
 
+from personalize.trainers import attention
 from personalize.trainers import attention_pictures as pictures
 from personalize.trainers.checkpoint import scaled_linear
 
@@ -29,14 +30,14 @@ def by_hand(q, k, heads):
 
 def test_probabilities_are_the_formula_and_give_what_the_layer_gives():
     q, k, v = torch.randn(2, 12, 32), torch.randn(2, 9, 32), torch.randn(2, 9, 32)
-    weights = pictures.probabilities(q, k, heads=4)
+    weights = attention.probabilities(q, k, heads=4)
     expected = torch.stack([by_hand(*pair, 4) for pair in zip(q, k, strict=True)])
     assert weights.shape == (2, 4, 12, 9) and (weights - expected).abs().max() < 1e-6
     split = [x.view(2, -1, 4, 8).transpose(1, 2) for x in (q, k, v)]
     layer = torch.nn.functional.scaled_dot_product_attention(*split).transpose(1, 2).reshape(2, 12, 32)
-    assert (pictures.attended(weights, v) - layer).abs().max() < 1e-6
-    half = pictures.probabilities(q.half(), k.half(), heads=4)
-    assert half.dtype == torch.float32 and pictures.attended(half, v.half()).dtype == torch.float16
+    assert (attention.attended(weights, v) - layer).abs().max() < 1e-6
+    half = attention.probabilities(q.half(), k.half(), heads=4)
+    assert half.dtype == torch.float32 and attention.attended(half, v.half()).dtype == torch.float16
 
 
 def test_a_words_map_is_the_mean_of_its_tokens_at_their_place():

@@ -11,6 +11,21 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
+def probabilities(q: Tensor, k: Tensor, heads: int) -> Tensor:
+    """`softmax(q k^T / sqrt(d))` in float32, `[batch, heads, pixels, tokens]`, of `[batch, length, heads * d]`."""
+    q, k = (_by_head(x, heads) for x in (q, k))
+    return (q @ k.mT * q.shape[-1] ** -0.5).float().softmax(dim=-1)
+
+
+def attended(weights: Tensor, v: Tensor) -> Tensor:
+    """What a layer gives for these probabilities: `[batch, pixels, heads * d]`."""
+    return rearrange(weights.to(v.dtype) @ _by_head(v, weights.shape[1]), "b h n d -> b n (h d)")
+
+
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    return rearrange(x, "b n (h d) -> b h n d", h=heads)
+
+
 @dataclass
 class AttentionMaps:
     """Of the last pass through the U-Net, by the path of each cross-attention, in its order of execution.
@@ -33,22 +48,17 @@ class _Recording:
     def __call__(
         self, attn: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask=None
     ) -> Tensor:
-        def heads(x: Tensor) -> Tensor:
-            return rearrange(x, "b n (h d) -> b h n d", h=attn.heads)
+        query, key = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states)
+        weights = probabilities(query, key, attn.heads)
+        self._note(weights)
+        return attn.to_out[1](attn.to_out[0](attended(weights, attn.to_v(encoder_hidden_states))))
 
-        query = heads(attn.to_q(hidden_states))
-        key, value = heads(attn.to_k(encoder_hidden_states)), heads(attn.to_v(encoder_hidden_states))
-        probabilities = (query @ key.transpose(-1, -2) * attn.scale).float().softmax(dim=-1)
-        self._note(probabilities)
-        output = rearrange(probabilities.to(value.dtype) @ value, "b h n d -> b n (h d)")
-        return attn.to_out[1](attn.to_out[0](output))
-
-    def _note(self, probabilities: Tensor) -> None:
+    def _note(self, weights: Tensor) -> None:
         """`[B, heads, h * w, 77]`."""
-        self.maps.means[self.path] = probabilities.mean(dim=(1, 2))
-        self.maps.variances[self.path] = probabilities.var(dim=(1, 2))
+        self.maps.means[self.path] = weights.mean(dim=(1, 2))
+        self.maps.variances[self.path] = weights.var(dim=(1, 2))
         if self.maps.keep:
-            self.maps.maps[self.path] = probabilities.detach().mean(dim=1)
+            self.maps.maps[self.path] = weights.detach().mean(dim=1)
 
 
 @contextlib.contextmanager

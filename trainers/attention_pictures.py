@@ -1,4 +1,4 @@
-"""Cross-attention as numbers and as pictures: probabilities, their means over a word's tokens, heat over a picture.
+"""Cross-attention as pictures: means of its probabilities over a word's tokens, heat over a picture.
 
 Tensors in, tensors out; what runs the U-Net and finds the tokens is nodes/attention.py.
 """
@@ -17,21 +17,6 @@ HEAT = 0.65  # how much of a tile is heat, the rest is picture
 TILE = 512  # the longer side of a tile at most; attention itself is far coarser
 GAP = 4
 EVERYWHERE = "all"
-
-
-def probabilities(q: Tensor, k: Tensor, heads: int) -> Tensor:
-    """`softmax(q k^T / sqrt(d))` in float32, `[batch, heads, pixels, tokens]`, of `[batch, length, heads * d]`."""
-    q, k = (_by_head(x.float(), heads) for x in (q, k))
-    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
-
-
-def attended(weights: Tensor, v: Tensor) -> Tensor:
-    """What a layer gives for these probabilities: `[batch, pixels, heads * d]`."""
-    return (weights.to(v) @ _by_head(v, weights.shape[1])).transpose(1, 2).flatten(2)
-
-
-def _by_head(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def word_maps(weights: Tensor, words: list[list[int]], height: int, width: int) -> Tensor:

@@ -5,8 +5,6 @@ later one up to the end token, else 0. CLIP's attention looks back only, so what
 exactly as by the frozen model, and so is a prompt without the word.
 """
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Generator, Tensor, nn
 
@@ -37,19 +35,9 @@ class CausalLinear(nn.Module):
         return self.base(x) + self.subject.mask.to(x) * self.adapter(x)
 
 
-@dataclass(kw_only=True)
-class Adapters:
-    """Adapters of one learned word under the names they have in files, in the order they were added."""
-
-    layers: dict[str, LowRank] = field(default_factory=dict)
-
-    def parameters(self) -> list[nn.Parameter]:
-        return [parameter for layer in self.layers.values() for parameter in layer.parameters()]
-
-
 def add_adapters(
     models: Models, placeholder: str, encoders: slice, rank: int, generator: Generator, cross_attention: bool
-) -> Adapters:
+) -> list[nn.Parameter]:
     """Adapters beside `fc2` of every MLP that the output depends on, and on the prompt of every cross-attention.
 
     They start as `down ~ normal(0, 1 / r)` and `up = 0`, or as those that the word has from earlier in the graph.
@@ -59,14 +47,14 @@ def add_adapters(
         cross_attention: with TextBoost++'s adapters `H_l = H + m * A_l(H)` before keys and values of layer l.
     """
     models.follow(placeholder)
-    known, adapters = models.known_adapters.get(placeholder, {}), Adapters()
+    known, added = models.known_adapters.get(placeholder, {}), nn.ModuleList()
 
     def new(name: str, inputs: int, outputs: int, device: torch.device) -> LowRank:
         down, up = known.get(f"{name}.down"), known.get(f"{name}.up")
         if down is None or down.shape != (rank, inputs) or up.shape != (outputs, rank):
             down, up = torch.randn(rank, inputs, generator=generator) / rank, torch.zeros(outputs, rank)
-        adapters.layers[name] = LowRank(down.clone().to(device), up.clone().to(device))
-        return adapters.layers[name]
+        added.append(LowRank(down.clone().to(device), up.clone().to(device)))
+        return added[-1]
 
     for i in range(len(models.text_encoders))[encoders]:
         encoder = models.text_encoders[i]
@@ -79,7 +67,7 @@ def add_adapters(
         width = attention.to_k.in_features
         attention.context_adapter = new(f"unet.{path}", width, width, models.device)
         attention.register_forward_pre_hook(_adapted(attention.context_adapter, models.subject), with_kwargs=True)
-    return adapters
+    return list(added.parameters())
 
 
 def _cross_attentions(unet: nn.Module):

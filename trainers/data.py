@@ -84,7 +84,7 @@ class Concept:
             raise ValueError("A reference picture is smaller than 8 pixels on a side: use a larger one.")
         if not self.class_word:
             raise ValueError("The class word is empty: write what kind of thing your subject is, such as dog.")
-        self._check_placeholder()
+        check_word(self.placeholder_token)
         if 0 < self.resolution < SMALLEST:
             raise ValueError(
                 f"The resolution {self.resolution} is too small: use {SMALLEST} or more, or 0 for the model's own."
@@ -94,17 +94,6 @@ class Concept:
                 f"The resolution {self.resolution} is not a multiple of 8: try {self.resolution // 8 * 8}."
             )
         self._check_captions()
-
-    def _check_placeholder(self) -> None:
-        token = self.placeholder_token
-        if not token:
-            raise ValueError("The placeholder is empty: write one word that means your subject, such as <dog>.")
-        if len(token) > LONGEST:
-            raise ValueError(f"The placeholder is {len(token)} characters long: use at most {LONGEST}, such as <dog>.")
-        if not re.fullmatch(r"[\w<>*-]+", token) or not any(letter.isalnum() for letter in token):
-            raise ValueError(
-                f"The placeholder {quoted(token)} must be one word, such as <dog>: letters, digits, <>*-_."
-            )
 
     def _check_captions(self) -> None:
         if self.captions and len(self.captions) != len(self.images):
@@ -140,6 +129,16 @@ class Concept:
     def caption(self, picture: int) -> str:
         """The caption of a picture, with `{}` for the subject; "" for none."""
         return self.captions[picture] if self.captions else ""
+
+
+def check_word(token: str) -> None:
+    """Raise `ValueError` unless `token` can be a placeholder in prompts."""
+    if not token:
+        raise ValueError("The placeholder is empty: write one word that means your subject, such as <dog>.")
+    if len(token) > LONGEST:
+        raise ValueError(f"The placeholder is {len(token)} characters long: use at most {LONGEST}, such as <dog>.")
+    if not re.fullmatch(r"[\w<>*-]+", token) or not any(letter.isalnum() for letter in token):
+        raise ValueError(f"The placeholder {quoted(token)} must be one word, such as <dog>: letters, digits, <>*-_.")
 
 
 def instance(concept: Concept, index: int, size: tuple[int, int], generator: Generator) -> tuple[Tensor, Tensor | None]:

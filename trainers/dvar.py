@@ -167,7 +167,12 @@ class FixedBatch:
 
 
 TEXTUAL_INVERSION = DVAR()
+# The paper's windows are longer than the runs of the first four; theirs were found on the demo's world.
 PRESETS = {
+    "TextBoost": replace(TEXTUAL_INVERSION, window=80, every=2),
+    "AttnDreamBooth 1": replace(TEXTUAL_INVERSION, window=20, stage="1"),
+    "AttnDreamBooth 2": replace(TEXTUAL_INVERSION, window=40, every=2, stage="2"),
+    "AttnDreamBooth 3": replace(TEXTUAL_INVERSION, window=80, every=2, stage="3"),
     "Textual Inversion": TEXTUAL_INVERSION,
     "DreamBooth-LoRA": replace(TEXTUAL_INVERSION, window=440, eps=0.4),
     "Custom Diffusion": replace(TEXTUAL_INVERSION, window=180, eps=0.15),

@@ -10,6 +10,7 @@ from .models import Models
 UNET_PREFIX = "lora_unet_"
 # What stock loaders call the LoRA of each text encoder: one encoder is "te", two are "te1" and "te2".
 TEXT_ENCODER_PREFIXES = {1: ("lora_te_",), 2: ("lora_te1_", "lora_te2_")}
+DIFFERENCES = {"weight": "diff", "bias": "diff_b"}  # of a weight that trained whole
 LORA = "lora."  # before a LoRA's names in a complete file
 ENCODERS = ("clip_l", "clip_g")  # in an embedding for SDXL
 
@@ -39,11 +40,14 @@ def _differences(models: Models) -> dict[str, Tensor]:
     """What whole weights of the U-Net have become less what they were, in half precision."""
     state, now = {}, dict(models.unet.named_parameters())
     for name, base in models.base_weights.items():
-        path, _, kind = name.rpartition(".")
-        difference = _detached(now[name]) - base.float()
-        end = {"weight": "diff", "bias": "diff_b"}[kind]
-        state[f"{UNET_PREFIX}{path.replace('.', '_')}.{end}"] = difference.half()
+        state[difference_key(name)] = (_detached(now[name]) - base.float()).half()
     return state
+
+
+def difference_key(name: str) -> str:
+    """The name in a file of the difference of one of the U-Net's weights."""
+    path, _, kind = name.rpartition(".")
+    return f"{UNET_PREFIX}{path.replace('.', '_')}.{DIFFERENCES[kind]}"
 
 
 def _lora_layers(module: nn.Module) -> Iterator[tuple[str, Tensor, Tensor, float]]:

@@ -119,11 +119,13 @@ class FixedSteps:
 class StageWatch:
     """The monitors of one stage at work, and the best state so far where one of them keeps it."""
 
-    def __init__(self, monitors: Sequence[Monitor], sight: Sight, best: tuple[Tensor, ...] = ()):
+    def __init__(self, monitors: Sequence[Monitor], sight: Sight, entries: list[dict], best: tuple[Tensor, ...] = ()):
+        """Look at the stage before its first step, unless its log already has lines."""
         self.monitors = of_stage(monitors, sight.stage.name)
         self.meters = {name: monitor.meter(sight) for name, monitor in self.monitors.items()}
         self.keeper = next((name for name, monitor in self.monitors.items() if monitor.keep == "best"), "")
         self.params, self.best = sight.stage.parameters(), best
+        self.start = entries[0].get("start", {}) if entries else self.look(0, [])
 
     @torch.no_grad()
     def look(self, step: int, entries: list[dict]) -> dict[str, Measure]:
@@ -135,7 +137,8 @@ class StageWatch:
         found = {}
         for name, meter in self.meters.items():
             started = time.perf_counter()
-            measure = meter(step, _measures(entries, name))
+            past = [self.start, *(entry.get("measures", {}) for entry in entries)] if step else []
+            measure = meter(step, [measures[name] for measures in past if name in measures])
             if measure is not None:
                 found[name] = {**measure, "seconds": time.perf_counter() - started}
         return found
@@ -189,10 +192,3 @@ def _reason(name: str, monitor: Monitor, entry: dict) -> str:
     if monitor.max_steps and step >= monitor.max_steps:
         return f"{monitor.max_steps} steps at most"
     return monitor.reason(measure) if measure and step >= monitor.min_steps else ""
-
-
-def _measures(entries: list[dict], name: str) -> list[Measure]:
-    """What a monitor found in these lines of the log, that before the first step first."""
-    found = [entries[0].get("start", {})] if entries else []
-    found += [entry.get("measures", {}) for entry in entries]
-    return [measures[name] for measures in found if name in measures]

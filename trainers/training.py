@@ -206,11 +206,10 @@ class Training:
             models=self.models, stage=stage, concept=self.run.concept, device=self.device, generator=generator
         )
         state.restore(begin, stage.parameters(), generator)
-        self.watch = StageWatch(self.run.stopper, sight, begin.best)
+        self.watch = StageWatch(self.run.stopper, sight, self._entries(), begin.best)
         for monitor in self.watch.monitors.values():
             if sentence := monitor.warning(stage):
                 self.watcher.on_notice(sentence)
-        self.start = {} if begin.step else self.watch.look(0, [])
 
     def _end(self, stage: Stage, end: StageState) -> None:
         """Note how a stage ended; what it returns is what the models hold from here on."""
@@ -248,8 +247,8 @@ class Training:
         report = dataclasses.replace(report, measures=self.watch.look(report.step, self._entries()))
         entry = {**dataclasses.asdict(report), "step": len(self.history) + 1, "stage_step": report.step}
         entry["seconds"] += earlier
-        if report.step == 1 and self.start:
-            entry["start"] = self.start
+        if report.step == 1:
+            entry["start"] = self.watch.start
         self.history.append({name: value for name, value in entry.items() if value != {}})
         self.watch.keep(self._entries())
         self.log.write(json.dumps(self.history[-1]) + "\n")

@@ -61,7 +61,7 @@ class TextBoost2026:
         pools = views.pools(models, concept, generator)
         adapters = causal.add_adapters(
             models, concept.placeholder_token, encoders, self.adapter_rank, generator, self.cross_attention
-        ).parameters()
+        )
         sampler = timesteps.snr_weighted if self.snr_weighted else timesteps.uniform
         yield Stage(
             name="textboost2026",
