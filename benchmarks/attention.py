@@ -28,19 +28,27 @@ TIMESTEPS = (200, 500, 800)
 
 
 def learned_models(checkpoint: Path, result: RunResult) -> Models:
-    """The checkpoint with the run's word and full differences in it."""
+    """The checkpoint with the run's word, and its full differences or its LoRA."""
     models = load_models(checkpoint, UNET, HEADS).to("cpu", torch.float32)
     encoder = models.text_encoders[0]
     encoder.known_tokens = {token: vectors[0] for token, vectors in result.tokens.items()}
     trainables.add_tokens(encoder, [(PLACEHOLDER, "dog")])
-    ends = {"weight": "diff", "bias": "diff_b"}
     with torch.no_grad():
         for name, parameter in models.unet.named_parameters():
-            path, _, kind = name.rpartition(".")
-            difference = result.lora.get(f"lora_unet_{path.replace('.', '_')}.{ends[kind]}")
-            if difference is not None:
-                parameter += difference.float()
+            gained = difference(result.lora, name)
+            if gained is not None:
+                parameter += gained.float()
     return models
+
+
+def difference(lora: dict[str, torch.Tensor], name: str) -> torch.Tensor | None:
+    """What a parameter of the U-Net gained; `None` for nothing."""
+    path, _, kind = name.rpartition(".")
+    key = f"lora_unet_{path.replace('.', '_')}"
+    if kind == "weight" and f"{key}.lora_up.weight" in lora:
+        down, up, alpha = (lora[f"{key}.{part}"] for part in ("lora_down.weight", "lora_up.weight", "alpha"))
+        return up @ down * (alpha / len(down))
+    return lora.get(f"{key}.{'diff' if kind == 'weight' else 'diff_b'}")
 
 
 @torch.no_grad()
