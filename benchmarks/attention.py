@@ -29,16 +29,27 @@ TIMESTEPS = (200, 500, 800)
 
 
 def learned_models(checkpoint: Path, result: RunResult) -> Models:
-    """The checkpoint with the run's word and full differences in it."""
+    """The checkpoint with the run's word, and its full differences or its LoRA."""
     models = load_models(checkpoint, UNET, HEADS).to("cpu", torch.float32)
     encoder = models.text_encoders[0]
     encoder.known_tokens = {token: vectors[0] for token, vectors in result.tokens.items()}
     trainables.add_tokens(encoder, [(PLACEHOLDER, "dog")])
     with torch.no_grad():
         for name, parameter in models.unet.named_parameters():
-            if (difference := result.lora.get(difference_key(name))) is not None:
-                parameter += difference.float()
+            gained = difference(result.lora, name)
+            if gained is not None:
+                parameter += gained.float()
     return models
+
+
+def difference(lora: dict[str, torch.Tensor], name: str) -> torch.Tensor | None:
+    """What a parameter of the U-Net gained; `None` for nothing."""
+    whole = difference_key(name)
+    layer, _, kind = whole.rpartition(".")
+    if kind == "diff" and f"{layer}.lora_up.weight" in lora:
+        down, up, alpha = (lora[f"{layer}.{part}"] for part in ("lora_down.weight", "lora_up.weight", "alpha"))
+        return up @ down * (alpha / len(down))
+    return lora.get(whole)
 
 
 @torch.no_grad()

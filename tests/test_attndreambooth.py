@@ -12,7 +12,7 @@ from personalize.trainers import training
 from personalize.trainers.data import Concept
 from personalize.trainers.folder import RunFolder
 from personalize.trainers.models import Encoding
-from personalize.trainers.recipes.attndreambooth import FAST, PAPER, PRESETS
+from personalize.trainers.recipes.attndreambooth import FAST, PAPER, PRESETS, RUNS
 
 QUICK = {"steps_1": 2, "steps_2": 3, "steps_3": 2, "batch_size_1": 2, "batch_size_2": 2, "batch_size_3": 2, "views": 4}
 QUICK |= {"learning_rate_1": 0.1, "learning_rate_2": 1e-3, "learning_rate_3": 1e-3, "lora_rank": 2}
@@ -23,7 +23,7 @@ def recipe(**changes):
     return dataclasses.replace(PAPER, **QUICK, **changes)
 
 
-def train(folder, models=None, dtype=torch.float32, stop_after=None, **changes):
+def train(folder, models=None, dtype=torch.float32, stop_after=None, checkpoint_every=1, **changes):
     """The models after a short training with large steps, and its result."""
 
     def on_step(report):
@@ -32,7 +32,7 @@ def train(folder, models=None, dtype=torch.float32, stop_after=None, **changes):
 
     models, run = models or small.models(), runs.Run(concept=CONCEPT, recipe=recipe(**changes), dtype=dtype)
     watcher = training.Watcher(on_step=on_step)
-    return models, training.train(run, models, folder, checkpoint_every=1, watcher=watcher)
+    return models, training.train(run, models, folder, checkpoint_every=checkpoint_every, watcher=watcher)
 
 
 def snapshot(models):
@@ -58,6 +58,21 @@ def test_each_stage_changes_what_it_declares_and_nothing_else(tmp_path, stages, 
         if "text.0.module.embeddings.token_embedding.rows" in after
         else "text.0.module.text_model.embeddings.token_embedding.rows"
     }
+
+
+@pytest.mark.parametrize("weights", ["full", "lora"])
+@pytest.mark.parametrize("stages", RUNS)
+def test_every_choice_of_stages_trains_just_those(tmp_path, stages, weights):
+    models, numbers = small.models(), RUNS[stages]
+    if numbers[0] != "1":
+        models.text_encoders[0].known_tokens = {"<dog>": torch.ones(1, 32)}
+    result = train(tmp_path, models=models, run_stages=stages, weights=weights)[1]
+    steps = {"1": 2, "2": 3, "3": 2}
+    assert [entry["stage"] for entry in result.history] == [
+        f"attndreambooth {n}" for n in numbers for _ in range(steps[n])
+    ]
+    assert bool(result.lora) == (stages != "1")
+    assert torch.equal(result.tokens["<dog>"][0], torch.ones(1, 32)) == (numbers[0] != "1")
 
 
 @pytest.mark.parametrize("stages", ["1+2", "all"])
@@ -109,6 +124,21 @@ def test_a_kill_in_every_stage_changes_nothing(tmp_path, weights, stop_after):
     partial = RunFolder(folder).result(partial=True)
     assert not partial.complete and len(partial.history) == stop_after
     train(folder, weights=weights)
+    assert learned(folder) == learned(tmp_path / "whole" / "run")
+
+
+@pytest.mark.parametrize("weights", ["full", "lora"])
+@pytest.mark.parametrize("stop_after", [1, 3, 5, 6])
+def test_a_process_killed_in_any_stage_goes_on_from_what_lies_on_disk(tmp_path, monkeypatch, weights, stop_after):
+    """Nothing is written after the kill; checkpoints are of steps 2, 4 and 6, and of each stage's beginning."""
+    train(tmp_path / "whole" / "run", weights=weights)
+    monkeypatch.setattr(training.Training, "_break_off", lambda self, stages: None)
+    folder = tmp_path / "killed" / "run"
+    with pytest.raises(Killed):
+        train(folder, weights=weights, stop_after=stop_after, checkpoint_every=2)
+    on_disk = sum(stage.step for stage in RunFolder(folder).last_state())
+    assert on_disk == {1: 0, 3: 2, 5: 4, 6: 6}[stop_after]
+    train(folder, weights=weights, checkpoint_every=2)
     assert learned(folder) == learned(tmp_path / "whole" / "run")
 
 
@@ -214,18 +244,81 @@ def test_every_weight_comes_back_on_the_host(graph, trained, inputs):
 
 
 @pytest.mark.comfy
-def test_a_saved_checkpoint_has_it(graph, trained, inputs, tmp_path, request):
-    """What stock CheckpointSave and ModelSave write of the returned MODEL draws as it does."""
+@pytest.mark.parametrize("weights", ["full", "lora"])
+def test_three_trainings_chained_through_model_and_clip(graph, tmp_path, weights):
+    """Each begins where the one before ended, but for the half precision of what goes through the graph."""
+    from personalize.nodes import carry, host
+    from personalize.nodes import weights as reading
+    from personalize.nodes.apply import apply
+
+    (model, clip, vae), concept = graph, dataclasses.replace(CONCEPT, resolution=64)
+    word, ended, begun = None, None, None
+    for stages in ("1", "2", "3"):
+        chosen = recipe(run_stages=stages, weights=weights)
+        chosen.check(concept, known=carry.of(clip).tokens)
+        with host.training_session():
+            models = reading.read_models(model, clip, vae, torch.float32)
+            first = merged(models.unet)
+            if ended:
+                moved = max((ended[name] - begun[name]).abs().max() for name in first)
+                off = max((ended[name] - first[name]).abs().max() for name in first)
+                assert off < 0.01 * moved if stages == "3" else off == moved == 0
+            result = training.train(runs.Run(concept=concept, recipe=chosen), models, tmp_path / stages)
+        begun, ended = first, merged(models.unet)
+        word = result.tokens["<dog>"] if word is None else word
+        assert all(torch.equal(a, b) for a, b in zip(word, result.tokens["<dog>"], strict=True))
+        model, clip = apply(model, clip, result)
+    with host.training_session():
+        last = merged(reading.read_models(model, clip, vae, torch.float32).unet)
+    moved = max((ended[name] - begun[name]).abs().max() for name in last)
+    assert max((ended[name] - last[name]).abs().max() for name in last) < 0.01 * moved
+
+
+def merged(unet):
+    """Every weight of a U-Net as it acts, by name; a LoRA beside it is added."""
+    found = {name: p.detach().clone() for name, p in unet.named_parameters() if "lora_" not in name}
+    for path, layer in unet.named_modules():
+        if hasattr(layer, "lora_A"):
+            found[f"{path}.base_layer.weight"] += layer.get_delta_weight("default").detach()
+    return {name.replace(".base_layer", ""): value for name, value in found.items()}
+
+
+def sampled(model, clip):
+    """What the stock KSampler makes of the learned word."""
+    import nodes
+
+    words = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a photo of a <dog> dog", "")]
+    with torch.inference_mode():
+        latent = {"samples": torch.zeros(1, 4, 8, 8)}
+        return nodes.KSampler().sample(model, 5, 3, 4.0, "euler", "normal", *words, latent, 1.0)[0]["samples"].clone()
+
+
+@pytest.mark.comfy
+@pytest.mark.parametrize("saver", ["CheckpointSave", "ModelSave"])
+def test_stock_sampler_and_savers_honour_it(graph, trained, tmp_path, request, monkeypatch, saver):
+    """KSampler draws otherwise with the returned MODEL, the same with what is saved of it, as ever with the base."""
     import comfy.sd
+    import folder_paths
+    from comfy_extras import nodes_model_merging
 
     from personalize.nodes.apply import apply
     from personalize.tests import random_sd
 
     model, clip = apply(*graph[:2], trained[1])
-    expected, before = theirs(model, *inputs), theirs(graph[0], *inputs)
+    base, expected = sampled(graph[0], clip), sampled(model, clip)
+    effect = (expected - base).abs().max()
+    assert effect > 0.01 and torch.equal(sampled(graph[0], clip), base)
+
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    node = getattr(nodes_model_merging, saver)()
     with torch.inference_mode():
-        comfy.sd.save_checkpoint(str(tmp_path / "all.safetensors"), model, clip, graph[2])
-    again = random_sd.load(tmp_path / "all.safetensors", request.node.callspec.params["graph"])[0]
-    difference = (theirs(again, *inputs) - expected).abs().max()
-    print(f"difference {difference:.1e}")
-    assert difference < 0.01 * (expected - before).abs().max()
+        if saver == "ModelSave":
+            node.save(model, "mine")
+            again = comfy.sd.load_diffusion_model(str(tmp_path / "mine_00001_.safetensors"))
+        else:
+            node.save(model, clip, graph[2], "mine")
+            again = random_sd.load(tmp_path / "mine_00001_.safetensors", request.node.callspec.params["graph"])[0]
+    difference = (sampled(again, clip) - expected).abs().max()
+    print(f"difference {difference:.1e}, effect {effect:.1e}")
+    assert difference < 0.01 * effect
+    assert torch.equal(sampled(graph[0], clip), base)

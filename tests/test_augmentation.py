@@ -1,5 +1,6 @@
 """Paired augmentation: do pixels, mask and prompt change together, exactly as described?"""
 
+import math
 from functools import partial
 
 import pytest
@@ -180,6 +181,56 @@ def test_mask_follows_the_picture(height, width):
         assert torch.allclose(view.pixels[:1], view.mask)
         seen |= set(view.operations)
     assert seen == set(augmentation.TOKENS) - {"grayscale"}
+
+
+SHAPES = pytest.mark.parametrize(("height", "width"), [(32, 32), (24, 40), (40, 20)])
+
+
+@SHAPES
+@pytest.mark.parametrize("degrees", [-45.0, -10.0, 0.0, 30.0, 45.0, 180.0])
+def test_a_turned_picture_is_scipys_reflected_at_its_edges(height, width, degrees):
+    """About its centre, counter-clockwise, bilinear; nothing is stretched where it is not square."""
+    ndimage = pytest.importorskip("scipy.ndimage")
+    picture = torch.rand(3, height, width, generator=generator(2))
+    turned = augmentation.rotate(picture, degrees)
+    planes = picture.double().numpy()
+    expected = [ndimage.rotate(c, degrees, reshape=False, order=1, mode="reflect") for c in planes]
+    assert turned.shape == picture.shape
+    assert (turned - torch.stack([torch.from_numpy(c) for c in expected])).abs().max() < 1e-4
+
+
+def test_counter_clockwise_is_a_quarter_turn_to_the_left(picture):
+    assert torch.allclose(augmentation.rotate(picture, 90.0), picture.rot90(1, (-2, -1)), atol=1e-5)
+
+
+@SHAPES
+def test_no_turned_picture_has_black_corners(height, width):
+    white = torch.ones(3, height, width)
+    for seed in range(50):
+        view = augmentation.turn((white, None), generator(seed), p=1.0)
+        assert torch.allclose(view.pixels, white, atol=1e-5)
+
+
+def test_turns_are_drawn_as_the_paper_says():
+    """Three in four turned by up to 45 degrees either way, one in four mirrored: read from where pixels come from."""
+    row, column = ramps(64, 64)
+    angles, mirrored = [], 0
+    for seed in range(400):
+        view = augmentation.turn((torch.stack([row, column, row]), None), generator(seed))
+        down, right = (view.pixels[:2, 32, 33] - view.pixels[:2, 32, 32]).tolist()  # one pixel to the right comes from
+        mirrored += right < 0
+        angles.append(math.degrees(math.atan(down / right)))
+    turned = [angle for angle in angles if abs(angle) > 0.01]
+    assert 0.68 < len(turned) / 400 < 0.82 and 0.19 < mirrored / 400 < 0.31
+    assert max(turned) < 45.1 and min(turned) > -45.1 and max(turned) > 40 and min(turned) < -40
+
+
+def test_a_mask_turns_with_its_picture():
+    mask = (torch.rand(1, 24, 40, generator=generator(9)) > 0.5).float()
+    for seed in range(20):
+        view = augmentation.turn((mask.expand(3, -1, -1), mask), generator(seed))
+        assert view.operations == () and torch.equal(view.pixels[:1], view.mask)
+    assert augmentation.turn((mask.expand(3, -1, -1), None), generator()).mask is None
 
 
 def test_words_stand_where_they_belong():

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from .models import Models
 from .objective import Batch, Loss, Objective
+from .optimizers import adamw
 from .state import StageState, capture, restore
 
 
@@ -27,6 +28,7 @@ class Stage:
     losses: dict[str, tuple[float, Loss]]  # name -> (weight, loss)
     timesteps: Callable[[int], Tensor]
     weight_decay: float = 1e-2
+    moment_bits: int = 32  # of each of the two moments that AdamW remembers of a value
     after_step: Callable[[], None] = lambda: None
 
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -110,7 +112,7 @@ def train_stage(
     """
     freeze_all_but(stage, models)
     objective = Objective(models, {name: loss for name, (_, loss) in stage.losses.items()})
-    optimizer = torch.optim.AdamW(stage.params, betas=(0.9, 0.999), eps=1e-8, weight_decay=stage.weight_decay)
+    optimizer = adamw(stage.params, stage.weight_decay, stage.moment_bits)
     trained = stage.parameters(), generator, optimizer, device.scaler
     if start:
         restore(start, *trained)

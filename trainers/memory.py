@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .models import Encoding, Models
+from .optimizers import bytes_per_value
 from .text_encoder import TextEncoder
 from .tokenizer import LENGTH
 
@@ -34,12 +35,15 @@ class Effort:
         return None if self.gradient_checkpointing else Effort(micro_batch_size=1, gradient_checkpointing=True)
 
 
-def stage_bytes(models: Models, effort: Effort, *, trained: int, batch_size: int, resolution: int) -> int:
+def stage_bytes(
+    models: Models, effort: Effort, *, trained: int, batch_size: int, resolution: int, moment_bits: int = 32
+) -> int:
     """Estimated bytes that a stage needs beside the models' weights.
 
     Args:
-        trained: number of trained values; each has a gradient and two moments in float32. What `requires_grad` in
+        trained: number of trained values; each has a gradient in float32 and two moments. What `requires_grad` in
             the text encoders says where activations are kept.
+        moment_bits: of each moment.
         resolution: pixels on a side.
     """
     size, twice = min(effort.micro_batch_size or batch_size, batch_size), effort.gradient_checkpointing
@@ -47,7 +51,7 @@ def stage_bytes(models: Models, effort: Effort, *, trained: int, batch_size: int
     activations = activation_bytes(models, resolution // 8, twice)
     activations += PROMPTS * sum(text_activation_bytes(encoder, twice) for encoder in text)
     casts = 0 if twice or models.unet.dtype == torch.float32 else sum(map(cast_bytes, text))
-    return int(12 * trained + MARGIN * size * activations) + casts + BASE
+    return int(bytes_per_value(moment_bits) * trained + MARGIN * size * activations) + casts + BASE
 
 
 def activation_bytes(models: Models, side: int, checkpointing: bool) -> int:
@@ -123,14 +127,14 @@ def _is_scores(tensor: Tensor, heads: int | tuple[int, ...]) -> bool:
 
 
 def fit(
-    models: Models, wanted: Effort, free: int, *, trained: int, batch_size: int, resolution: int
+    models: Models, wanted: Effort, free: int, *, trained: int, batch_size: int, resolution: int, moment_bits: int = 32
 ) -> tuple[Effort, int]:
     """The least effort, from `wanted` on, whose estimate fits into `free` bytes, and that estimate.
 
     Raises:
         MemoryError: not even the greatest effort fits.
     """
-    stage = {"trained": trained, "batch_size": batch_size, "resolution": resolution}
+    stage = {"trained": trained, "batch_size": batch_size, "resolution": resolution, "moment_bits": moment_bits}
     for effort in efforts(wanted, batch_size):
         need = stage_bytes(models, effort, **stage)
         if need <= free:

@@ -34,6 +34,8 @@ LAYER_FIELDS = {
     "lora_learning_rate": ("lora_te", "ss_text_encoder_lr"),
     "unet_lora_learning_rate": ("lora_unet_", "ss_unet_lr"),
 }
+# A recipe's choice of optimizer -> sd-scripts' name of it.
+OPTIMIZERS = {"adamw": "torch.optim.adamw.AdamW", "adamw8bit": "bitsandbytes.optim.adamw.AdamW8bit"}
 
 
 def origin(run: "Run", models: "Models") -> dict[str, str]:
@@ -79,8 +81,9 @@ def _settings(result: "RunResult") -> dict[str, str]:
     for field, (prefix, ours) in LAYER_FIELDS.items():
         if field in recipe and any(key.startswith(prefix) for key in result.lora):
             facts[ours] = str(recipe[field])
-    if "weight_decay" in recipe:  # the loop knows one optimizer
-        facts["ss_optimizer"] = f"torch.optim.adamw.AdamW(weight_decay={recipe['weight_decay']})"
+    if "weight_decay" in recipe:
+        name = OPTIMIZERS[recipe.get("optimizer", "adamw")]
+        facts["ss_optimizer"] = f"{name}(weight_decay={recipe['weight_decay']})"
     if recipe and result.origin.get("ss_num_train_images", "").isdigit():
         words = {result.placeholder_token: int(result.origin["ss_num_train_images"])}
         facts["ss_tag_frequency"] = json.dumps({"images": words})  # the folder within the run's

@@ -27,7 +27,8 @@ class StageState:
     step: int
     seconds: float
     params: tuple[Tensor, ...]  # in the order of the stage's parameters
-    optimizer: dict[int, dict[str, Tensor]]  # AdamW's moments by number of the parameter; empty: they start anew
+    # What AdamW remembers, by number of the parameter; its whole numbers as int64 without dimensions. Empty: nothing.
+    optimizer: dict[int, dict[str, Tensor]]
     scaler: dict[str, float]
     generator: Tensor
     best: tuple[Tensor, ...] = ()  # the parameters to return instead, where a monitor keeps the best so far
@@ -42,15 +43,21 @@ def capture(
     scaler: torch.amp.GradScaler | None = None,
 ) -> StageState:
     """A copy on the CPU; without an optimizer, of a stage that has not begun or has ended."""
-    moments = optimizer.state_dict()["state"] if optimizer else {}
     return StageState(
         step=step,
         seconds=seconds,
         params=tuple(_copied(p) for p in params),
-        optimizer={i: {name: _copied(v) for name, v in named.items()} for i, named in moments.items()},
+        optimizer=_memory(optimizer) if optimizer else {},
         scaler=scaler.state_dict() if scaler else {},
         generator=generator.get_state(),
     )
+
+
+def _memory(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    """Of every parameter that was stepped. bitsandbytes counts steps in ints where torch has tensors."""
+    numbered = enumerate(p for group in optimizer.param_groups for p in group["params"])
+    known = {i: optimizer.state[p] for i, p in numbered if p in optimizer.state}
+    return {i: {name: _copied(torch.as_tensor(v)) for name, v in named.items()} for i, named in known.items()}
 
 
 def _copied(tensor: Tensor) -> Tensor:
@@ -69,7 +76,8 @@ def restore(
     put(state.params, params)
     generator.set_state(state.generator)
     if optimizer and state.optimizer:
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state.optimizer})
+        known = {i: {name: _number(v) for name, v in named.items()} for i, named in state.optimizer.items()}
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": known})
     if scaler and state.scaler:
         scaler.load_state_dict(state.scaler)
 
@@ -79,6 +87,10 @@ def put(values: Iterable[Tensor], params: Iterable[Tensor]) -> None:
     """Write values into parameters."""
     for parameter, value in zip(params, values, strict=True):
         parameter.copy_(value)
+
+
+def _number(value: Tensor) -> Tensor | int:
+    return value.item() if value.dtype == torch.int64 and not value.ndim else value
 
 
 def save(stages: tuple[StageState, ...], path: Path) -> None:

@@ -16,6 +16,7 @@ from .folder import CHECKPOINTS_KEPT, RunFolder, RunResult, total_steps
 from .loop import Diverged, SingleDevice, Stage, StepReport, freeze_all_but, train_stage
 from .memory import Effort, fit, is_out_of_memory
 from .models import Models
+from .optimizers import bytes_per_value
 from .previews import Preview, to_pil
 from .run import Run, fingerprint
 from .sentences import reason
@@ -162,8 +163,9 @@ class Training:
     def _announce(self, stage: Stage) -> None:
         """Say what the stage will take; stop here if the disk or the memory cannot hold it."""
         trained = sum(p.numel() for p in stage.parameters())
-        # Parameters and their two moments in float32, in the files that are kept and the one being written.
-        most, free = 12 * trained * (CHECKPOINTS_KEPT + 1), shutil.disk_usage(self.folder.path).free
+        # Parameters in float32 and their two moments, in the files that are kept and the one being written.
+        most = bytes_per_value(stage.moment_bits) * trained * (CHECKPOINTS_KEPT + 1)
+        free = shutil.disk_usage(self.folder.path).free
         sizes = f"{most / 2**20:.1f} MB of disk for checkpoints, {free / 2**30:.1f} GB are free"
         if most > free:
             raise RuntimeError(f"The stage {stage.name} needs up to {sizes}: make room, or delete old runs.")
@@ -177,8 +179,8 @@ class Training:
     def _size(self, stage: Stage) -> dict[str, int]:
         # Memory goes with the area, and none is larger than the square's.
         resolution = self.run.concept.at_resolution(self.models.resolution)
-        trained = sum(p.numel() for p in stage.parameters())
-        return {"trained": trained, "batch_size": stage.batch_size, "resolution": resolution}
+        trained, bits = sum(p.numel() for p in stage.parameters()), stage.moment_bits
+        return {"trained": trained, "batch_size": stage.batch_size, "resolution": resolution, "moment_bits": bits}
 
     def _train(self, stage: Stage, generator: torch.Generator, start: StageState | None) -> StageState:
         """The stage from `start` to its end; where memory runs out, once more from the last state with less at once."""
