@@ -7,6 +7,7 @@ from .apply import Apply
 from .attention import ShowAttention
 from .concept import LoadReferences
 from .files import LoadFiles
+from .history import PlotHistory
 from .prompts import PromptList
 from .recipes import AttnDreamBoothRecipe, TextBoostRecipe
 from .results import Save
@@ -21,8 +22,7 @@ class Personalize(ComfyExtension):
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         making = [LoadReferences, TextBoostRecipe, AttnDreamBoothRecipe, Train]
-        stopping = [
-            DVARStopper,
-            FixedStepsStopper,
-        ]
-        return [*making, Save, Apply, Load, Runs, LoadFiles, PromptList, ShowAttention, *stopping]
+        stopping = [DVARStopper, FixedStepsStopper]
+        keeping = [Save, Apply, Load, Runs, LoadFiles]
+        looking = [PromptList, ShowAttention, PlotHistory]
+        return [*making, *stopping, *keeping, *looking]
