@@ -56,6 +56,10 @@ class DVAR:
         False, "Also note the loss at the first, middle and last third of the timesteps.", advanced=True
     )
     seed: int = setting(59, "Of the fixed batch.", min=0, max=2**63 - 1, advanced=True)
+    spread: bool = setting(
+        False, "Take the accumulated timesteps in turn, one part per look: a large batch for the price of a small one.",
+        advanced=True,
+    )  # fmt: skip
 
     name = "DVAR"
 
@@ -77,16 +81,35 @@ class DVAR:
         def measure(step: int, past: list[Measure]) -> Measure | None:
             if step % self.every:
                 return None
-            values = [*(earlier["fixed_loss"] for earlier in past), look(step)]
+            parts = self._parts(look, step, past)
+            values = [*(earlier["fixed_loss"] for earlier in past), mean(parts)]
             found = {
                 "fixed_loss": values[-1],
-                "smoothed": float(np.mean(values[-SMOOTH:])),
+                "smoothed": mean(values[-SMOOTH:]),
                 "ratio": variance_ratio(values, self.evaluations),
                 "threshold": self.eps,
             }
-            return found | ({name: look(step, *ends) for name, ends in INTERVALS.items()} if self.intervals else {})
+            if self.spread:
+                found["parts"] = parts if not past else parts[self._turn(past) :][:1]
+            return found | (
+                {name: mean(look(step, *ends)) for name, ends in INTERVALS.items()} if self.intervals else {}
+            )
 
         return measure
+
+    def _parts(self, look: "FixedBatch", step: int, past: list[Measure]) -> list[float]:
+        """The newest loss on each accumulated part of the batch; all are new unless they take turns."""
+        if not (self.spread and past):
+            return look(step)
+        parts = list(past[0]["parts"])
+        for turn, earlier in enumerate(past[1:]):
+            parts[turn % len(parts)] = earlier["parts"][0]
+        turn = self._turn(past)
+        parts[turn] = look(step, only=turn)[0]
+        return parts
+
+    def _turn(self, past: list[Measure]) -> int:
+        return (len(past) - 1) % len(past[0]["parts"])
 
     def reason(self, measure: Measure) -> str:
         if measure["ratio"] >= self.eps:
@@ -106,6 +129,10 @@ class DVAR:
         )
 
 
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
 def variance_ratio(values: list[float], window: int) -> float:
     """`var(last window values) / var(all values)`, population variances; 1 before there are enough or where none."""
     everything = float(np.var(values))
@@ -122,17 +149,22 @@ class FixedBatch:
         self.objective = Objective(sight.models, {"denoising": losses.denoising})
         self.fixed = sight.batch(settings.batch_size, settings.seed)
 
-    def __call__(self, step: int, low: int = 0, high: int | None = None) -> float:
-        """Mean squared error of the prediction, over all accumulated timesteps of `low <= t < high`."""
+    def __call__(self, step: int, low: int = 0, high: int | None = None, only: int | None = None) -> list[float]:
+        """Mean squared error of the prediction, for each accumulated part, or for the one of that number.
+
+        Args:
+            low, high: the timesteps are `low <= t < high`.
+        """
         batch, device = self._batch(step), self.sight.device
         noise = self._drawn("noise", step, lambda g: torch.randn(batch.latents.shape, generator=g))
         noise = noise * (not self.settings.zero_noise)
         values = []
-        for timesteps in self._timesteps(step, low, high or len(self.sight.models.alphas_cumprod), len(batch)):
+        chunks = self._timesteps(step, low, high or len(self.sight.models.alphas_cumprod), len(batch))
+        for timesteps in chunks if only is None else chunks[only : only + 1]:
             with device.autocast():
                 moved = batch.map(lambda tensor: tensor.to(device.device))
                 values.append(self.objective(moved, noise.to(device.device), timesteps.to(device.device))["denoising"])
-        return float(torch.stack(values).mean())
+        return torch.stack(values).tolist()
 
     def _batch(self, step: int) -> Batch:
         images = self._fixed_or_new("images", step)

@@ -23,8 +23,8 @@ from .settings import setting
 STAGES = ("all", "1", "2", "3")
 KEEP = ("last", "best")
 
-# What one monitor found at one step: names to numbers.
-Measure = dict[str, float]
+# What one monitor found at one step: names to numbers, or to lists of them.
+Measure = dict[str, float | list[float]]
 # (steps done in this stage, what it found so far) -> what it finds now; `None` where it does not look.
 Meter = Callable[[int, list[Measure]], Measure | None]
 
