@@ -48,7 +48,8 @@ def _number(value: object) -> float:
 
 
 def _numbers(values: dict) -> dict[str, float]:
-    return {str(name): _number(value) for name, value in values.items()}
+    """Lists, such as the parts of a batch that DVAR spreads over its looks, are no curves."""
+    return {str(name): _number(value) for name, value in values.items() if not isinstance(value, list)}
 
 
 def stages(history: list[dict]) -> list[list[dict]]:
