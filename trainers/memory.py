@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .loop import Stage, freeze_all_but
 from .models import Encoding, Models
 from .optimizers import bytes_per_value
 from .text_encoder import TextEncoder
 from .tokenizer import LENGTH
 
+TOO_LARGE = "Memory ran out even picture by picture: lower the resolution in Load References, or close other programs."
 # What the count below does not see: workspaces, fragmentation, gradients under way.
 MARGIN, BASE = 1.25, 256 * 2**20
 PROMPTS = 2  # at most, that the text encoders read for one picture: its own and one whose meaning is preserved
@@ -143,6 +145,45 @@ def fit(
         f"Training at {resolution} px needs about {need / 2**30:.1f} GB even picture by picture, and "
         f"{free / 2**30:.1f} GB are free: lower the resolution in Load References, or close other programs."
     )
+
+
+@dataclass(kw_only=True)
+class Room:
+    """What a training takes of its device, and how it makes do with less.
+
+    Attributes:
+        effort: what is done to fit, and at least that.
+        free: bytes that the device has free; without it nothing is estimated.
+        resolution: pixels on a side.
+    """
+
+    models: Models
+    effort: Effort
+    free: Callable[[], int] | None
+    resolution: int
+
+    def make(self, stage: Stage) -> str:
+        """The least effort with which the stage fits, as an estimate; returns it in words, "" where there is none."""
+        if not self.free:
+            return ""
+        freeze_all_but(stage, self.models)  # only what trains keeps activations
+        size = {"trained": trained_values(stage), "batch_size": stage.batch_size, "moment_bits": stage.moment_bits}
+        self.effort, need = fit(self.models, self.effort, self.free(), resolution=self.resolution, **size)
+        return f"about {need / 2**30:.1f} GB of memory beside the models, {self.effort.words(stage.batch_size)}"
+
+    def shrink(self, stage: Stage, error: Exception) -> str:
+        """The next smaller effort after an error, in words; the error itself where memory was not the reason."""
+        if not is_out_of_memory(error):
+            raise error
+        smaller = self.effort.smaller(stage.batch_size)
+        if not smaller:
+            raise MemoryError(TOO_LARGE) from None
+        self.effort = smaller
+        return f"memory ran out: going on with {smaller.words(stage.batch_size)}"
+
+
+def trained_values(stage: Stage) -> int:
+    return sum(parameter.numel() for parameter in stage.parameters())
 
 
 def efforts(wanted: Effort, batch_size: int) -> Iterator[Effort]:

@@ -174,6 +174,11 @@ def stops(monitors: Sequence[Monitor], stage: Stage, entries: list[dict]) -> lis
     return found
 
 
+def sentence(stop: dict) -> str:
+    """What happened, in words."""
+    return f"{stop['stage']}: {stop['monitor']}, {stop['reason']}, after step {stop['stage_step']}"
+
+
 def _stop(name: str, entry: dict, reason: str, acted: bool) -> dict:
     where = {key: entry[key] for key in ("stage", "step", "stage_step")}
     return {**where, "monitor": name, "reason": reason, "acted": acted}

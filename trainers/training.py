@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from safetensors import SafetensorError
 
 from . import causal, export, metadata, previews, state, stopping
 from .folder import CHECKPOINTS_KEPT, RunFolder, RunResult, total_steps
-from .loop import Diverged, SingleDevice, Stage, StepReport, freeze_all_but, train_stage
-from .memory import Effort, fit, is_out_of_memory
+from .log import StepLog
+from .loop import Diverged, SingleDevice, Stage, StepReport, train_stage
+from .memory import TOO_LARGE, Effort, Room, is_out_of_memory, trained_values
 from .models import Models
 from .optimizers import bytes_per_value
 from .previews import Preview, to_pil
@@ -23,8 +23,6 @@ from .sentences import reason
 from .state import StageState
 from .stopping import Sight, StageWatch
 from .watcher import Watcher
-
-TOO_LARGE = "Memory ran out even picture by picture: lower the resolution in Load References, or close other programs."
 
 
 def train(
@@ -58,14 +56,15 @@ def train(
         MemoryError: the stage does not fit, whatever is done.
         Diverged: the loss stopped being a number before the first checkpoint.
     """
+    # Memory goes with the area, and none is larger than the square's.
+    resolution = run.concept.at_resolution(models.resolution)
     training = Training(
         run=run,
         models=models,
         folder=RunFolder(folder),
         model=model or fingerprint(models),
         device=SingleDevice(device=torch.device(device), dtype=run.dtype),
-        effort=effort or Effort(),
-        free_memory=free_memory,
+        room=Room(models=models, effort=effort or Effort(), free=free_memory, resolution=resolution),
         preview=preview or Preview(),
         checkpoint_every=checkpoint_every,
         watcher=watcher or Watcher(),
@@ -94,14 +93,12 @@ class Training:
     folder: RunFolder
     model: str
     device: SingleDevice
-    effort: Effort
-    free_memory: Callable[[], int] | None
+    room: Room
     preview: Preview
     checkpoint_every: int
     watcher: Watcher
     cache: Path | None
     done: tuple[StageState, ...] = ()  # stages that are finished
-    history: list[dict] = dataclasses.field(default_factory=list)
     stops: list[dict] = dataclasses.field(default_factory=list)
 
     def go(self) -> RunResult:
@@ -109,12 +106,11 @@ class Training:
         self.models.to(self.device.device, self.run.dtype)
         self.models.cache = self.cache
         generator = torch.Generator().manual_seed(self.run.seed)
-        self.log = self.folder.log(self.history)
         try:
             reason = self._stages(earlier, generator)
         finally:
             self.log.close()
-        last = len(self.history)
+        last = len(self.log)
         if not self.preview.due(last, -1):
             self._show(last, last)
         return self._finish(self.done, reason or f"all {last} steps done")
@@ -128,18 +124,13 @@ class Training:
                 self._end(stage, earlier[number])
                 continue
             self._announce(stage)
-            if not self.history:
+            if not len(self.log):
                 self._show(0)
             try:
                 self._end(stage, self._train(stage, generator, earlier[number] if number < len(earlier) else None))
             except Diverged as error:
                 return self._step_back(stage, generator, error)
-        acted = [
-            f"{s['stage']}: {s['monitor']}, {s['reason']}, after step {s['stage_step']}"
-            for s in self.stops
-            if s["acted"]
-        ]
-        return "; ".join(acted)
+        return "; ".join(stopping.sentence(stop) for stop in self.stops if stop["acted"])
 
     def _begin(self) -> tuple[StageState, ...]:
         """The stages that an earlier process got through, here or in a run with fewer steps."""
@@ -155,32 +146,21 @@ class Training:
         elif continued := self.folder.about().get("continued_from"):
             self.about["continued_from"] = continued
         self.folder.start(self.about, [to_pil(image) for image in self.run.concept.images])
+        self.log = StepLog(self.folder, source.history(total_steps(earlier)))
         if earlier:
-            self.history = source.history(total_steps(earlier))
-            self.watcher.on_notice(f"going on after step {len(self.history)}")
+            self.watcher.on_notice(f"going on after step {len(self.log)}")
         return earlier
 
     def _announce(self, stage: Stage) -> None:
         """Say what the stage will take; stop here if the disk or the memory cannot hold it."""
-        trained = sum(p.numel() for p in stage.parameters())
-        # Parameters in float32 and their two moments, in the files that are kept and the one being written.
-        most = bytes_per_value(stage.moment_bits) * trained * (CHECKPOINTS_KEPT + 1)
+        most = bytes_per_value(stage.moment_bits) * trained_values(stage) * (CHECKPOINTS_KEPT + 1)  # one being written
         free = shutil.disk_usage(self.folder.path).free
         sizes = f"{most / 2**20:.1f} MB of disk for checkpoints, {free / 2**30:.1f} GB are free"
         if most > free:
             raise RuntimeError(f"The stage {stage.name} needs up to {sizes}: make room, or delete old runs.")
         self.watcher.on_notice(f"{stage.name}: {stage.steps} steps, up to {sizes}")
-        if self.free_memory:
-            freeze_all_but(stage, self.models)  # only what trains keeps activations
-            self.effort, need = fit(self.models, self.effort, self.free_memory(), **self._size(stage))
-            words = self.effort.words(stage.batch_size)
-            self.watcher.on_notice(f"{stage.name}: about {need / 2**30:.1f} GB of memory beside the models, {words}")
-
-    def _size(self, stage: Stage) -> dict[str, int]:
-        # Memory goes with the area, and none is larger than the square's.
-        resolution = self.run.concept.at_resolution(self.models.resolution)
-        trained, bits = sum(p.numel() for p in stage.parameters()), stage.moment_bits
-        return {"trained": trained, "batch_size": stage.batch_size, "resolution": resolution, "moment_bits": bits}
+        if sentence := self.room.make(stage):
+            self.watcher.on_notice(f"{stage.name}: {sentence}")
 
     def _train(self, stage: Stage, generator: torch.Generator, start: StageState | None) -> StageState:
         """The stage from `start` to its end; where memory runs out, once more from the last state with less at once."""
@@ -188,12 +168,12 @@ class Training:
         if self.done and not start:  # so that a later stage can always be taken back to its beginning
             self.folder.save_state((*self.done, begin))
         self._watch(stage, generator, begin)
-        while not (begin.step and self.watch.acts(self.history[-1])):
-            self.models.save_memory(self.effort.gradient_checkpointing)
+        while not (begin.step and self.watch.acts(self.log.entries[-1])):
+            self.models.save_memory(self.room.effort.gradient_checkpointing)
             try:
                 begin = train_stage(
                     stage, self.models, self.device, generator,
-                    micro_batch_size=self.effort.micro_batch_size, start=begin, on_step=self._after_step,
+                    micro_batch_size=self.room.effort.micro_batch_size, start=begin, on_step=self._after_step,
                     should_stop=self._should_stop,
                 )  # fmt: skip
                 break
@@ -222,48 +202,36 @@ class Training:
 
     def _entries(self) -> list[dict]:
         """The lines of the log since the stages that are finished."""
-        return self.history[total_steps(self.done) :]
+        return self.log.entries[total_steps(self.done) :]
 
     def _try_smaller(self, stage: Stage, begin: StageState, error: Exception) -> StageState:
         """Where to begin again with less at once."""
-        if not is_out_of_memory(error):
-            raise error
-        smaller = self.effort.smaller(stage.batch_size)
-        if not smaller:
-            raise MemoryError(TOO_LARGE) from None
-        self.effort = smaller
-        self.watcher.on_notice(f"memory ran out: going on with {smaller.words(stage.batch_size)}")
+        self.watcher.on_notice(self.room.shrink(stage, error))
         stages = self.folder.last_state()
         if len(stages) == len(self.done) + 1:
             begin = stages[-1]
-        self._rewind(sum(s.step for s in self.done) + begin.step)
+        self.log.rewind(total_steps(self.done) + begin.step)
         return begin
-
-    def _rewind(self, steps: int) -> None:
-        self.log.close()
-        self.history = self.history[:steps]
-        self.log = self.folder.log(self.history)
 
     def _after_step(self, report: StepReport, capture: Callable[[], StageState]) -> None:
         earlier = sum(stage.seconds for stage in self.done)
         report = dataclasses.replace(report, measures=self.watch.look(report.step, self._entries()))
-        entry = {**dataclasses.asdict(report), "step": len(self.history) + 1, "stage_step": report.step}
+        entry = {**dataclasses.asdict(report), "step": len(self.log) + 1, "stage_step": report.step}
         entry["seconds"] += earlier
         if report.step == 1:
             entry["start"] = self.watch.start
-        self.history.append({name: value for name, value in entry.items() if value != {}})
+        entry = {name: value for name, value in entry.items() if value != {}}
+        self.log.append(entry)
         self.watch.keep(self._entries())
-        self.log.write(json.dumps(self.history[-1]) + "\n")
-        self.log.flush()
 
         def whole() -> StageState:
             return dataclasses.replace(capture(), best=self.watch.best)
 
         try:
-            if self.checkpoint_every and len(self.history) % self.checkpoint_every == 0:
+            if self.checkpoint_every and len(self.log) % self.checkpoint_every == 0:
                 self.folder.save_state((*self.done, whole()))
-            self._show(len(self.history))
-            self.watcher.on_entry(self.history[-1])
+            self._show(len(self.log))
+            self.watcher.on_entry(entry)
             self.watcher.on_step(report)
         except BaseException:
             with contextlib.suppress(OSError, SafetensorError):  # a full disk must not hide what happened
@@ -271,7 +239,7 @@ class Training:
             raise
 
     def _should_stop(self, report: StepReport) -> bool:
-        return self.watch.acts(self.history[-1]) or self.watcher.finish()
+        return self.watch.acts(self.log.entries[-1]) or self.watcher.finish()
 
     def _break_off(self, stages: tuple[StageState, ...]) -> None:
         self.folder.save_state(stages)
@@ -279,13 +247,13 @@ class Training:
 
     def _step_back(self, stage: Stage, generator: torch.Generator, error: Diverged) -> str:
         """Restore the newest state whose own loss was a number, and say so."""
-        step = sum(s.step for s in self.done) + error.step
+        step = total_steps(self.done) + error.step
         stages = self.folder.last_state(before=step - 2)  # the loss of step n judges the state after step n - 1
         if len(stages) != len(self.done) + 1:
             raise error
         state.restore(stages[-1], stage.parameters(), generator)
         self.done = stages
-        self._rewind(total_steps(stages))
+        self.log.rewind(total_steps(stages))
         reason = f"the loss was no number at step {step}; this is the state after step {total_steps(stages)}"
         self.watcher.on_notice(reason)
         return reason
@@ -306,7 +274,7 @@ class Training:
             tokens=export.token_vectors(self.models),
             fixed_outputs=tuple(e.fixed_outputs.cpu() for e in encoders if e.fixed_outputs is not None),
             adapters=causal.tensors(self.models),
-            history=self.history,
+            history=self.log.entries,
             stop_reason=reason,
             seconds=sum(stage.seconds for stage in stages),
             complete=complete,
