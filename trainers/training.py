@@ -108,6 +108,7 @@ class Training:
         earlier = self._begin()
         self.models.to(self.device.device, self.run.dtype)
         self.models.cache = self.cache
+        self.models.notice = self.watcher.on_notice
         generator = torch.Generator().manual_seed(self.run.seed)
         self.log = self.folder.log(self.history)
         try:
