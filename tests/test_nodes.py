@@ -185,8 +185,9 @@ def test_bad_captions_get_one_sentence(load_references, tmp_path):
 def test_captions_come_from_a_file_in_the_input_folder(tmp_path, monkeypatch):
     import folder_paths
 
-    from personalize.nodes.recipes import TextBoostRecipe
+    from personalize.nodes.recipes import RECIPES
 
+    textboost = RECIPES[0]
     monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path / "input"))
     (tmp_path / "input").mkdir()
     (tmp_path / "input" / "mine.txt").write_text("a boat\n\n  two boats \n")
@@ -194,11 +195,11 @@ def test_captions_come_from_a_file_in_the_input_folder(tmp_path, monkeypatch):
     (tmp_path / "input" / "empty.txt").write_text("\n")
     (tmp_path / "input" / "odd.txt").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "input" / "link.txt").symlink_to(tmp_path / "secret.txt")
-    recipe = TextBoostRecipe.execute({"preset": "readme", "captions": "mine.txt"}).result[0]
+    recipe = textboost.execute({"preset": "readme", "captions": "mine.txt"}).result[0]
     assert recipe.captions == ("a boat", "two boats")
     for name in ("../secret.txt", str(tmp_path / "secret.txt"), "link.txt", "a\0b", "..", "..\\..\\x/../../y"):
         with pytest.raises(ValueError, match="not inside|cannot be read"):
-            TextBoostRecipe.execute({"preset": "readme", "captions": name})
+            textboost.execute({"preset": "readme", "captions": name})
     for name, sentence in (("empty.txt", "is empty"), ("odd.txt", "as text"), ("none.txt", "cannot be read")):
         with pytest.raises(ValueError, match=sentence):
-            TextBoostRecipe.execute({"preset": "readme", "captions": name})
+            textboost.execute({"preset": "readme", "captions": name})
