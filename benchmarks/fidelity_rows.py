@@ -70,7 +70,7 @@ OTHERS = {
     "attndreambooth-no_regularizer": replace(FAST, **UNREGULARIZED),
     "attndreambooth-paper": attndreambooth.PAPER,
     "textual_inversion": replace(textual_inversion.FULL, steps=600),
-    "dreambooth_lora": replace(dreambooth_lora.FULL, steps=400),
+    "dreambooth_lora": replace(dreambooth_lora.FULL, steps=300, learning_rate=1e-3),
     "custom_diffusion": replace(custom_diffusion.FULL, steps=400, class_images=48),
 }
 METHODS = (*UNTRAINED, "textboost", *(f"textboost-{name}" for name in VARIANTS), *OTHERS)

@@ -17,7 +17,12 @@ from personalize.trainers.data import Concept
 from personalize.trainers.models import Encoding
 
 pytestmark = pytest.mark.comfy
-LARGE = {"textual inversion": 0.1, "dreambooth-lora": 1e-2, "dreambooth-lora with prior": 1e-2, "custom diffusion": 1e-3}
+LARGE = {
+    "textual inversion": 0.1,
+    "dreambooth-lora": 1e-2,
+    "dreambooth-lora with prior": 1e-2,
+    "custom diffusion": 1e-3,
+}
 
 
 @pytest.fixture(scope="module", params=("SD 1.x", "SD 2.x epsilon", "SDXL"))

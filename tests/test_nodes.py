@@ -182,6 +182,25 @@ def test_bad_captions_get_one_sentence(load_references, tmp_path):
         load_references(folder="many")
 
 
+def test_class_pictures_come_from_a_socket_and_a_folder(load_references, tmp_path):
+    """Connected ones first, without captions; those of a folder with the texts beside them."""
+    (tmp_path / "cats").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (24, 16), (255, 0, 0)).save(tmp_path / "cats" / name)
+    picture, batch = torch.rand(1, 16, 16, 3), torch.full((2, 16, 20, 3), 0.25)
+    concept = load_references([picture], class_images=batch, class_folder="cats")
+    assert [tuple(image.shape) for image in concept.class_images] == [(3, 16, 20)] * 2 + [(3, 16, 24)] * 2
+    assert concept.class_images[0].mean() == 0.25 and concept.class_captions == ()
+    (tmp_path / "cats" / "b.txt").write_text("a cat on a roof")
+    concept = load_references([picture], class_images=batch, class_folder="cats", class_word="cat")
+    assert concept.class_captions == ("", "", "", "a cat on a roof")
+    assert concept.class_prompts() == ["a photo of a cat"] * 3 + ["a cat on a roof"]
+    assert len(concept.images) == 1 and load_references([picture]).class_images == ()
+    for folder, sentence in (("none", "no folder"), ("../..", "not inside")):
+        with pytest.raises(ValueError, match=sentence):
+            load_references([picture], class_folder=folder)
+
+
 def test_captions_come_from_a_file_in_the_input_folder(tmp_path, monkeypatch):
     import folder_paths
 
