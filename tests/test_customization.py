@@ -129,6 +129,29 @@ def test_a_split_batch_trains_the_same(tmp_path, name, crop):
             assert own["terms"] == pytest.approx(whole["terms"], rel=1e-4)
 
 
+def test_class_pictures_are_told_of_kept_and_survive_a_cancel(tmp_path):
+    """A cancel while they are drawn leaves nothing behind that changes a later training; a second one reads them."""
+    run = runs.Run(concept=concept(), recipe=RECIPES["custom diffusion"])
+    whole = training.train(run, small.models(), tmp_path / "whole")
+    said = []
+
+    def cancel(sentence):
+        said.append(sentence)
+        raise Killed
+
+    with pytest.raises(Killed):
+        training.train(run, small.models(), tmp_path / "run", watcher=training.Watcher(on_notice=cancel))
+    assert said == ["class pictures: 0 of 5"] and RunFolder(tmp_path / "run").result(partial=True) is None
+    for folder in ("run", "again"):
+        result = training.train(run, small.models(), tmp_path / folder, cache=tmp_path / "cache")
+        assert saved_losses(result) == saved_losses(whole)
+    assert len([*(tmp_path / "cache").rglob("*.png")]) == 5
+
+
+def saved_losses(result):
+    return [entry["terms"] for entry in result.history]
+
+
 def test_presets_and_rates_are_the_papers():
     """Of DVAR's table: steps, and learning rates with the batch size in them, doubled with prior preservation."""
     wanted = {

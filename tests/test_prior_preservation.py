@@ -10,9 +10,10 @@ from personalize.tests import small
 from personalize.trainers import losses, trainables
 from personalize.trainers import run as runs
 from personalize.trainers.class_pictures import CHUNK, class_pictures
-from personalize.trainers.data import IMAGENET, IMAGENET_SMALL, Concept
+from personalize.trainers.data import Concept
 from personalize.trainers.objective import Batch, Objective
 from personalize.trainers.recipes.dreambooth_lora import DreamBoothLoRA
+from personalize.trainers.templates import IMAGENET, IMAGENET_SMALL
 
 PICTURE = torch.rand(3, 48, 32, generator=torch.Generator().manual_seed(5))
 

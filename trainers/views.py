@@ -14,9 +14,10 @@ from torch import Generator
 from . import augmentation
 from .augmentation import Picture
 from .class_pictures import ClassPictures
-from .data import TEMPLATES, Concept, Latents, PreservationPrompts, View, choose, encode_views
+from .data import Concept, Latents, PreservationPrompts, View, choose, encode_views
 from .models import Models
 from .objective import Batch
+from .templates import TEMPLATES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,11 @@ from torch import Generator
 
 from .. import attention, augmentation, losses, timesteps, trainables
 from ..class_pictures import class_pictures
-from ..data import TEMPLATES, Concept, choose
+from ..data import Concept, choose
 from ..loop import Stage
 from ..models import Models
 from ..settings import same, setting
+from ..templates import TEMPLATES
 from ..views import PairedViews
 from .dreambooth_lora import DreamBoothLoRA
 from .textboost import TextBoost

@@ -16,10 +16,11 @@ from torch import Generator
 
 from .. import augmentation, losses, timesteps, trainables
 from ..class_pictures import class_pictures
-from ..data import TEMPLATES, Concept
+from ..data import Concept
 from ..loop import Stage
 from ..models import Models
 from ..settings import same, setting
+from ..templates import TEMPLATES
 from ..views import PairedViews
 from .textboost import TextBoost
 from .textual_inversion import TextualInversion

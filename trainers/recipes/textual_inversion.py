@@ -14,10 +14,11 @@ from functools import partial
 from torch import Generator
 
 from .. import augmentation, losses, timesteps, trainables
-from ..data import TEMPLATES, Concept
+from ..data import Concept
 from ..loop import Stage
 from ..models import Models
 from ..settings import same, setting
+from ..templates import TEMPLATES
 from ..views import PairedViews
 from .textboost import TextBoost
 
