@@ -71,7 +71,7 @@ OTHERS = {
     "attndreambooth-paper": attndreambooth.PAPER,
     "textual_inversion": replace(textual_inversion.FULL, steps=600),
     "dreambooth_lora": replace(dreambooth_lora.FULL, steps=300, learning_rate=1e-3),
-    "custom_diffusion": replace(custom_diffusion.FULL, steps=400, class_images=48),
+    "custom_diffusion": replace(custom_diffusion.FULL, steps=300, learning_rate=1e-4, class_images=48),
 }
 METHODS = (*UNTRAINED, "textboost", *(f"textboost-{name}" for name in VARIANTS), *OTHERS)
 
