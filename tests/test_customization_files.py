@@ -47,15 +47,6 @@ def trained(graph, tmp_path_factory, request):
         return models, training.train(run, models, tmp_path_factory.mktemp("run")), request.param
 
 
-@pytest.fixture
-def folders(tmp_path, monkeypatch):
-    import folder_paths
-
-    for kind in ("loras", "embeddings", "personalize"):
-        monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([str(tmp_path / kind)], {".safetensors"}))
-    return tmp_path
-
-
 def ours(models):
     """Our U-Net's output for what `saved.unet` gives the host's."""
     g = torch.Generator().manual_seed(1)
@@ -74,7 +65,7 @@ def ours(models):
         return output
 
 
-def test_what_was_trained_is_what_the_host_computes(graph, trained, folders):
+def test_what_was_trained_is_what_the_host_computes(graph, trained, model_folders):
     """Applied, saved and loaded by the stock loader, and from the one complete file; the base stays as it was."""
     from personalize.nodes.apply import apply
 
@@ -83,7 +74,7 @@ def test_what_was_trained_is_what_the_host_computes(graph, trained, folders):
     target = ours(models)
     effect = (target - before).abs().max()
     output = saved.save(result).result
-    lora, embedding = folders / "loras" / "mine.safetensors", folders / "embeddings" / "mine.safetensors"
+    lora, embedding = (model_folders[kind] / "mine.safetensors" for kind in ("loras", "embeddings"))
     assert embedding.exists() and output[1] == "embedding:mine"
     assert lora.exists() == bool(output[0]) == (method != "textual inversion")
     applied = {"apply": apply(*graph[:2], result)[0]}
@@ -102,14 +93,14 @@ def test_what_was_trained_is_what_the_host_computes(graph, trained, folders):
     assert torch.equal(saved.unet(graph[0]), before) and torch.equal(saved.words(graph[1]), words_before)
 
 
-def test_the_word_is_what_was_trained(graph, trained, folders):
+def test_the_word_is_what_was_trained(graph, trained, model_folders):
     """In the returned CLIP and in the embedding's file."""
     from personalize.nodes.apply import apply
 
     models, result, _ = trained
     rows = [encoder.embedding.rows.detach() for encoder in models.text_encoders]
     saved.save(result)
-    stored = load_file(folders / "embeddings" / "mine.safetensors")
+    stored = load_file(model_folders["embeddings"] / "mine.safetensors")
     names = ("clip_l", "clip_g") if len(rows) == 2 else ("<thing>",)
     assert saved.same(stored, dict(zip(names, rows, strict=True)))
     clip = apply(*graph[:2], result)[1]
