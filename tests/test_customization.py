@@ -16,8 +16,10 @@ from personalize.tests.test_resume import Killed, learned
 from personalize.trainers import run as runs
 from personalize.trainers import training
 from personalize.trainers.data import Concept
+from personalize.trainers.dvar import DVAR
 from personalize.trainers.families import SD1, SD2, SDXL
 from personalize.trainers.folder import RunFolder
+from personalize.trainers.objective import Objective
 from personalize.trainers.recipes import METHODS
 from personalize.trainers.recipes.custom_diffusion import CustomDiffusion
 from personalize.trainers.recipes.dreambooth_lora import DreamBoothLoRA
@@ -127,6 +129,21 @@ def test_a_split_batch_trains_the_same(tmp_path, name, crop):
     for result in results[1:]:
         for own, whole in zip(result.history, results[0].history, strict=True):
             assert own["terms"] == pytest.approx(whole["terms"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["textual inversion", "dreambooth-lora with prior", "custom diffusion"])
+def test_a_monitor_looks_at_the_subject_alone_and_changes_nothing(tmp_path, name):
+    run, seen, predict = runs.Run(concept=concept(), recipe=RECIPES[name]), [], Objective.predict
+    training.train(run, small.models(), tmp_path / "plain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Objective, "predict", lambda self, batch, *rest: seen.append(batch) or predict(self, batch, *rest)
+        )
+        watched = training.train(dataclasses.replace(run, stopper=(DVAR(),)), small.models(), tmp_path / "watched")
+    assert learned(tmp_path / "plain")[0] == learned(tmp_path / "watched")[0]
+    assert all(torch.isfinite(torch.tensor(entry["measures"]["DVAR"]["fixed_loss"])) for entry in watched.history)
+    looked = [batch for batch in seen if len(batch) == DVAR().batch_size and batch.weights is None]
+    assert len(looked) == 4  # before the first step, and after each of three
 
 
 def test_class_pictures_are_told_of_kept_and_survive_a_cancel(tmp_path):
