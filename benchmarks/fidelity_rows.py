@@ -16,7 +16,14 @@ from demo import captions, world
 from demo.build import HEADS, UNET
 from trainers.checkpoint import load_models
 from trainers.data import Concept
-from trainers.recipes import attndreambooth, textboost, textboost2026
+from trainers.recipes import (
+    attndreambooth,
+    custom_diffusion,
+    dreambooth_lora,
+    textboost,
+    textboost2026,
+    textual_inversion,
+)
 from trainers.run import Run
 from trainers.sampling import sample
 from trainers.training import train
@@ -62,6 +69,9 @@ OTHERS = {
     "attndreambooth-lora": replace(FAST, weights="lora"),
     "attndreambooth-no_regularizer": replace(FAST, **UNREGULARIZED),
     "attndreambooth-paper": attndreambooth.PAPER,
+    "textual_inversion": replace(textual_inversion.FULL, steps=600),
+    "dreambooth_lora": replace(dreambooth_lora.FULL, steps=300, learning_rate=1e-3),
+    "custom_diffusion": replace(custom_diffusion.FULL, steps=300, learning_rate=1e-4, class_images=48),
 }
 METHODS = (*UNTRAINED, "textboost", *(f"textboost-{name}" for name in VARIANTS), *OTHERS)
 
@@ -161,7 +171,7 @@ def personalised(bench: Bench, method: str, number: int, folder: Path, device: s
     )
     chosen = recipe(bench, method)
     run = Run(concept=concept, recipe=chosen, seed=bench.training_seed, dtype=getattr(torch, bench.dtype))
-    result = train(run, models, folder, device=device)
+    result = train(run, models, folder, device=device, cache=folder.parents[3] / "cache")
     losses = [entry["loss"] for entry in result.history]
     facts = {
         "train_seconds": result.seconds,

@@ -9,7 +9,7 @@ from .concept import LoadReferences
 from .files import LoadFiles
 from .history import PlotHistory
 from .prompts import PromptList
-from .recipes import AttnDreamBoothRecipe, TextBoostRecipe
+from .recipes import RECIPES
 from .results import Save
 from .runs import Load, Runs
 from .stopping import DVARStopper, FixedStepsStopper
@@ -21,7 +21,7 @@ class Personalize(ComfyExtension):
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        making = [LoadReferences, TextBoostRecipe, AttnDreamBoothRecipe, Train]
+        making = [LoadReferences, *RECIPES, Train]
         stopping = [DVARStopper, FixedStepsStopper]
         keeping = [Save, Apply, Load, Runs, LoadFiles]
         looking = [PromptList, ShowAttention, PlotHistory]

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..trainers.data import Concept
 from . import host
-from .pictures import captions_for, chosen, connected, pictures_in
+from .pictures import captions_for, chosen, connected, of_class, pictures_in
 from .schema import checked
 from .sockets import CATEGORY, ConceptSocket
 
@@ -74,6 +74,19 @@ class LoadReferences(io.ComfyNode):
                     tooltip="What each connected picture shows, a line each, with {} for the subject: 'A house in {}'. "
                     "Pictures of a folder have theirs in .txt files beside them.",
                 ),
+                io.Image.Input(
+                    "class_images",
+                    optional=True,
+                    tooltip="Pictures of other things of that kind, for methods with prior preservation; without any, "
+                    "the model draws its own.",
+                ),
+                io.String.Input(
+                    "class_folder",
+                    default="",
+                    optional=True,
+                    tooltip="A folder of such pictures inside ComfyUI's input folder; what each shows may stand in a "
+                    ".txt file beside it.",
+                ),
             ],
             outputs=[
                 ConceptSocket.Output(display_name="concept"),
@@ -88,7 +101,7 @@ class LoadReferences(io.ComfyNode):
     @checked
     def execute(
         cls, folder, class_word, placeholder_token, initializer_token, resolution, crop, first, choose,
-        images=None, mask=None, model=None, captions=(),
+        images=None, mask=None, model=None, captions=(), class_images=None, class_folder=("",),
     ) -> io.NodeOutput:  # fmt: skip
         pictures = connected(images)
         texts = captions_for("\n".join(captions), len(pictures))
@@ -97,6 +110,7 @@ class LoadReferences(io.ComfyNode):
             pictures, texts = pictures + more, texts + beside
         masks = [m for batch in mask or [] for m in batch.reshape(-1, *batch.shape[-2:])]
         pictures, masks, texts = chosen(pictures, masks, texts, first[0], choose[0])
+        others, beside = of_class(class_images, class_folder[0].strip())
         concept = Concept(
             images=tuple(pictures),
             masks=tuple(masks) or None,
@@ -106,6 +120,8 @@ class LoadReferences(io.ComfyNode):
             resolution=resolution[0],
             crop=crop[0],
             captions=tuple(texts),
+            class_images=tuple(others),
+            class_captions=tuple(beside),
         )
         height, width = concept.sizes(host.resolution_of(model[0]) if model else 512)[0]
         return io.NodeOutput(concept, concept.images[0].movedim(0, -1)[None], concept.placeholder_token, width, height)

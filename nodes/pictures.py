@@ -70,6 +70,20 @@ def pictures_in(folder: str) -> tuple[list[Tensor], list[str]]:
     return [_read(file) for file in files], [_caption_beside(folder, file) for file in files]
 
 
+def of_class(images: list[Tensor] | None, folder: str) -> tuple[list[Tensor], list[str]]:
+    """Connected class pictures and those of a folder, and what they show: "" where no file says it, none if all are.
+
+    Raises:
+        ValueError: as `pictures_in`.
+    """
+    pictures = connected({"class_images": images} if images else None)
+    captions = [""] * len(pictures)
+    if folder:
+        more, beside = pictures_in(folder)
+        pictures, captions = pictures + more, captions + beside
+    return pictures, captions if any(captions) else []
+
+
 def _read(file: Path) -> Tensor:
     try:
         with Image.open(file) as image:

@@ -147,7 +147,11 @@ def _train(model, clip, vae, run: runs.Run, device, folder, say, *, model_finger
         progress.update_absolute(progress.current, None, ("JPEG", picture, 768))  # `step` counts all stages
         host.check_interrupted()
 
-    watcher = training.Watcher(on_step=on_step, on_preview=on_preview, on_notice=say)
+    def on_notice(sentence: str) -> None:
+        say(sentence)
+        host.check_interrupted()
+
+    watcher = training.Watcher(on_step=on_step, on_preview=on_preview, on_notice=on_notice)
     options |= {"model": model_fingerprint, "device": device, "watcher": watcher, "cache": host.cache_folder()}
     return training.train(run, models, folder, free_memory=lambda: host.free_memory(device), **options)
 

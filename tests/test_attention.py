@@ -1,12 +1,15 @@
 """AttnDreamBooth's regulariser: is it the formula, whatever the layers, the words, the split and the checkpointing?"""
 
+import contextlib
+import dataclasses
+
 import pytest
 import torch
 from einops import rearrange
 
 from personalize.tests import small
 from personalize.trainers import trainables
-from personalize.trainers.attention import record_cross_attention
+from personalize.trainers.attention import first_token_without_gradient, record_cross_attention
 from personalize.trainers.families import SD1, SD2, SDXL
 from personalize.trainers.losses import AttentionRegularization, denoising, positions
 from personalize.trainers.objective import Batch, Objective
@@ -153,3 +156,67 @@ def test_the_recorder_is_gone_after_an_interrupt():
     with pytest.raises(KeyboardInterrupt), record_cross_attention(models.unet):
         raise KeyboardInterrupt
     assert models.unet.attn_processors == before
+
+
+# -- Custom Diffusion's first token
+
+
+def start_and_rest(family, checkpointing, guarded):
+    """Gradients of a loss on the U-Net's output: by what the prompt's states are, and by keys and values' weights.
+
+    The states of the start token, those of the other positions, and every `attn2.to_k` and `to_v` weight.
+    """
+    models, batch, noise, timesteps = prepared(family)
+    with torch.no_grad():
+        encoding = models.encode_ids(batch.input_ids)
+    parts = tuple(part.requires_grad_(True) for part in encoding.parts)
+    chosen = [p for name in ("attn2.to_k", "attn2.to_v") for p in trainables.select(models, name)]
+    for parameter in chosen:
+        parameter.requires_grad_(True)
+    models.save_memory(checkpointing)
+    context = first_token_without_gradient(models.unet) if guarded else contextlib.nullcontext()
+    with context:
+        output = models.predict(noise, timesteps, dataclasses.replace(encoding, parts=parts))
+        output.square().sum().backward()
+    return output.detach(), torch.cat([part.grad for part in parts], dim=-1), [p.grad for p in chosen]
+
+
+@FAMILIES
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_first_token_carries_no_gradient(family, checkpointing):
+    """Exactly none, while the output is the same bit for bit and the other positions' gradients are as without."""
+    plain, guarded = (start_and_rest(family, checkpointing, on) for on in (False, True))
+    assert torch.equal(plain[0], guarded[0])
+    assert (guarded[1][:, 0] == 0).all() and plain[1][:, 0].abs().max() > 0
+    assert torch.allclose(guarded[1][:, 1:], plain[1][:, 1:], rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_weights_learn_from_the_other_positions_alone(checkpointing):
+    """d loss / d W = sum over positions of (d loss / d output)^T input, written out without the first."""
+    models, batch, noise, timesteps = prepared()
+    layer = models.unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn2.to_k")
+    caught = {}
+    layer.register_full_backward_hook(lambda module, inputs, outputs: caught.update(grad=outputs[0]))
+    layer.register_forward_pre_hook(lambda module, args: caught.update(x=args[0].detach()))
+    layer.weight.requires_grad_(True)
+    models.save_memory(checkpointing)
+    with torch.no_grad():
+        encoding = models.encode_ids(batch.input_ids)
+    encoding = encoding.map(lambda states: states.requires_grad_(True))
+    with first_token_without_gradient(models.unet):
+        models.predict(noise, timesteps, encoding).square().sum().backward()
+    every = torch.einsum("bno,bni->oi", caught["grad"].double(), caught["x"].double())
+    others = torch.einsum("bno,bni->oi", caught["grad"][:, 1:].double(), caught["x"][:, 1:].double())
+    close = {"rtol": 1e-4, "atol": 1e-5 * others.abs().max().item()}
+    assert torch.allclose(layer.weight.grad.double(), others, **close)
+    assert not torch.allclose(layer.weight.grad.double(), every, **close)
+
+
+def test_hooks_are_gone_after_an_interrupt():
+    models = small.models()
+    layers = [layer for path, layer in models.unet.named_modules() if path.endswith((".attn2.to_k", ".attn2.to_v"))]
+    with pytest.raises(KeyboardInterrupt), first_token_without_gradient(models.unet):
+        assert layers and all(len(layer._forward_hooks) == 1 for layer in layers)
+        raise KeyboardInterrupt
+    assert not any(layer._forward_hooks for layer in layers)

@@ -18,7 +18,7 @@ def prediction(masks=None, preservation=(None, None)):
     return SimpleNamespace(
         model_pred=pred,
         target=target,
-        batch=SimpleNamespace(masks=masks, preservation_targets=frozen),
+        batch=SimpleNamespace(masks=masks, preservation_targets=frozen, weights=None),
         preservation=None if tuned is None else SimpleNamespace(parts=(tuned,)),
     )
 

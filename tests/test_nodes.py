@@ -182,11 +182,31 @@ def test_bad_captions_get_one_sentence(load_references, tmp_path):
         load_references(folder="many")
 
 
+def test_class_pictures_come_from_a_socket_and_a_folder(load_references, tmp_path):
+    """Connected ones first, without captions; those of a folder with the texts beside them."""
+    (tmp_path / "cats").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (24, 16), (255, 0, 0)).save(tmp_path / "cats" / name)
+    picture, batch = torch.rand(1, 16, 16, 3), torch.full((2, 16, 20, 3), 0.25)
+    concept = load_references([picture], class_images=batch, class_folder="cats")
+    assert [tuple(image.shape) for image in concept.class_images] == [(3, 16, 20)] * 2 + [(3, 16, 24)] * 2
+    assert concept.class_images[0].mean() == 0.25 and concept.class_captions == ()
+    (tmp_path / "cats" / "b.txt").write_text("a cat on a roof")
+    concept = load_references([picture], class_images=batch, class_folder="cats", class_word="cat")
+    assert concept.class_captions == ("", "", "", "a cat on a roof")
+    assert concept.class_prompts() == ["a photo of a cat"] * 3 + ["a cat on a roof"]
+    assert len(concept.images) == 1 and load_references([picture]).class_images == ()
+    for folder, sentence in (("none", "no folder"), ("../..", "not inside")):
+        with pytest.raises(ValueError, match=sentence):
+            load_references([picture], class_folder=folder)
+
+
 def test_captions_come_from_a_file_in_the_input_folder(tmp_path, monkeypatch):
     import folder_paths
 
-    from personalize.nodes.recipes import TextBoostRecipe
+    from personalize.nodes.recipes import RECIPES
 
+    textboost = RECIPES[0]
     monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path / "input"))
     (tmp_path / "input").mkdir()
     (tmp_path / "input" / "mine.txt").write_text("a boat\n\n  two boats \n")
@@ -194,11 +214,11 @@ def test_captions_come_from_a_file_in_the_input_folder(tmp_path, monkeypatch):
     (tmp_path / "input" / "empty.txt").write_text("\n")
     (tmp_path / "input" / "odd.txt").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "input" / "link.txt").symlink_to(tmp_path / "secret.txt")
-    recipe = TextBoostRecipe.execute({"preset": "readme", "captions": "mine.txt"}).result[0]
+    recipe = textboost.execute({"preset": "readme", "captions": "mine.txt"}).result[0]
     assert recipe.captions == ("a boat", "two boats")
     for name in ("../secret.txt", str(tmp_path / "secret.txt"), "link.txt", "a\0b", "..", "..\\..\\x/../../y"):
         with pytest.raises(ValueError, match="not inside|cannot be read"):
-            TextBoostRecipe.execute({"preset": "readme", "captions": name})
+            textboost.execute({"preset": "readme", "captions": name})
     for name, sentence in (("empty.txt", "is empty"), ("odd.txt", "as text"), ("none.txt", "cannot be read")):
         with pytest.raises(ValueError, match=sentence):
-            TextBoostRecipe.execute({"preset": "readme", "captions": name})
+            textboost.execute({"preset": "readme", "captions": name})

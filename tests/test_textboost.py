@@ -11,10 +11,11 @@ import torch
 from personalize.tests import small
 from personalize.trainers import run as runs
 from personalize.trainers import training
-from personalize.trainers.data import TEMPLATES, Concept
+from personalize.trainers.data import Concept
 from personalize.trainers.loop import SingleDevice, forward_backward, freeze_all_but
 from personalize.trainers.objective import Objective
 from personalize.trainers.recipes.textboost import PRESETS, TextBoost
+from personalize.trainers.templates import TEMPLATES
 
 FAST = TextBoost(steps=3, batch_size=4, views=8)
 GRAYS = (0.0, 0.5, 1.0)

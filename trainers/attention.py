@@ -1,12 +1,14 @@
-"""What the cross-attention of a U-Net looks at: statistics of its probabilities, layer by layer, while it runs.
+"""What the cross-attention of a U-Net looks at: statistics of its probabilities, layer by layer, while it runs; and
+which of the prompt's positions it learns from.
 
-Only cross-attention is computed step by step, with its 77 keys; self-attention stays fused.
+Only for the statistics is cross-attention computed step by step, with its 77 keys; self-attention stays fused.
 """
 
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -74,3 +76,23 @@ def record_cross_attention(unet: nn.Module, keep: bool = False) -> Iterator[Atte
     finally:
         for path, module in before.items():
             module.processor = processors[path]
+
+
+@contextlib.contextmanager
+def first_token_without_gradient(unet: nn.Module) -> Iterator[None]:
+    """While the block lasts, no cross-attention learns from the prompt's start token (Custom Diffusion).
+
+    Keys and values stay as they are at all 77 positions; those of the first carry no gradient.
+    """
+    layers = [module for path, module in unet.named_modules() if path.endswith((".attn2.to_k", ".attn2.to_v"))]
+    hooks = [layer.register_forward_hook(_without_first) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _without_first(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    """`[B, 77, d]`."""
+    return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)

@@ -163,6 +163,64 @@ def turn(picture: Picture, generator: Generator, p: float = 0.75, degrees: float
     return View(pixels=stacked[:3], mask=None if mask is None else stacked[3:])
 
 
+def mirrored(picture: Picture, generator: Generator, p: float = 0.5) -> View:
+    """One view: left and right exchanged with probability `p`, and nothing of it said."""
+    pixels, mask = picture
+    if draw(generator) < p:
+        pixels, mask = pixels.flip(-1), None if mask is None else mask.flip(-1)
+    return View(pixels=pixels, mask=mask)
+
+
+BLANK = 0.5  # mid-gray, the autoencoder's zero
+LATENT = 8  # pixels of a latent's side
+
+
+def resized(picture: Picture, generator: Generator, p: float = 0.5) -> View:
+    """One view at another size, and a mask of where it shows the picture (Custom Diffusion).
+
+    With 2/3 a size uniform in 1/3..1: below 0.6 the picture is shrunk and lies somewhere on a blank canvas, above it
+    stays as it is. With 1/3 a size uniform in 1.2..1.4, cropped anywhere. Before, left and right are exchanged with
+    probability `p`.
+    """
+    view = mirrored(picture, generator, p)
+    stacked = torch.cat([view.pixels, torch.ones_like(view.pixels[:1]) if view.mask is None else view.mask])
+    factor = draw(generator, 1 / 3, 1.0) if draw(generator) < 2 / 3 else draw(generator, 1.2, 1.4)
+    names = ()
+    if factor < 0.6:
+        stacked, names = on_canvas(stacked, factor, generator), ("zoom-out",)
+    elif factor > 1:
+        stacked, names = cropped(stacked, factor, generator), ("zoom-in",)
+    return View(pixels=stacked[:3], mask=stacked[3:], operations=names)
+
+
+def on_canvas(stacked: Tensor, factor: float, generator: Generator) -> Tensor:
+    """A picture above its mask, `[4, h, w]`, shrunk by `factor` and anywhere on a blank picture of that size.
+
+    The mask leaves out one latent at the seam, where the autoencoder sees the blank as well.
+    """
+    size = stacked.shape[-2:]
+    small = resize(stacked, *(max(1, round(side * factor)) for side in size))
+    seam = min(LATENT, *(side // 4 for side in small.shape[-2:]))
+    small[3:] *= F.pad(torch.ones_like(small[3:, seam:-seam, seam:-seam]), (seam,) * 4) if seam else 1
+    canvas = torch.cat([torch.full_like(stacked[:3], BLANK), torch.zeros_like(stacked[3:])])
+    top, left = (_place(side - part, generator) for side, part in zip(size, small.shape[-2:], strict=True))
+    canvas[:, top : top + small.shape[-2], left : left + small.shape[-1]] = small
+    return canvas
+
+
+def cropped(stacked: Tensor, factor: float, generator: Generator) -> Tensor:
+    """`[c, h, w]` enlarged by `factor`, and of that a part of the same shape, anywhere."""
+    height, width = stacked.shape[-2:]
+    large = resize(stacked, round(height * factor), round(width * factor))
+    top, left = _place(large.shape[-2] - height, generator), _place(large.shape[-1] - width, generator)
+    return large[:, top : top + height, left : left + width]
+
+
+def _place(room: int, generator: Generator) -> int:
+    """0 to `room`, evenly."""
+    return torch.randint(room + 1, (), generator=generator).item()
+
+
 def rotate(picture: Tensor, degrees: float) -> Tensor:
     """`[c, h, w]` turned counter-clockwise about its centre, reflected at its edges."""
     height, width = picture.shape[-2:]

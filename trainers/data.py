@@ -1,4 +1,4 @@
-"""What the methods learn from: the concept, prompt templates, cached latents and cached teacher outputs."""
+"""What the methods learn from: the concept, cached latents and cached teacher outputs."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -13,40 +13,8 @@ from .models import Models
 from .pictures import bucket, cut
 from .sentences import quoted
 
-# The "small ImageNet" photo templates of Textual Inversion (arXiv 2208.01618), used by TextBoost's benchmark.
-IMAGENET_SMALL = (
-    "a photo of a {}",
-    "a rendering of a {}",
-    "a cropped photo of the {}",
-    "the photo of a {}",
-    "a photo of a clean {}",
-    "a photo of a dirty {}",
-    "a dark photo of the {}",
-    "a photo of my {}",
-    "a photo of the cool {}",
-    "a close-up photo of a {}",
-    "a bright photo of the {}",
-    "a cropped photo of a {}",
-    "a photo of the {}",
-    "a good photo of the {}",
-    "a photo of one {}",
-    "a close-up photo of the {}",
-    "a rendition of the {}",
-    "a photo of the clean {}",
-    "a rendition of a {}",
-    "a photo of a nice {}",
-    "a good photo of a {}",
-    "a photo of the nice {}",
-    "a photo of the small {}",
-    "a photo of the weird {}",
-    "a photo of the large {}",
-    "a photo of a cool {}",
-    "a photo of a small {}",
-)
-PLAIN = ("{}", "a {}", "one {}", "the {}", "photo of a {}")
 SMALLEST = 32  # pixels on a side: below, a collage has no room for its tiles, and the U-Net none for its levels
 LONGEST = 64  # characters of a placeholder
-TEMPLATES = {"imagenet_small": IMAGENET_SMALL, "plain": PLAIN}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +31,8 @@ class Concept:
         crop: how a picture that is not square is cut: "center" or "random" to a square, "bucket" to a shape near its
             own, of no more pixels than the square.
         captions: for each picture what it shows, with `{}` for the subject; "" where templates say it; empty for none.
+        class_images: pictures `[3, h, w]` in 0..1 of other things of that kind, whose look prior preservation keeps.
+        class_captions: what each of them shows; "" and empty for "a photo of a" and the class word.
     """
 
     images: tuple[Tensor, ...]
@@ -73,15 +43,19 @@ class Concept:
     resolution: int = 0
     crop: str = "center"
     captions: tuple[str, ...] = ()
+    class_images: tuple[Tensor, ...] = ()
+    class_captions: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not self.images:
             raise ValueError("There is no picture to learn from: connect an image, or name a folder of pictures.")
-        for name, tensors in (("reference picture", self.images), ("mask", self.masks or ())):
+        pictures = {"reference picture": self.images, "class picture": self.class_images}
+        for name, tensors in {**pictures, "mask": self.masks or ()}.items():
             if not all(tensor.isfinite().all() for tensor in tensors):
                 raise ValueError(f"A {name} holds values that are no numbers: look at it, and connect another one.")
-        if min(min(image.shape[-2:]) for image in self.images) < 8:
-            raise ValueError("A reference picture is smaller than 8 pixels on a side: use a larger one.")
+        for name, images in pictures.items():
+            if any(min(image.shape[-2:]) < 8 for image in images):
+                raise ValueError(f"A {name} is smaller than 8 pixels on a side: use a larger one.")
         if not self.class_word:
             raise ValueError("The class word is empty: write what kind of thing your subject is, such as dog.")
         check_word(self.placeholder_token)
@@ -100,6 +74,11 @@ class Concept:
             raise ValueError(
                 f"The number of captions ({len(self.captions)}) is not that of the pictures ({len(self.images)}): "
                 "write one for each picture, an empty one where templates should do."
+            )
+        if self.class_captions and len(self.class_captions) != len(self.class_images):
+            raise ValueError(
+                f"The number of class captions ({len(self.class_captions)}) is not that of the class pictures "
+                f"({len(self.class_images)}): write one for each picture, an empty one for a photo of the class word."
             )
         for caption in filter(None, self.captions):
             if "{}" not in caption:
@@ -125,6 +104,16 @@ class Concept:
     def subject(self, with_class_word: bool) -> str:
         """The subject as it stands in a prompt: `<dog>` or `<dog> dog`."""
         return f"{self.placeholder_token} {self.class_word}" if with_class_word else self.placeholder_token
+
+    def class_prompts(self) -> list[str]:
+        """What each class picture shows."""
+        captions = self.class_captions or [""] * len(self.class_images)
+        return [caption or self.class_prompt for caption in captions]
+
+    @property
+    def class_prompt(self) -> str:
+        """Something of that kind, without the new word."""
+        return f"a photo of a {self.class_word}"
 
     def caption(self, picture: int) -> str:
         """The caption of a picture, with `{}` for the subject; "" for none."""

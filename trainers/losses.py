@@ -11,13 +11,28 @@ from .objective import Prediction
 
 
 def denoising(prediction: Prediction) -> Tensor:
-    """Mean squared error of the prediction; under a mask, averaged over the masked area of each sample."""
+    """Mean squared error of the prediction over the pictures of the instance.
+
+    Under a mask, averaged over the masked area of each sample.
+    """
+    weights = prediction.batch.weights
+    errors = _errors(prediction)
+    return errors.mean() if weights is None else (errors * weights[:, 0]).mean()
+
+
+def prior_preservation(prediction: Prediction) -> Tensor:
+    """The same over the pictures of the class, without masks: what such a thing looked like before (DreamBooth)."""
+    return (_errors(prediction) * prediction.batch.weights[:, 1]).mean()
+
+
+def _errors(prediction: Prediction) -> Tensor:
+    """Squared errors: their mean within each of the B samples, `[B]`, where masks or weights tell samples apart."""
     error = (prediction.model_pred - prediction.target).square().mean(dim=1, keepdim=True)
     mask = prediction.batch.masks
     if mask is None:
-        return error.mean()
+        return error if prediction.batch.weights is None else error.mean(dim=(1, 2, 3))
     area = mask.sum(dim=(1, 2, 3)).clamp(min=1e-6)  # an augmented view may have lost its subject: it then counts as 0
-    return ((error * mask).sum(dim=(1, 2, 3)) / area).mean()
+    return (error * mask).sum(dim=(1, 2, 3)) / area
 
 
 def knowledge_preservation(prediction: Prediction, encoders: slice = slice(None)) -> Tensor:

@@ -58,6 +58,7 @@ class Models:
     subject: Subject | None = None
     base_weights: dict[str, Tensor] = field(default_factory=dict)  # of the U-Net, those that train whole, as they were
     cache: Path | None = None  # a folder for what is costly to compute again; `None` keeps nothing
+    notice: Callable[[str], None] = lambda sentence: None  # who is told how far something is; may end it by raising
 
     def follow(self, placeholder: str) -> None:
         """From now on every encoding says where `placeholder` acts; all text encoders must know it."""

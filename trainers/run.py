@@ -14,6 +14,7 @@ from .models import Models
 from .stopping import Monitor
 
 RUN_FORMAT = 1  # raised only when the same inputs give other results; part of every digest
+NOT_WORDS = ("images", "masks", "class_images")  # of a concept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +30,13 @@ class Run:
     def settings(self) -> dict:
         """All but the pictures, as JSON knows it."""
         words = {f.name: getattr(self.concept, f.name) for f in dataclasses.fields(Concept)}
+        if not self.concept.class_captions:  # younger than the format: without them a digest is what it was
+            words.pop("class_captions")
         settings = {
             "run_format": RUN_FORMAT,
             "method": type(self.recipe).__name__,
             "recipe": dataclasses.asdict(self.recipe),
-            "concept": {name: value for name, value in words.items() if name not in ("images", "masks")},
+            "concept": {name: value for name, value in words.items() if name not in NOT_WORDS},
             "seed": self.seed,
             "precision": str(self.dtype).removeprefix("torch."),
         }
@@ -42,8 +45,10 @@ class Run:
         return json.loads(json.dumps(settings))
 
     def dataset(self) -> str:
-        """Digest of the reference pictures and their masks."""
-        return digest_of([*self.concept.images, *(self.concept.masks or ())])
+        """Digest of the reference pictures and their masks, and of class pictures if there are any."""
+        classes = self.concept.class_images
+        own = [*self.concept.images, *(self.concept.masks or ())]
+        return digest_of([*own, *classes], [f"{len(classes)} class pictures"] if classes else [])
 
     def digest(self, model: str) -> str:
         """16 hexadecimal digits that name the run's folder: same digest, same result.

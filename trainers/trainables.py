@@ -1,6 +1,7 @@
 """What can be made to train: new token rows, LoRA layers, chosen weights. Everything else stays frozen."""
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -11,7 +12,7 @@ from torch import Generator, Tensor, nn
 from .models import Models
 from .sentences import quoted
 from .text_encoder import TextEncoder
-from .tokenizer import Tokenizer
+from .tokenizer import START, Tokenizer
 
 MOST_VECTORS = 16  # a prompt has room for 75 tokens, and the subject should leave most of it free
 
@@ -55,7 +56,7 @@ def add_tokens(encoder: TextEncoder, initializers: Iterable[tuple[str, str]]) ->
     rows = []
     for token, initializer in initializers:
         check_placeholder(tokenizer, token)
-        ids = tokenizer.encode_words(initializer)
+        ids = initializer_ids(tokenizer, initializer)
         if not ids:
             raise ValueError(f"The initializer of {token} is empty: write a word the model knows, such as its class.")
         learned = encoder.known_tokens.get(token)
@@ -64,6 +65,26 @@ def add_tokens(encoder: TextEncoder, initializers: Iterable[tuple[str, str]]) ->
     embedding = TokenEmbedding(table, torch.cat(rows).float())
     encoder.set_embedding(embedding)
     return embedding
+
+
+def initializer_ids(tokenizer: Tokenizer, words: str) -> list[int]:
+    """Rows of the vocabulary that a new word starts from: those of words, and of `id:42170` that very row.
+
+    CLIP's vocabulary holds parts of words, too, which no word is spelled with: `ktn` is row 42170, written it becomes
+    the two tokens `k` and `tn`.
+
+    Raises:
+        ValueError: the vocabulary has no such row.
+    """
+    ids = []
+    for piece in re.split(r"(?<!\S)(id:\d+)(?!\S)", words):
+        if not re.fullmatch(r"id:\d+", piece):
+            ids += tokenizer.encode_words(piece)
+        elif int(piece[3:]) < min(START, tokenizer.vocab_size):
+            ids.append(int(piece[3:]))
+        else:
+            raise ValueError(f"The vocabulary has no word {quoted(piece)} to start from: use id:0 to id:{START - 1}.")
+    return ids
 
 
 def check_placeholder(tokenizer: Tokenizer, token: str) -> None:
@@ -80,7 +101,7 @@ def check_words(tokenizer: Tokenizer, token: str, initializer: str, class_word: 
     for name, words in (("class word", class_word), ("initializer", initializer)):
         if not any(letter.isalpha() for letter in words):
             raise ValueError(f"The {name} {quoted(words)} is no word: write what your subject is, such as corgi dog.")
-        if (count := len(tokenizer.encode_words(words))) > MOST_VECTORS:
+        if (count := len(initializer_ids(tokenizer, words))) > MOST_VECTORS:
             raise ValueError(
                 f"The {name} has {count} tokens, too many for a prompt: describe the subject in at most "
                 f"{MOST_VECTORS} tokens."

@@ -105,6 +105,7 @@ class Training:
         earlier = self._begin()
         self.models.to(self.device.device, self.run.dtype)
         self.models.cache = self.cache
+        self.models.notice = self.watcher.on_notice
         generator = torch.Generator().manual_seed(self.run.seed)
         try:
             reason = self._stages(earlier, generator)

@@ -1,4 +1,4 @@
-"""Batches of augmented views with prompts that describe them: what TextBoost and its revision learn from.
+"""Batches of augmented views with prompts that describe them, and of class pictures beside them.
 
 The views are encoded ahead, so that no autoencoder runs inside a step.
 """
@@ -13,9 +13,11 @@ from torch import Generator
 
 from . import augmentation
 from .augmentation import Picture
-from .data import TEMPLATES, Concept, Latents, PreservationPrompts, View, choose, encode_views
+from .class_pictures import ClassPictures
+from .data import Concept, Latents, PreservationPrompts, View, choose, encode_views
 from .models import Models
 from .objective import Batch
+from .templates import TEMPLATES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,14 +91,15 @@ class PairedViews:
         pools: Iterator[Latents],
         generator: Generator,
         preserved: PreservationPrompts | None = None,
+        classes: ClassPictures | None = None,
     ) -> Iterator[Batch]:
-        """A batch per step, with `preserved` prompts where there are any."""
+        """A batch per step, with `preserved` prompts and as many pictures of the class where there are any."""
         for pool in pools:
             index = torch.randint(len(pool.mean), (self.batch_size,), generator=generator)
             views = [(pool.pictures[i], pool.operations[i]) for i in index.tolist()]
             prompts = [self._prompt(concept, *view, generator) for view in views]
             ids, targets = preserved.sample(self.batch_size, generator) if preserved else (None, None)
-            yield Batch(
+            batch = Batch(
                 latents=pool.sample(index, generator),
                 posterior=pool.posterior(index),
                 input_ids=models.tokenize(prompts),
@@ -104,6 +107,7 @@ class PairedViews:
                 preservation_ids=ids,
                 preservation_targets=targets,
             )
+            yield batch.with_class(classes.sample(batch, generator)) if classes else batch
 
     def _prompt(self, concept: Concept, picture: int, operations: tuple[str, ...], generator: Generator) -> str:
         template = concept.caption(picture) or choose(self.templates, generator)

@@ -1,9 +1,12 @@
 """The methods, one file each."""
 
-from . import attndreambooth, textboost, textboost2026
+from . import attndreambooth, custom_diffusion, dreambooth_lora, textboost, textboost2026, textual_inversion
 
 # Display name of a node -> its presets, the first of which is the default.
 METHODS = {
     "TextBoost": textboost.PRESETS | textboost2026.PRESETS,
     "AttnDreamBooth": attndreambooth.PRESETS,
+    "Textual Inversion": textual_inversion.PRESETS,
+    "DreamBooth-LoRA": dreambooth_lora.PRESETS,
+    "Custom Diffusion": custom_diffusion.PRESETS,
 }

@@ -16,10 +16,11 @@ from torch import Generator
 from torch.nn import Module, Parameter
 
 from .. import augmentation, losses, timesteps, trainables
-from ..data import TEMPLATES, Concept, PreservationPrompts, shipped_captions
+from ..data import Concept, PreservationPrompts, shipped_captions
 from ..loop import Stage
 from ..models import Models
 from ..settings import setting
+from ..templates import TEMPLATES
 from ..views import PairedViews
 
 TEXT_TARGETS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]

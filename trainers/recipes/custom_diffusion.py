@@ -1,0 +1,104 @@
+"""Custom Diffusion: a word's vector, and what the U-Net's cross-attention makes of words.
+
+Paper: "Multi-Concept Customization of Text-to-Image Diffusion", arXiv 2212.04488, with the settings of "Is This Loss
+Informative?" (DVAR), arXiv 2302.04841. Authors' settings: keys and values of every cross-attention, trained whole,
+which learn nothing from the prompt's start token; one of the 57 templates, drawn once, with "V C"; pictures of the
+subject at random sizes, named so, the loss only where they are; beside 2 of them 2 of 200 pictures of the class, in a
+loss of their own with weight 1 (prior preservation); 1e-5 times the batch size, twice that with the prior; 500 steps
+(preset "full"), or 367 by their "few iters" baseline (preset "short"); gradients clipped at 1.
+Ours differs in that the model at hand draws the class pictures, where theirs were searched for in the web, in that
+pictures are encoded ahead, and in that a class picture is never mirrored.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import Generator
+
+from .. import attention, augmentation, losses, timesteps, trainables
+from ..class_pictures import class_pictures
+from ..data import Concept, choose
+from ..loop import Stage
+from ..models import Models
+from ..settings import same, setting
+from ..templates import TEMPLATES
+from ..views import PairedViews
+from .dreambooth_lora import DreamBoothLoRA
+from .textboost import TextBoost
+from .textual_inversion import TextualInversion
+
+TRAINED = ("attn2.to_k", "attn2.to_v")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomDiffusion:
+    """Hyperparameters of Custom Diffusion; the defaults are those of DVAR's authors."""
+
+    steps: int = same(TextualInversion, "steps", 500)
+    batch_size: int = setting(
+        2, "Pictures of the subject per step; with prior preservation as many class pictures beside them.", min=1,
+        max=512,
+    )  # fmt: skip
+    learning_rate: float = setting(
+        1e-5, "Learning rate of weights and word, for one picture; doubled with prior preservation.", min=0.0, max=1.0
+    )
+    scale_lr: bool = same(TextualInversion, "scale_lr")
+    prior_weight: float = same(DreamBoothLoRA, "prior_weight", 1.0)
+    class_images: int = same(DreamBoothLoRA, "class_images")
+    class_image_steps: int = same(DreamBoothLoRA, "class_image_steps")
+    templates: str = setting(
+        "imagenet",
+        "Prompts, one of which is drawn for the whole training: 57 templates, 27 of them photos, those 27, or plain.",
+        options=("imagenet", "imagenet_small", "plain"),
+        advanced=True,
+    )
+    flip_p: float = same(TextualInversion, "flip_p")
+    random_size: bool = setting(
+        True, "Show the subject smaller and larger and say so; the loss then counts only where it is.", advanced=True
+    )
+    views: int = same(TextualInversion, "views", 512)
+    max_grad_norm: float = same(TextualInversion, "max_grad_norm", 1.0)
+    weight_decay: float = same(TextBoost, "weight_decay")
+
+    def subject(self, concept: Concept) -> str:
+        """What `{}` in a prompt stands for."""
+        return concept.subject(with_class_word=True)
+
+    def check(self, concept: Concept, known: Collection[str] = ()) -> None:
+        """Raise `ValueError` where these settings cannot learn this concept; they always can."""
+
+    def stages(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Stage]:
+        seed, prior = generator.initial_seed(), self.prior_weight > 0  # class pictures take nothing from the generator
+        drawn = (seed, self.class_images, self.class_image_steps)
+        classes = class_pictures(models, concept, *drawn) if prior else None
+        words = [(concept.placeholder_token, concept.initializer)]
+        rows = [trainables.add_tokens(encoder, words).rows for encoder in models.text_encoders]
+        augment = augmentation.resized if self.random_size else augmentation.mirrored
+        views = PairedViews(
+            templates=(choose(TEMPLATES[self.templates], generator),),
+            subject=self.subject(concept),
+            augment=partial(augment, p=self.flip_p),
+            pool=self.views,
+            batch_size=self.batch_size,
+            naming="words",
+        )
+        pools = views.pools(models, concept, generator)
+        weights = [parameter for name in TRAINED for parameter in trainables.select(models, name)]
+        rate = self.learning_rate * (self.batch_size if self.scale_lr else 1) * (2 if prior else 1)
+        kept = {"prior_preservation": (self.prior_weight, losses.prior_preservation)} if prior else {}
+        with attention.first_token_without_gradient(models.unet):
+            yield Stage(
+                name="custom diffusion",
+                steps=self.steps,
+                batch_size=self.batch_size * (2 if prior else 1),
+                params=[{"params": [*rows, *weights], "lr": rate, "max_grad_norm": self.max_grad_norm}],
+                weight_decay=self.weight_decay,
+                batches=views.batches(models, concept, pools, generator, classes=classes),
+                losses={"denoising": (1.0, losses.denoising), **kept},
+                timesteps=timesteps.uniform(models.alphas_cumprod, generator),
+            )
+
+
+FULL = CustomDiffusion()
+PRESETS = {"full": FULL, "short": replace(FULL, steps=367)}

@@ -1,0 +1,103 @@
+"""DreamBooth-LoRA: a word's vector and a small LoRA on every attention of the U-Net.
+
+Papers: "DreamBooth", arXiv 2208.12242, and LoRA, arXiv 2106.09685, with the settings of "Is This Loss Informative?"
+(DVAR), arXiv 2302.04841. Authors' settings: rank 4 on queries, keys, values and outputs of self- and cross-attention,
+2 pictures per step, mirrored at random, in 57 templates; 5e-4 times the batch size for all that trains, 1000 steps
+(preset "full"), or 450 by their "few iters" baseline (preset "short"); no prior preservation.
+Ours differs from DreamBooth in that V is a learned word and not a rare one, as in DVAR's code, and in that pictures
+are encoded ahead. Prior preservation and the library's LoRA on the feed-forward are options.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import Generator
+
+from .. import augmentation, losses, timesteps, trainables
+from ..class_pictures import class_pictures
+from ..data import Concept
+from ..loop import Stage
+from ..models import Models
+from ..settings import same, setting
+from ..templates import TEMPLATES
+from ..views import PairedViews
+from .textboost import TextBoost
+from .textual_inversion import TextualInversion
+
+ATTENTION = [f"{layer}.{part}" for layer in ("attn1", "attn2") for part in ("to_q", "to_k", "to_v", "to_out.0")]
+FEED_FORWARD = ["ff.net.0.proj"]  # the gated half of it (GEGLU)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamBoothLoRA:
+    """Hyperparameters of DreamBooth-LoRA; the defaults are those of DVAR's authors."""
+
+    steps: int = same(TextualInversion, "steps", 1000)
+    batch_size: int = same(TextualInversion, "batch_size")
+    learning_rate: float = setting(5e-4, "Learning rate of LoRA and word, for one picture.", min=0.0, max=1.0)
+    scale_lr: bool = same(TextualInversion, "scale_lr")
+    lora_rank: int = setting(4, "Rank of the LoRA, and its alpha.", min=1, max=256)
+    prior_weight: float = setting(
+        0.0,
+        "Weight of prior preservation: how firmly other things of the class keep their look, with as many class "
+        "pictures in each step as pictures of the subject; 0 does without.",
+        min=0.0,
+        max=1000.0,
+    )
+    feed_forward: bool = setting(False, "LoRA on the U-Net's feed-forward layers, too.", advanced=True)
+    templates: str = same(TextualInversion, "templates")
+    flip_p: float = same(TextualInversion, "flip_p")
+    views: int = same(TextualInversion, "views")
+    class_images: int = setting(
+        200,
+        "Class pictures that the model draws for prior preservation before training, if none are given.",
+        min=1,
+        max=10_000,
+        advanced=True,
+    )
+    class_image_steps: int = setting(
+        25, "Sampler steps of each of these class pictures.", min=1, max=200, advanced=True
+    )
+    max_grad_norm: float = same(TextualInversion, "max_grad_norm")
+    weight_decay: float = same(TextBoost, "weight_decay")
+
+    def subject(self, concept: Concept) -> str:
+        """What `{}` in a prompt stands for."""
+        return concept.subject(with_class_word=False)
+
+    def check(self, concept: Concept, known: Collection[str] = ()) -> None:
+        """Raise `ValueError` where these settings cannot learn this concept; they always can."""
+
+    def stages(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Stage]:
+        seed, prior = generator.initial_seed(), self.prior_weight > 0  # class pictures take nothing from the generator
+        drawn = (seed, self.class_images, self.class_image_steps)
+        classes = class_pictures(models, concept, *drawn) if prior else None
+        words = [(concept.placeholder_token, concept.initializer)]
+        rows = [trainables.add_tokens(encoder, words).rows for encoder in models.text_encoders]
+        views = PairedViews(
+            templates=TEMPLATES[self.templates],
+            subject=self.subject(concept),
+            augment=partial(augmentation.mirrored, p=self.flip_p),
+            pool=self.views,
+            batch_size=self.batch_size,
+        )
+        pools = views.pools(models, concept, generator)
+        targets = ATTENTION + (FEED_FORWARD if self.feed_forward else [])
+        lora = trainables.add_lora(models.unet, targets, self.lora_rank, self.lora_rank, generator)
+        rate = self.learning_rate * (self.batch_size if self.scale_lr else 1)
+        kept = {"prior_preservation": (self.prior_weight, losses.prior_preservation)} if prior else {}
+        yield Stage(
+            name="dreambooth-lora",
+            steps=self.steps,
+            batch_size=self.batch_size * (2 if prior else 1),
+            params=[{"params": [*rows, *lora], "lr": rate, "max_grad_norm": self.max_grad_norm}],
+            weight_decay=self.weight_decay,
+            batches=views.batches(models, concept, pools, generator, classes=classes),
+            losses={"denoising": (1.0, losses.denoising), **kept},
+            timesteps=timesteps.uniform(models.alphas_cumprod, generator),
+        )
+
+
+FULL = DreamBoothLoRA()
+PRESETS = {"full": FULL, "short": replace(FULL, steps=450)}

@@ -1,0 +1,84 @@
+"""Textual Inversion: a new word for the model as it is; nothing but the word's vector trains.
+
+Paper: "An Image is Worth One Word", arXiv 2208.01618, with the settings of "Is This Loss Informative?" (DVAR),
+arXiv 2302.04841, whose monitors make it fast. Authors' settings: 2 pictures per step, mirrored at random, in 57
+templates; 5e-3 times the batch size, 6100 steps (preset "full"), or 475 by their "few iters" baseline (preset
+"short"). The smallest of all results: a few hundred numbers, an embedding that every program reads.
+Ours differs in that pictures are encoded ahead, and that an initializer of several words gives several vectors.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import Generator
+
+from .. import augmentation, losses, timesteps, trainables
+from ..data import Concept
+from ..loop import Stage
+from ..models import Models
+from ..settings import same, setting
+from ..templates import TEMPLATES
+from ..views import PairedViews
+from .textboost import TextBoost
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextualInversion:
+    """Hyperparameters of Textual Inversion; the defaults are those of DVAR's authors."""
+
+    steps: int = setting(6100, "Optimizer steps.", min=1, max=100_000)
+    batch_size: int = setting(2, "Pictures per step.", min=1, max=512)
+    learning_rate: float = setting(5e-3, "Learning rate of the word's vector, for one picture.", min=0.0, max=1.0)
+    scale_lr: bool = setting(True, "Multiply the learning rate by the number of pictures per step, as the authors do.")
+    templates: str = setting(
+        "imagenet",
+        "Prompts around the subject: 57 templates, 27 of them photos and the others drawings, those 27, or plain ones.",
+        options=("imagenet", "imagenet_small", "plain"),
+    )
+    flip_p: float = setting(0.5, "Probability of exchanging left and right.", min=0.0, max=1.0, advanced=True)
+    views: int = setting(
+        128, "Views encoded before training; 0 encodes fresh ones in every step.", min=0, max=65536, advanced=True
+    )
+    max_grad_norm: float = setting(
+        0.0, "Clip the gradient to this norm; 0 does not clip.", min=0.0, max=1000.0, advanced=True
+    )
+    weight_decay: float = same(TextBoost, "weight_decay")
+
+    def subject(self, concept: Concept) -> str:
+        """What `{}` in a prompt stands for."""
+        return concept.subject(with_class_word=False)
+
+    def check(self, concept: Concept, known: Collection[str] = ()) -> None:
+        """Raise `ValueError` where these settings cannot learn this concept; they always can."""
+
+    def initializer(self, models: Models, concept: Concept) -> str:
+        """The words, or the row of the vocabulary (`id:42170`), from which the new word starts."""
+        return concept.initializer
+
+    def stages(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Stage]:
+        words = [(concept.placeholder_token, self.initializer(models, concept))]
+        rows = [trainables.add_tokens(encoder, words).rows for encoder in models.text_encoders]
+        views = PairedViews(
+            templates=TEMPLATES[self.templates],
+            subject=self.subject(concept),
+            augment=partial(augmentation.mirrored, p=self.flip_p),
+            pool=self.views,
+            batch_size=self.batch_size,
+        )
+        pools = views.pools(models, concept, generator)
+        rate = self.learning_rate * (self.batch_size if self.scale_lr else 1)
+        yield Stage(
+            name="textual inversion",
+            steps=self.steps,
+            batch_size=self.batch_size,
+            params=[{"params": rows, "lr": rate, "max_grad_norm": self.max_grad_norm}],
+            weight_decay=self.weight_decay,
+            batches=views.batches(models, concept, pools, generator),
+            losses={"denoising": (1.0, losses.denoising)},
+            timesteps=timesteps.uniform(models.alphas_cumprod, generator),
+        )
+
+
+FULL = TextualInversion()
+PRESETS = {"full": FULL, "short": replace(FULL, steps=475)}
