@@ -10,9 +10,9 @@ const COLORS = { mean: "#3d8fe8", fixed: "#e8842c", ratio: "#2fa37c", score: "#b
 const FINISH = "Ends the present stage after this step and keeps what it learned: later stages and the graph go on. "
   + "Cancel stops everything instead; queued again, the training goes on where it was.";
 const STYLE = `
-.personalize-live { display: flex; flex-direction: column; gap: 6px; box-sizing: border-box; height: 100%; overflow: hidden;
-  padding: 8px 10px; border-radius: 8px; background: var(--component-node-widget-background, var(--comfy-input-bg, #222));
-  color: var(--input-text, #ddd); font: 12px/1.35 Inter, system-ui, sans-serif;
+.personalize-live { display: flex; flex-direction: column; gap: 6px; box-sizing: border-box; height: 100%;
+  padding: 8px 10px; overflow: hidden; border-radius: 8px; font: 12px/1.35 Inter, system-ui, sans-serif;
+  color: var(--input-text, #ddd); background: var(--component-node-widget-background, var(--comfy-input-bg, #222));
   header { display: flex; gap: 8px; align-items: center; }
   span { flex: 1; min-width: 0; font-variant-numeric: tabular-nums; }
   button { padding: 2px 10px; border: 1px solid color-mix(in srgb, currentColor 35%, transparent); border-radius: 6px;
@@ -24,7 +24,7 @@ const STYLE = `
   .strip { display: flex; gap: 6px; height: 92px; }
   .strip:empty, footer:empty { display: none; }
   a { flex: 0 1 auto; min-width: 0; color: inherit; text-decoration: none; font-size: 10px; text-align: center; }
-  img { display: block; height: 76px; max-width: 100%; object-fit: contain; border-radius: 4px; }
+  img { display: block; max-height: 76px; max-width: 100%; border-radius: 4px; }
 }`;
 
 const runs = new Map(); // run digest -> what the server said of it
@@ -96,13 +96,13 @@ class View {
   constructor(node) {
     this.node = node;
     this.box = Object.assign(document.createElement("div"), { className: "personalize-live" });
-    this.box.innerHTML = `<header><span></span><button></button></header><div class="plot"><canvas></canvas></div>
+    this.box.innerHTML = `<header><span></span><button disabled></button></header><div class="plot"><canvas></canvas></div>
       <div class="strip"></div><footer></footer>`;
     [this.text, this.button, this.canvas] = ["span", "button", "canvas"].map((name) => this.box.querySelector(name));
     [this.strip, this.footer] = [".strip", "footer"].map((name) => this.box.querySelector(name));
     this.button.title = FINISH;
     this.button.onclick = () => this.finish();
-    const sizes = { getMinHeight: () => this.height(), getMaxHeight: () => (this.run ? undefined : 0), margin: 6 };
+    const sizes = { getMinHeight: () => this.height() + 12, getMaxHeight: () => (this.run ? undefined : 0), margin: 6 };
     const options = { ...sizes, serialize: false, hideOnZoom: false };
     this.widget = node.addDOMWidget("live", "PERSONALIZE_LIVE", this.box, options);
     this.widget.serialize = false; // it is no value of a saved workflow, either
@@ -215,10 +215,10 @@ function panels(run) {
     { name: "mean", color: COLORS.mean, width: 1.7, points: mean(run.entries) },
   ];
   const others = monitors(run).map(([monitor, key]) => {
-    const fixed = measured(run, monitor, "fixed_loss"), name = `${monitor.replace("Early Stopping", "")} ${key}`;
+    const fixed = measured(run, monitor, "fixed_loss"), name = `${monitor.replace(" Early Stopping", "")} ${key}`;
     if (fixed.length) lines.push({ name: "fixed batch", color: COLORS.fixed, width: 1.7, points: fixed });
     const value = { name, color: COLORS[key], width: 1.7, points: measured(run, monitor, key) };
-    const limit = { name: key === "ratio" ? "stops below" : "better from", color: COLORS.stop, width: 1.2, dash: [5, 4] };
+    const limit = { name: key === "ratio" ? "stops below" : "better from", color: COLORS.stop, dash: [5, 4] };
     limit.points = measured(run, monitor, "threshold");
     return { share: 1, lines: [value, limit].filter(({ points }) => points.length) };
   });
@@ -237,8 +237,9 @@ function range(lines) { // of all values; of a rough line without its rare peaks
 
 function ticks(low, high, count) {
   const rough = (high - low) / count, unit = 10 ** Math.floor(Math.log10(rough));
-  const step = unit * [1, 2, 5, 10].find((factor) => factor * unit >= rough), first = Math.ceil(low / step);
-  return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, k) => Number(((first + k) * step).toPrecision(6)));
+  const step = unit * [1, 2, 5, 10].find((factor) => factor * unit >= rough), found = [];
+  for (let k = Math.ceil(low / step); k * step <= high; k++) found.push(Number((k * step).toPrecision(6)));
+  return found;
 }
 
 function plot(context, width, height, run, color) {
@@ -260,7 +261,7 @@ function plot(context, width, height, run, color) {
       const words = `${name} ${Number(points.at(-1)[1].toPrecision(3))}`;
       const next = x + context.measureText(words).width + 26;
       if (next - 12 > width) return;
-      write("●", x, y, { fill, alpha: 1 });
+      write("●", x, y, { fill, alpha: fill ? 1 : 0.4 });
       write(words, x + 12, y, { alpha: 0.9 });
       x = next;
     }
