@@ -103,8 +103,8 @@ def test_the_time_left_follows_the_pace_of_the_stage(tmp_path, monkeypatch):
     for step in range(11, 21):
         clock[0] += 5.0
         live.add(line(step, "b", stage_step=step - 10, steps=20))
-        if step == 11:  # one step says nothing of a pace yet
-            assert live.seconds_left() == 2.0 * 19
+        if step <= 12:  # the first steps say nothing of a pace yet
+            assert live.seconds_left() == 2.0 * (30 - step)
     assert live.seconds_left() == 5.0 * 10
     assert live.words() == "b: step 10 of 20, loss 0.0500"
     clock[0] += 1000
