@@ -102,8 +102,9 @@ class View {
     [this.strip, this.footer] = [".strip", "footer"].map((name) => this.box.querySelector(name));
     this.button.title = FINISH;
     this.button.onclick = () => this.finish();
-    const sizes = { getMinHeight: () => this.height() + 12, getMaxHeight: () => (this.run ? undefined : 0), margin: 6 };
-    const options = { ...sizes, serialize: false, hideOnZoom: false };
+    const options = { serialize: false, hideOnZoom: false, margin: 6 };
+    options.getMinHeight = () => this.height() + 12;
+    options.getMaxHeight = () => (this.run ? undefined : 0);
     this.widget = node.addDOMWidget("live", "PERSONALIZE_LIVE", this.box, options);
     this.widget.serialize = false; // it is no value of a saved workflow, either
     new ResizeObserver(() => this.draw()).observe(this.canvas);

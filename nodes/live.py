@@ -61,6 +61,8 @@ class Live:
         """A line of steps.jsonl: `Watcher.on_entry`."""
         if not self.last and entry["step"] > 1:  # a run that goes on: what its earlier stages were
             self.stages = {e["stage"]: e["steps"] for e in read(self.folder)[: entry["step"] - 1]}
+        if self.last and entry["stage"] != self.last["stage"]:
+            self.finishing = False  # who asked in the last moments of a stage did not mean the next one
         now = time.monotonic()
         if entry["stage"] != self.last.get("stage") or entry["step"] <= self.last["step"]:
             self.began = now, entry["stage_step"]

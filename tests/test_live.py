@@ -116,7 +116,16 @@ def test_finishing_is_answered_once(tmp_path):
     live = view(tmp_path, 10)
     assert not live.finish()
     live.finishing = True
+    live.add(line(1))
     assert live.finish() and not live.finish()
+
+
+def test_finishing_a_stage_that_has_just_ended_does_not_end_the_next_one(tmp_path):
+    live = view(tmp_path, 30)
+    live.add(line(10))
+    live.finishing = True
+    live.add(line(11, "b", stage_step=1, steps=20))
+    assert not live.finish()
 
 
 # ---- through the server
