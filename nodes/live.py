@@ -113,15 +113,15 @@ def history(digest: str) -> dict | None:
     about = RunFolder(folder).about()
     if not about:
         return None
-    entries, view, settings = read(folder), RUNNING.get(digest), about["settings"]
+    entries, view, settings = read(folder, MOST), RUNNING.get(digest), about["settings"]
     return {
         "run": digest,
         "method": settings.get("method"),
         "word": settings["concept"]["placeholder_token"],
         "stopper": settings.get("stopper", []),
-        "steps": view.steps() if view else len(entries),
+        "steps": view.steps() if view else entries[-1]["step"] if entries else 0,
         "seconds": entries[-1].get("seconds", 0) if entries else 0,
-        "entries": [compact(entry) for entry in thinned(entries)],
+        "entries": [compact(entry) for entry in entries],
         "stops": about.get("stops", []),
         "stop_reason": "" if view else about.get("stop_reason", ""),
         "running": view is not None,
@@ -129,13 +129,13 @@ def history(digest: str) -> dict | None:
     }
 
 
-def read(folder: Path) -> list[dict]:
-    """The log's lines, without the one that is just being written and whatever else is no step."""
+def read(folder: Path, most: int | None = None) -> list[dict]:
+    """The log's steps, thinned to `most`; not the line that is just being written, nor what else is no step."""
     try:
         lines = (folder / "steps.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-    return [entry for line in lines if (entry := _entry(line))]
+    return [entry for line in (thinned(lines, most) if most else lines) if (entry := _entry(line))]
 
 
 def _entry(line: str) -> dict | None:
@@ -147,12 +147,15 @@ def _entry(line: str) -> dict | None:
         return None
 
 
-def thinned(entries: list[dict], most: int = MOST) -> list[dict]:
-    """About `most` entries, evenly, and as many of those with measures; each stage's first and the last always stay."""
-    measured = [i for i, entry in enumerate(entries) if entry.get("measures")]
-    first = {entry["stage"]: i for i, entry in reversed([*enumerate(entries)])}
-    keep = {*_every(range(len(entries)), most), *_every(measured, most), *first.values(), *range(len(entries))[-1:]}
-    return [entries[i] for i in sorted(keep)]
+def thinned(lines: list[str], most: int) -> list[str]:
+    """About `most` lines, evenly, and as many of those with measures; each stage's first and the last two always stay.
+
+    As text: reading the numbers of a hundred thousand steps takes a second, and most of them are not wanted.
+    """
+    measured = [i for i, line in enumerate(lines) if '"measures": {"' in line]
+    first = [i for i, line in enumerate(lines) if '"stage_step": 1,' in line or '"stage_step": 1}' in line]
+    keep = {*_every(range(len(lines)), most), *_every(measured, most), *first, *range(len(lines))[-2:]}
+    return [lines[i] for i in sorted(keep)]
 
 
 def _every(indices, most: int):

@@ -33,19 +33,22 @@ def view(folder, steps):
     return Live(folder, steps, types.SimpleNamespace(unique_id="12:3", extra_pnginfo=None))
 
 
-def test_a_long_history_is_thinned_evenly_and_keeps_what_counts():
-    from personalize.nodes.live import thinned
+def test_a_long_history_is_thinned_evenly_and_keeps_what_counts(tmp_path):
+    from personalize.nodes.live import read
 
-    entries = [line(step, "a" if step < 60_001 else "b") for step in range(1, 100_001)]
+    entries = [
+        line(step, "a", step) if step <= 60_000 else line(step, "b", step - 60_000) for step in range(1, 100_001)
+    ]
     for entry in entries[9::500]:
         entry["measures"] = {"DVAR": {"ratio": 0.5}}
-    kept = thinned(entries, most=1000)
+    write(tmp_path, entries)
+    kept = read(tmp_path, most=1000)
     steps = [entry["step"] for entry in kept]
-    assert steps == sorted(set(steps)) and {1, 60_001, 100_000} <= set(steps)
+    assert steps == sorted(set(steps)) and {1, 60_001, 99_999, 100_000} <= set(steps)
     assert 1000 <= len(kept) <= 1210
     assert max(b - a for a, b in zip(steps, steps[1:])) == 100, "there is a gap"
     assert sum("measures" in entry for entry in kept) == 200, "what was measured seldom is gone"
-    assert thinned([]) == [] and thinned(entries[:7]) == entries[:7]
+    assert read(tmp_path) == entries
 
 
 def test_an_entry_holds_only_what_is_drawn_and_only_numbers():
