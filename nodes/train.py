@@ -17,6 +17,7 @@ from ..trainers.previews import Preview
 from ..trainers.trainables import check_words
 from . import carry, host, weights
 from .apply import EXACT, apply, fits
+from .live import Live
 from .schema import checked
 from .sockets import CATEGORY, ConceptSocket, RecipeSocket, ResultSocket, StopperSocket
 from .unseen import warning
@@ -78,7 +79,7 @@ class Train(io.ComfyNode):
                 ResultSocket.Output(display_name="result"),
                 io.Image.Output(display_name="previews"),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )  # fmt: skip
 
     @classmethod
@@ -106,12 +107,13 @@ class Train(io.ComfyNode):
         if unseen:
             logging.warning(unseen)
             say(unseen)
-        result = train(model, clip, vae, run, say, **options)
+        result = train(model, clip, vae, run, say, hidden=cls.hidden, **options)
         end = f"run {result.folder.name}: {result.stop_reason}, {result.seconds / 60:.1f} minutes of training"
         say(f"{end}. {unseen}" if unseen else end)
         trained_model, trained_clip = apply(model, clip, result, in_full_precision=exact)
         pictures = previews(result)
-        return io.NodeOutput(trained_model, trained_clip, result, pictures, ui=ui.PreviewImage(pictures[-1:], cls=cls))
+        shown = {"personalize_run": [result.folder.name], **ui.PreviewImage(pictures[-1:], cls=cls).as_dict()}
+        return io.NodeOutput(trained_model, trained_clip, result, pictures, ui=shown)
 
 
 def train(model, clip, vae, run: runs.Run, say, **options) -> RunResult:
@@ -132,15 +134,15 @@ def train(model, clip, vae, run: runs.Run, say, **options) -> RunResult:
         return _train(model, clip, vae, run, device, folder, say, model_fingerprint=fingerprint, **options)
 
 
-def _train(model, clip, vae, run: runs.Run, device, folder, say, *, model_fingerprint: str, **options) -> RunResult:
+def _train(
+    model, clip, vae, run: runs.Run, device, folder, say, *, model_fingerprint: str, hidden, **options
+) -> RunResult:  # fmt: skip
     models = weights.read_models(model, clip, vae, run.dtype, say)
     progress = comfy.utils.ProgressBar(run.recipe.steps)
 
     def on_step(report) -> None:
         progress.update_absolute(report.step, report.steps)
-        minutes = report.seconds / report.step * (report.steps - report.step) / 60
-        soon = f", about {minutes:.0f} minutes left" if report.step > 2 and minutes >= 1 else ""
-        say(f"{report.stage}: step {report.step} of {report.steps}, loss {report.loss:.4f}{soon}")
+        say(view.words())
         host.check_interrupted()
 
     def on_preview(step: int, picture: Image.Image) -> None:
@@ -151,9 +153,12 @@ def _train(model, clip, vae, run: runs.Run, device, folder, say, *, model_finger
         say(sentence)
         host.check_interrupted()
 
-    watcher = training.Watcher(on_step=on_step, on_preview=on_preview, on_notice=on_notice)
-    options |= {"model": model_fingerprint, "device": device, "watcher": watcher, "cache": host.cache_folder()}
-    return training.train(run, models, folder, free_memory=lambda: host.free_memory(device), **options)
+    with Live(folder, run.recipe.steps, hidden) as view:
+        watcher = training.Watcher(
+            on_step=on_step, on_preview=on_preview, on_notice=on_notice, on_entry=view.add, finish=view.finish
+        )
+        options |= {"model": model_fingerprint, "device": device, "watcher": watcher, "cache": host.cache_folder()}
+        return training.train(run, models, folder, free_memory=lambda: host.free_memory(device), **options)
 
 
 def previews(result: RunResult) -> torch.Tensor:
