@@ -158,18 +158,21 @@ def pixels(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(array(image)).permute(2, 0, 1).float() / 255
 
 
-def personalised(bench: Bench, method: str, number: int, folder: Path, device: str) -> tuple[list, dict]:
-    """Train on the one reference; its pictures, and what the training cost."""
-    thing, models = unseen(number), read_models(bench)
-    words = bench.initializer.format(**asdict(thing))
-    concept = Concept(
+def concept_of(bench: Bench, number: int) -> Concept:
+    """The individual's one reference picture and its words."""
+    thing = unseen(number)
+    return Concept(
         images=(pixels(reference(number)),),
         class_word=thing.subject,
         placeholder_token=PLACEHOLDER,
-        initializer_token=words,
+        initializer_token=bench.initializer.format(**asdict(thing)),
         resolution=SIDE,
     )
-    chosen = recipe(bench, method)
+
+
+def personalised(bench: Bench, method: str, number: int, folder: Path, device: str) -> tuple[list, dict]:
+    """Train on the one reference; its pictures, and what the training cost."""
+    models, concept, chosen = read_models(bench), concept_of(bench, number), recipe(bench, method)
     run = Run(concept=concept, recipe=chosen, seed=bench.training_seed, dtype=getattr(torch, bench.dtype))
     result = train(run, models, folder, device=device, cache=folder.parents[3] / "cache")
     losses = [entry["loss"] for entry in result.history]
