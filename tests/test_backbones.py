@@ -1,4 +1,4 @@
-"""CLIPs by name: are they read from the allowed folders only, exactly, never unpickled, and is every refusal a sentence?
+"""CLIPs by name: are they read from the allowed folders only, exactly, never unpickled, and are refusals sentences?
 
 The demo's CLIP goes the way that users' files go. Features are compared with open_clip's own.
 """
