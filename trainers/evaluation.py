@@ -46,7 +46,8 @@ def load_clip(name: str, weights: str | Path, device: str = "cpu", *, quick_gelu
 
     # Of a folder open_clip would take the weights itself, pickled ones among them.
     options = {"load_weights": False} if name.startswith("local-dir:") else {}
-    with _unheard("initialized randomly"):  # it warns that it loads no weights: that is done here
+    # It draws weights before it has any, and warns that they are random: both are of no account here.
+    with torch.random.fork_rng(devices=[]), _unheard("initialized randomly"):
         model, _, preprocess = open_clip.create_model_and_transforms(name, force_quick_gelu=quick_gelu, **options)
     state = load_file(weights)
     if _shapes(state) != _shapes(model.state_dict()):
