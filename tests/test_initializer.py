@@ -147,3 +147,24 @@ def test_a_disk_without_room_costs_nothing(shelf, few, tmp_path):
     (tmp_path / "file").write_text("")
     images, made = judge.tensors(judge.pictures()), models(shelf, tmp_path / "file")
     assert initializer.ranking(made, images, judge.CHOICE)["best"][0].word == "dog"
+
+
+def test_textual_inversion_starts_from_it(shelf, few):
+    """The word's vector, before the first step, is the chosen word's row; and the training is told."""
+    from personalize.trainers.recipes.textual_inversion import TextualInversion
+
+    concept = Concept(images=judge.tensors(judge.pictures()), resolution=32, initializer_token="corgi")
+    clip = {"clip_model": judge.CHOICE.clip_model, "clip_weights": judge.CHOICE.clip_weights}
+    rows = {}
+    for strategy in initializer.STRATEGIES:
+        made, said = models(shelf), []
+        made.notice = said.append
+        recipe = TextualInversion(initializer_strategy=strategy, views=2, **clip)
+        stage = next(recipe.stages(made, concept, torch.Generator().manual_seed(0)))
+        (rows[strategy],) = stage.parameters()[0].detach()
+        table = made.text_encoders[0].embedding.table
+        word = said[-1].split()[-1] if strategy != "given" else "corgi"
+        assert torch.equal(rows[strategy], table[bundled_words()(word)[0]])
+        assert (recipe.clip == judge.CHOICE) if strategy in ("best", "worst") else recipe.clip is None
+    assert torch.equal(rows["best"], table[bundled_words()("dog")[0]])
+    assert len({tuple(row.tolist()) for row in rows.values()}) == 4

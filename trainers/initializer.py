@@ -9,7 +9,7 @@ emoji). Written as text, each of them is exactly that one entry, so the word and
 import contextlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Generator, Tensor
 from . import files
 from .backbones import ClipChoice
 from .data import Concept, choose
-from .evaluation import Backbone, features, unit_features
+from .evaluation import Backbone, unit_features
 from .models import Models
 from .previews import to_pil
 from .run import digest_of, sampled
@@ -50,7 +50,7 @@ def vocabulary() -> tuple[Word, ...]:
 
 
 def starting_word(
-    strategy: str, models: Models, images: Sequence[Tensor], clip: ClipChoice, generator: Generator
+    strategy: str, models: Models, images: Sequence[Tensor], clip: ClipChoice | None, generator: Generator
 ) -> Word:
     """What the new token starts from by "random", "best" or "worst"; "given" is the concept's own initializer.
 
@@ -66,11 +66,13 @@ def starting_word(
     return ranking(models, images, clip)[strategy][0]
 
 
-def words(strategy: str, models: Models, concept: Concept, clip: ClipChoice, generator: Generator) -> str:
+def words(strategy: str, models: Models, concept: Concept, clip: ClipChoice | None, generator: Generator) -> str:
     """What the new token starts from, as `trainables.add_tokens` reads it, by any of `STRATEGIES`."""
     if strategy == "given":
         return concept.initializer
-    return starting_word(strategy, models, concept.images, clip, generator).word
+    found = starting_word(strategy, models, concept.images, clip, generator)
+    models.notice(f"{concept.placeholder_token} starts from {found.word}")
+    return found.word
 
 
 def ranking(models: Models, images: Sequence[Tensor], clip: ClipChoice) -> dict[str, list[Word]]:
@@ -79,20 +81,30 @@ def ranking(models: Models, images: Sequence[Tensor], clip: ClipChoice) -> dict[
         file = _file(models.cache, backbone, images)
         found = _read(file)
         if found is None:
-            found = _ranked(word_scores(backbone, [to_pil(image) for image in images], vocabulary()))
+            pictures = [to_pil(image) for image in images]
+            found = _ranked(word_scores(backbone, pictures, vocabulary(), models.notice))
             _write(file, found)
     return found
 
 
 @torch.no_grad()
-def word_scores(clip: Backbone, images: Sequence, words: Sequence[Word], batch_size: int = 256) -> Tensor:
+def word_scores(
+    clip: Backbone,
+    images: Sequence,
+    words: Sequence[Word],
+    notice: Callable[[str], None] = lambda sentence: None,
+    batch_size: int = 256,
+) -> Tensor:
     """`cosine(m, CLIP text of "a photo of a {word}")` of each word, `[words]`.
 
     `m` is the mean of the pictures' CLIP features, each of length 1 before, so that every picture counts the same.
     """
     mean = F.normalize(unit_features(clip.image_features, images).mean(dim=0), dim=0)
-    texts = features(clip.text_features, [TEMPLATE.format(word.word) for word in words], batch_size)
-    return F.normalize(texts, dim=-1) @ mean
+    prompts, scores = [TEMPLATE.format(word.word) for word in words], []
+    for start in range(0, len(prompts), batch_size):
+        notice(f"words to start from: {start} of {len(prompts)}")
+        scores.append(unit_features(clip.text_features, prompts[start : start + batch_size]) @ mean)
+    return torch.cat(scores)
 
 
 def _ranked(scores: Tensor) -> dict[str, list[Word]]:
