@@ -5,6 +5,7 @@ from typing_extensions import override
 
 from .apply import Apply
 from .attention import ShowAttention
+from .clip_stopping import CLIPEarlyStoppingStopper
 from .concept import LoadReferences
 from .files import LoadFiles
 from .history import PlotHistory
@@ -22,7 +23,7 @@ class Personalize(ComfyExtension):
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         making = [LoadReferences, *RECIPES, Train]
-        stopping = [DVARStopper, FixedStepsStopper]
+        stopping = [DVARStopper, FixedStepsStopper, CLIPEarlyStoppingStopper]
         keeping = [Save, Apply, Load, Runs, LoadFiles]
         looking = [PromptList, ShowAttention, PlotHistory]
         return [*making, *stopping, *keeping, *looking]

@@ -14,6 +14,7 @@ import folder_paths
 import torch
 from server import PromptServer
 
+from ..trainers.backbones import Backbones
 from ..trainers.families import FAMILIES, SD1, SD2, SDXL, Family
 from ..trainers.sentences import quoted, reason
 
@@ -31,6 +32,14 @@ NAMES = {
     "SSD1B": "SSD-1B",
     "Segmind_Vega": "Segmind Vega",
 }  # where the host's class says less
+
+
+# The CLIPs that judge. In memory while a training lasts, so that its word, its monitors and scores share one.
+backbones = Backbones(
+    folders=lambda: [
+        folder for kind in ("clip_vision", "personalize") for folder in folder_paths.get_folder_paths(kind)
+    ]
+)
 
 
 def runs_folder() -> Path:
@@ -133,6 +142,7 @@ def training_session() -> Iterator[torch.device]:
             traceback.clear_frames(error.__traceback__)
             raise
         finally:
+            backbones.clear()
             gc.collect()
             mm.soft_empty_cache()
 

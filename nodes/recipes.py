@@ -101,7 +101,7 @@ def chosen(method: str, presets: dict, preset: dict | None):
     """The settings that a preset's widgets describe.
 
     Raises:
-        ValueError: there is no such preset, or its captions cannot be read.
+        ValueError: there is no such preset, its captions cannot be read, or the CLIP that it names cannot be found.
     """
     # A prompt saved before a field existed lacks it, and the host then says None: the preset's value stands in.
     values = {field: value for field, value in (preset or {}).items() if value is not None}
@@ -110,7 +110,10 @@ def chosen(method: str, presets: dict, preset: dict | None):
         raise ValueError(f"{method} has no preset of that name: choose one of {', '.join(presets)}.")
     if "captions" in values:
         values["captions"] = captions_of(host.text_in_input(values["captions"], "captions", "caption"))
-    return replace(presets[name], **values)
+    settings = replace(presets[name], **values)
+    if judge := getattr(settings, "clip", None):
+        host.backbones.check(judge)
+    return settings
 
 
 RECIPES = [recipe_node(method) for method in NODES]

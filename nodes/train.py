@@ -137,7 +137,9 @@ def train(model, clip, vae, run: runs.Run, say, **options) -> RunResult:
 def _train(
     model, clip, vae, run: runs.Run, device, folder, say, *, model_fingerprint: str, hidden, **options
 ) -> RunResult:  # fmt: skip
+    load_judges(run, say)
     models = weights.read_models(model, clip, vae, run.dtype, say)
+    models.backbones = host.backbones
     progress = comfy.utils.ProgressBar(run.recipe.steps)
 
     def on_step(report) -> None:
@@ -159,6 +161,18 @@ def _train(
         )
         options |= {"model": model_fingerprint, "device": device, "watcher": watcher, "cache": host.cache_folder()}
         return training.train(run, models, folder, free_memory=lambda: host.free_memory(device), **options)
+
+
+def load_judges(run: runs.Run, say) -> None:
+    """The CLIPs that the recipe and the monitors ask, before anything that takes long.
+
+    Raises:
+        ValueError: one of them cannot be loaded.
+    """
+    for part in (run.recipe, *run.stopper):
+        if choice := getattr(part, "clip", None):
+            say(f"reading CLIP {choice.clip_weights or choice.clip_model}")
+            host.backbones.load(choice)
 
 
 def previews(result: RunResult) -> torch.Tensor:

@@ -1,45 +1,121 @@
 """How alike two pictures are, and how well a picture fits its prompt: CLIP-T, CLIP-I and DINO as cosines of a
 backbone's features.
 
-Plain functions of pictures (PIL images) and prompts, plus the loaders of any open_clip, timm or transformers backbone
-by name or from a local file. Which pictures to compare and what to do with the scores is the caller's business: no
-host, no reports here.
+Plain functions of pictures (PIL images) and prompts, plus the loaders of any open_clip, timm or transformers backbone.
+Which CLIP a user named and where its file lies is backbones.py's business; which pictures to compare and what to do
+with the scores is the caller's: no host, no reports here.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
     """A loaded model as two functions: pictures -> features, and (CLIP only) prompts -> features, both [N, dim]
-    before normalising.
+    before normalising, computed where the module's weights are.
     """
 
     name: str
     image_features: Callable[[Sequence], Tensor]
     text_features: Callable[[Sequence[str]], Tensor] | None = None
+    module: nn.Module | None = None
 
 
-def load_clip(name: str, pretrained: str, device: str = "cpu") -> Backbone:
-    """Any open_clip model: its name ("ViT-B-32") and a pretrained tag ("openai") or the path of a local weight file."""
+def load_clip(name: str, weights: str | Path, device: str = "cpu", *, quick_gelu: bool = False) -> Backbone:
+    """An open_clip model with the weights of a .safetensors file; nothing is unpickled, nothing downloaded.
+
+    Args:
+        name: an architecture of open_clip ("ViT-B-32"), or "local-dir:" and a folder that holds open_clip_config.json.
+        quick_gelu: as OpenAI's weights need it, whatever the architecture's name says.
+
+    Raises:
+        OSError, SafetensorError: the file cannot be read.
+        ValueError: its weights are not exactly those of the architecture. open_clip's own loader would stretch
+            position embeddings of another picture size or context length without a word.
+    """
     import open_clip
+    from safetensors.torch import load_file
 
-    model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=str(pretrained), device=device)
-    model, tokenize = model.eval(), open_clip.get_tokenizer(name)
+    # Of a folder open_clip would take the weights itself, pickled ones among them.
+    options = {"load_weights": False} if name.startswith("local-dir:") else {}
+    # It draws weights before it has any, and warns that they are random: both are of no account here.
+    with torch.random.fork_rng(devices=[]), _unheard("initialized randomly"):
+        model, _, preprocess = open_clip.create_model_and_transforms(name, force_quick_gelu=quick_gelu, **options)
+    state = load_file(weights)
+    if _shapes(state) != _shapes(model.state_dict()):
+        raise ValueError(f"{Path(weights).name} does not hold the weights of {name}.")
+    model.load_state_dict(state)
+    return clip_backbone(name, model.requires_grad_(False).to(device).eval(), preprocess, open_clip.get_tokenizer(name))
+
+
+@contextlib.contextmanager
+def _unheard(words: str) -> Iterator[None]:
+    """What is logged meanwhile with these words, with no logger of its own, is not shown."""
+    log = logging.getLogger()
+
+    def keep(record: logging.LogRecord) -> bool:
+        return words not in record.getMessage()
+
+    log.addFilter(keep)
+    try:
+        yield
+    finally:
+        log.removeFilter(keep)
+
+
+def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) or (1,) for name, tensor in state.items()}  # a scalar may be a list of one
+
+
+def clip_backbone(name: str, model: nn.Module, preprocess: Callable, tokenize: Callable) -> Backbone:
+    """An open_clip model with its transform and its tokenizer."""
+
+    def device():
+        return model.logit_scale.device
 
     def image_features(images):
-        return model.encode_image(_pixels(preprocess, images, device)).float()
+        return model.encode_image(_pixels(preprocess, images, device())).float()
 
     def text_features(prompts):
-        return model.encode_text(tokenize(list(prompts)).to(device)).float()
+        return encode_text(model, tokenize(list(prompts)).to(device())).float()
 
-    return Backbone(name=name, image_features=image_features, text_features=text_features)
+    return Backbone(name=name, image_features=image_features, text_features=text_features, module=model)
+
+
+class _TextTower(nn.Module):
+    """`encode_text` as a module's own call, which is what `functional_call` replaces weights in."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.model.encode_text(ids)
+
+
+def encode_text(model: nn.Module, ids: Tensor) -> Tensor:
+    """`model.encode_text(ids)` for ids `[N, context]`, without the padding behind the longest prompt.
+
+    CLIP's text mask is causal and the feature is read at the end token, which has the largest id, so that nothing
+    behind it can matter: 77 positions for a prompt of 7 are eleven times the work. Text towers of another make get
+    the whole.
+    """
+    if getattr(model, "text_pool_type", "") != "argmax" or getattr(model, "attn_mask", None) is None:
+        return model.encode_text(ids)
+    length = int(ids.argmax(dim=1).max()) + 1
+    short = {
+        "model.positional_embedding": model.positional_embedding[:length],
+        "model.attn_mask": model.attn_mask[:length, :length],
+    }
+    return torch.func.functional_call(_TextTower(model), short, (ids[:, :length],))
 
 
 def load_image_encoder(name: str, checkpoint: str | Path | None = None, device: str = "cpu") -> Backbone:

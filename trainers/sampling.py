@@ -31,16 +31,34 @@ def sample(
 
     The noise of a picture depends on its seed alone, never on its neighbours or on the global random state.
     """
-    pairs = list(zip(prompts, seeds, strict=True))
-    chunks = [pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size)]
-    return torch.cat([_sample_chunk(models, *zip(*chunk), size, steps, guidance) for chunk in chunks])
+    input_ids = models.tokenize([*prompts])
+    return sample_ids(models, input_ids, seeds, size=size, steps=steps, guidance=guidance, batch_size=batch_size)
 
 
-def _sample_chunk(models, prompts, seeds, size: tuple[int, int], steps: int, guidance: float) -> Tensor:
+@torch.no_grad()
+def sample_ids(
+    models: Models,
+    input_ids: Tensor,
+    seeds: Sequence[int],
+    *,
+    size: tuple[int, int],
+    steps: int,
+    guidance: float,
+    batch_size: int,
+) -> Tensor:
+    """The same of prompts as ids `[n, E, 77]`, such as training batches hold."""
+    if len(input_ids) != len(seeds):
+        raise ValueError(f"{len(input_ids)} prompts but {len(seeds)} seeds: each picture needs one of its own")
+    parts = [slice(start, start + batch_size) for start in range(0, len(seeds), batch_size)]
+    return torch.cat([_sample_chunk(models, input_ids[part], seeds[part], size, steps, guidance) for part in parts])
+
+
+def _sample_chunk(models, input_ids, seeds, size: tuple[int, int], steps: int, guidance: float) -> Tensor:
     shape = 4, size[0] // 8, size[1] // 8
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     latents = torch.stack(noise).to(models.device)
-    encoding = models.encode_prompts([*prompts, *[""] * len(prompts)])
+    empty = models.tokenize([""]).expand_as(input_ids)
+    encoding = models.encode_ids(torch.cat([input_ids, empty]).to(models.device))
 
     def denoised(x: Tensor, t: Tensor) -> Tensor:
         timesteps = t.to(x.device).expand(2 * len(x))

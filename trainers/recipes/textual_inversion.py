@@ -13,7 +13,8 @@ from functools import partial
 
 from torch import Generator
 
-from .. import augmentation, losses, timesteps, trainables
+from .. import augmentation, initializer, losses, timesteps, trainables
+from ..backbones import ClipChoice
 from ..data import Concept
 from ..loop import Stage
 from ..models import Models
@@ -44,6 +45,21 @@ class TextualInversion:
         0.0, "Clip the gradient to this norm; 0 does not clip.", min=0.0, max=1000.0, advanced=True
     )
     weight_decay: float = same(TextBoost, "weight_decay")
+    initializer_strategy: str = setting(
+        "given",
+        "The word to start from: the initializer of Load References, one drawn at random, or the best or worst of the "
+        "vocabulary for the pictures, by CLIP.",
+        options=initializer.STRATEGIES,
+        advanced=True,
+    )
+    clip_model: str = same(ClipChoice, "clip_model")
+    clip_weights: str = same(ClipChoice, "clip_weights")
+    clip_download: bool = same(ClipChoice, "clip_download")
+
+    @property
+    def clip(self) -> ClipChoice | None:
+        """The CLIP that chooses the word to start from; `None` where none is asked."""
+        return ClipChoice.of(self) if self.initializer_strategy in ("best", "worst") else None
 
     def subject(self, concept: Concept) -> str:
         """What `{}` in a prompt stands for."""
@@ -52,12 +68,9 @@ class TextualInversion:
     def check(self, concept: Concept, known: Collection[str] = ()) -> None:
         """Raise `ValueError` where these settings cannot learn this concept; they always can."""
 
-    def initializer(self, models: Models, concept: Concept) -> str:
-        """The words, or the row of the vocabulary (`id:42170`), from which the new word starts."""
-        return concept.initializer
-
     def stages(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Stage]:
-        words = [(concept.placeholder_token, self.initializer(models, concept))]
+        start = initializer.words(self.initializer_strategy, models, concept, self.clip, generator)
+        words = [(concept.placeholder_token, start)]
         rows = [trainables.add_tokens(encoder, words).rows for encoder in models.text_encoders]
         views = PairedViews(
             templates=TEMPLATES[self.templates],
