@@ -268,7 +268,7 @@ def test_finished_by_hand_is_complete_and_later_stages_go_on(tmp_path):
     finish = {"finish": lambda: asked.append(1) or len(asked) == 2}
     result = train(tmp_path / "run", recipe=THREE, watcher=finish)
     assert [e["stage"][-1] for e in result.history] == list("11222333")
-    assert result.complete and "finished by hand" in result.stop_reason
+    assert result.complete and result.stop_reason == "attndreambooth 1 ended after step 2: finished by hand"
     assert result.stops == [
         {
             "stage": "attndreambooth 1",
@@ -345,6 +345,7 @@ def test_the_best_state_is_returned_instead_of_the_last(tmp_path):
     losses = [entry["measures"]["DVAR"]["smoothed"] for entry in result.history]
     best = 1 + losses.index(min(losses))
     assert best < 7 and len(result.history) == 7
+    assert f"the state after step {best} is kept, the best by DVAR" in result.stop_reason
     train(tmp_path / "best", [FixedSteps(steps=best)], recipe)
     assert weights(tmp_path / "run") == weights(tmp_path / "best")
     assert RunFolder(tmp_path / "run").result().stops == result.stops

@@ -22,6 +22,7 @@ from .settings import setting
 
 STAGES = ("all", "1", "2", "3")
 KEEP = ("last", "best")
+YOU = "you"  # in the place of a monitor, who pressed "Finish now"
 
 # What one monitor found at one step: names to numbers, or to lists of them.
 Measure = dict[str, float | list[float]]
@@ -170,13 +171,24 @@ def stops(monitors: Sequence[Monitor], stage: Stage, entries: list[dict]) -> lis
         fired = ((entry, reason) for entry in entries if (reason := _reason(name, monitor, entry)))
         found += [_stop(name, *first, monitor.act) for first in itertools.islice(fired, 1)]
     if len(entries) < stage.steps and not any(stop["acted"] for stop in found):
-        found += [_stop("you", entry, "finished by hand", True) for entry in entries[-1:]]
+        found += [_stop(YOU, entry, "finished by hand", True) for entry in entries[-1:]]
     return found
 
 
-def sentence(stop: dict) -> str:
-    """What happened, in words."""
-    return f"{stop['stage']}: {stop['monitor']}, {stop['reason']}, after step {stop['stage_step']}"
+def ending(monitors: Sequence[Monitor], stage: Stage, entries: list[dict], found: list[dict]) -> str:
+    """How a stage ended, in words; "" where it ran to its end and its last state is what is returned.
+
+    Args:
+        found: what `stops` says of it.
+    """
+    acted = [stop for stop in found if stop["acted"]]
+    who = [f"{'' if stop['monitor'] == YOU else stop['monitor'] + ', '}{stop['reason']}" for stop in acted]
+    words = [f"{stage.name} ended after step {entries[-1]['stage_step']}: {' and '.join(who)}"] if who else []
+    for name, monitor in of_stage(monitors, stage.name).items():
+        if monitor.keep == "best" and (step := best_step(name, monitor, entries)):
+            words.append(f"of {stage.name} the state after step {step} is kept, the best by {name}")
+            break
+    return "; ".join(words)
 
 
 def _stop(name: str, entry: dict, reason: str, acted: bool) -> dict:

@@ -100,6 +100,7 @@ class Training:
     cache: Path | None
     done: tuple[StageState, ...] = ()  # stages that are finished
     stops: list[dict] = dataclasses.field(default_factory=list)
+    endings: list[str] = dataclasses.field(default_factory=list)
 
     def go(self) -> RunResult:
         earlier = self._begin()
@@ -131,7 +132,7 @@ class Training:
                 self._end(stage, self._train(stage, generator, earlier[number] if number < len(earlier) else None))
             except Diverged as error:
                 return self._step_back(stage, generator, error)
-        return "; ".join(stopping.sentence(stop) for stop in self.stops if stop["acted"])
+        return "; ".join(filter(None, self.endings))
 
     def _begin(self) -> tuple[StageState, ...]:
         """The stages that an earlier process got through, here or in a run with fewer steps."""
@@ -197,7 +198,9 @@ class Training:
     def _end(self, stage: Stage, end: StageState) -> None:
         """Note how a stage ended; what it returns is what the models hold from here on."""
         entries = self._entries()[: end.step]
-        self.stops += stopping.stops(self.run.stopper, stage, entries)
+        found = stopping.stops(self.run.stopper, stage, entries)
+        self.stops += found
+        self.endings.append(stopping.ending(self.run.stopper, stage, entries, found))
         self.done += (end,)
         state.put(end.params, stage.parameters())
 
