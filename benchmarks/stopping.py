@@ -73,7 +73,7 @@ ROWS = {
         scale=600 / 6100,
         short=475,
         dvar=DVARS["Textual Inversion"],
-        clip=replace(CLIP, every=100),
+        clip=replace(CLIP, every=200),
     ),
     "dreambooth_lora": Row(
         method="dreambooth_lora",
@@ -303,3 +303,7 @@ def main() -> None:
                             flush=True,
                         )
     print(table(cells))
+
+
+if __name__ == "__main__":
+    main()

@@ -114,6 +114,30 @@ def test_a_later_stage_alone_says_that_it_needs_the_word(server, attndreambooth)
         server.run(prompt)
 
 
+@pytest.fixture(scope="module")
+def dvar(object_info):
+    """The API prompt of workflows/dvar.json with the demo's values and a window of three steps."""
+    prompt = to_api(show.read_json(ROOT / "workflows" / "dvar.json"), object_info)
+    values = {kind: inputs for kind, inputs in host.demo_overrides().items() if kind != "PersonalizeTextBoost"}
+    quick = {kind: inputs for kind, inputs in host.QUICK.items() if kind != "PersonalizeTextBoost"}
+    quick["PersonalizeDreamBoothLoRA"] = {"preset.steps": 12, "preset.views": 8}
+    quick["PersonalizeDVAR"] = {"preset.window": 3, "preset.eps": 1.0, "preset.min_steps": 4}
+    return override(override(prompt, values), quick)
+
+
+def test_a_monitor_ends_the_training_and_the_graph_goes_on(server, dvar):
+    earlier = logs(server)
+    untrained, trained = pictures(server, dvar)
+    assert untrained != trained
+    (log,) = logs(server).keys() - earlier.keys()
+    entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    assert 4 <= len(entries) < 12 and entries[-1]["measures"]["DVAR"]["ratio"] < 1
+    about = json.loads((log.parent / "run.json").read_text(encoding="utf-8"))
+    assert about["stops"][0]["monitor"] == "DVAR" and about["stops"][0]["step"] == len(entries)
+    history = server.client.get(f"/personalize/runs/{log.parent.name}")
+    assert history["stops"] == about["stops"] and len(history["entries"]) == len(entries)
+
+
 def test_every_workflow_has_a_note_and_its_picture():
     for path in (ROOT / "workflows").glob("*.json"):
         kinds = [node["type"] for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]]
