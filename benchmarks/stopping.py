@@ -136,7 +136,7 @@ def trained(models) -> list[tuple[str, Tensor]]:
 def digest(tensors: dict[str, Tensor]) -> str:
     sha = hashlib.sha256()
     for key in sorted(tensors):
-        sha.update(key.encode() + tensors[key].contiguous().numpy().tobytes())
+        sha.update(key.encode() + tensors[key].detach().contiguous().numpy().tobytes())
     return sha.hexdigest()[:16]
 
 
