@@ -114,7 +114,8 @@ class Copies:
             self.take("short", entry)
         for name, monitor in of_stage(self.monitors, entry["stage"]).items():
             measure = entry.get("measures", {}).get(name)
-            if name not in self.at and measure and monitor.reason(measure):
+            late = entry["stage_step"] >= monitor.min_steps
+            if name not in self.at and late and measure and monitor.reason(measure):
                 self.take(name, entry)
 
     def take(self, name: str, entry: dict) -> None:
