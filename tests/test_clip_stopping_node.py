@@ -1,5 +1,6 @@
 """CLIP Early Stopping as a node: its presets, files of ComfyUI's folders, one sentence for bad input, a training."""
 
+import types
 from dataclasses import replace
 
 import pytest
@@ -99,7 +100,8 @@ def train(tmp_path, monkeypatch):
 
     def go(*stopper):
         run = runs.Run(concept=concept, recipe=recipe, stopper=stopper)
-        return train.train(*graph, run, said.append, checkpoint_every=0)
+        hidden = types.SimpleNamespace(unique_id="1", extra_pnginfo=None)
+        return train.train(*graph, run, said.append, hidden=hidden, checkpoint_every=0)
 
     go.said = said
     return go

@@ -38,7 +38,7 @@ def load_clip(name: str, weights: str | Path, device: str = "cpu", *, quick_gelu
 
     Raises:
         OSError, SafetensorError: the file cannot be read.
-        ValueError: its weights are not exactly those of the architecture. open_clip's own loader would stretch
+        RuntimeError: its weights are not exactly those of the architecture. open_clip's own loader would stretch
             position embeddings of another picture size or context length without a word.
     """
     import open_clip
@@ -49,10 +49,7 @@ def load_clip(name: str, weights: str | Path, device: str = "cpu", *, quick_gelu
     # It draws weights before it has any, and warns that they are random: both are of no account here.
     with torch.random.fork_rng(devices=[]), _unheard("initialized randomly"):
         model, _, preprocess = open_clip.create_model_and_transforms(name, force_quick_gelu=quick_gelu, **options)
-    state = load_file(weights)
-    if _shapes(state) != _shapes(model.state_dict()):
-        raise ValueError(f"{Path(weights).name} does not hold the weights of {name}.")
-    model.load_state_dict(state)
+    model.load_state_dict(load_file(weights))
     return clip_backbone(name, model.requires_grad_(False).to(device).eval(), preprocess, open_clip.get_tokenizer(name))
 
 
@@ -69,10 +66,6 @@ def _unheard(words: str) -> Iterator[None]:
         yield
     finally:
         log.removeFilter(keep)
-
-
-def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) or (1,) for name, tensor in state.items()}  # a scalar may be a list of one
 
 
 def clip_backbone(name: str, model: nn.Module, preprocess: Callable, tokenize: Callable) -> Backbone:
