@@ -3,10 +3,13 @@
 The demo's CLIP goes the way that users' files go. Features are compared with open_clip's own.
 """
 
+import contextlib
 import json
 import logging
 import os
 import shutil
+import socket
+import time
 from dataclasses import replace
 
 import pytest
@@ -231,6 +234,30 @@ def test_published_weights_are_found_where_the_hub_keeps_them(tmp_path, monkeypa
     assert found.weights.read_bytes() and found.quick_gelu and found.name == "ViT-B-32"
     with pytest.raises(ValueError, match="'open_clip_model.safetensors' are not those of ViT-B-32"):
         Backbones().load(ClipChoice())
+
+
+@pytest.mark.parametrize("download", [False, True])
+def test_only_a_choice_that_says_so_asks_the_network(tmp_path, monkeypatch, download):
+    asked = []
+
+    def no_network(*address, **options):
+        asked.append(address)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    monkeypatch.setattr(socket, "create_connection", no_network)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the hub's attempts
+    choice = ClipChoice(clip_download=download)
+    words = "could not be downloaded: check the connection" if download else "clip_download is off: turn it on"
+    with pytest.raises(ValueError, match=words):
+        Backbones().load(choice)
+    assert bool(asked) is download
+    asked.clear()
+    with pytest.raises(ValueError) if not download else contextlib.nullcontext():
+        Backbones().check(choice)  # a look asks nobody
+    assert not asked
 
 
 def test_quick_gelu_reaches_the_model(folder):

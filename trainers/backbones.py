@@ -197,19 +197,34 @@ def _repository(name: str) -> tuple[str, bool]:
 
 def _published(name: str, download: bool) -> _Found:
     """OpenAI's weights as safetensors, from the hub's cache on this computer or, if allowed, from the hub."""
+    repository, quick_gelu = _repository(name)
+    path = _downloaded(name, repository) if download else _cached(repository)
+    if path is None:
+        raise ValueError(
+            f"The weights of CLIP {name} are not on this computer, and clip_download is off: turn it on, or name a "
+            f"file below {WHERE} as clip_weights."
+        )
+    return _Found(name=name, weights=path, quick_gelu=quick_gelu)
+
+
+def _cached(repository: str) -> Path | None:
+    """Without `hf_hub_download`, which may ask the network even when told to look at local files only."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(repository, PUBLISHED_FILE)
+    return Path(path) if isinstance(path, str) else None
+
+
+def _downloaded(name: str, repository: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    repository, quick_gelu = _repository(name)
     try:
-        path = hf_hub_download(repository, PUBLISHED_FILE, local_files_only=not download)
+        return Path(hf_hub_download(repository, PUBLISHED_FILE))
     except Exception as error:  # the hub's own, and those of whatever network lies between
-        why, what = "are not on this computer, and clip_download is off", "turn it on"
-        if download:
-            why, what = "could not be downloaded", "check the connection"
         raise ValueError(
-            f"The weights of CLIP {name} {why}: {what}, or name a file below {WHERE} as clip_weights."
+            f"The weights of CLIP {name} could not be downloaded: check the connection, or name a file below {WHERE} "
+            "as clip_weights."
         ) from error
-    return _Found(name=name, weights=Path(path), quick_gelu=quick_gelu)
 
 
 def _load(choice: ClipChoice, found: _Found) -> Backbone:
