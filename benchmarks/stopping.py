@@ -13,6 +13,7 @@ world by each method's row below. Every cell is stored when it is done.
 import argparse
 import hashlib
 import json
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -250,6 +251,17 @@ def table(cells: dict[str, list[dict]]) -> str:
     return "\n".join(lines)
 
 
+def costs(cells: dict[str, list[dict]]) -> str:
+    """Milliseconds of a step and of a look, medians over the cells, and the ratios' distance to numpy's."""
+    lines = ["| method | step, ms | " + " | ".join(f"{name}, ms" for name in ALL[2:]) + " | ratios off by |"]
+    lines.append("|---" * (len(ALL[2:]) + 3) + "|")
+    for method, found in cells.items():
+        looks = [statistics.median(each["look"].get(name, math.nan) for each in found) for name in ("step", *ALL[2:])]
+        worst = max(each["ratios"] for each in found)
+        lines.append(f"| {method} | " + " | ".join(f"{value:.0f}" for value in looks) + f" | {worst:.1g} |")
+    return "\n".join(lines)
+
+
 def _columns(rows: list[dict]) -> list[str]:
     def column(key: str, digits: int) -> str:
         values = [row[key] for row in rows]
@@ -304,6 +316,7 @@ def main() -> None:
                             flush=True,
                         )
     print(table(cells))
+    print(costs(cells))
 
 
 if __name__ == "__main__":
