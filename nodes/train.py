@@ -102,14 +102,18 @@ class Train(io.ComfyNode):
             "effort": Effort(micro_batch_size=micro_batch_size),
             "checkpoint_every": checkpoint_every,
         }
-        say = host.notices(cls.hidden.unique_id)
-        unseen = warning(model, clip)
-        if unseen:
-            logging.warning(unseen)
-            say(unseen)
-        result = train(model, clip, vae, run, say, hidden=cls.hidden, **options)
+        say, warnings = host.notices(cls.hidden.unique_id), []
+
+        def warn(sentence: str) -> None:
+            logging.warning(sentence)
+            warnings.append(sentence)
+            say(sentence)
+
+        if unseen := warning(model, clip):
+            warn(unseen)
+        result = train(model, clip, vae, run, say, hidden=cls.hidden, warn=warn, **options)
         end = f"run {result.folder.name}: {result.stop_reason}, {result.seconds / 60:.1f} minutes of training"
-        say(f"{end}. {unseen}" if unseen else end)
+        say(". ".join([end, *warnings]))
         trained_model, trained_clip = apply(model, clip, result, in_full_precision=exact)
         pictures = previews(result)
         shown = {"personalize_run": [result.folder.name], **ui.PreviewImage(pictures[-1:], cls=cls).as_dict()}
@@ -135,7 +139,8 @@ def train(model, clip, vae, run: runs.Run, say, **options) -> RunResult:
 
 
 def _train(
-    model, clip, vae, run: runs.Run, device, folder, say, *, model_fingerprint: str, hidden, **options
+    model, clip, vae, run: runs.Run, device, folder, say, *, model_fingerprint: str, hidden, warn=logging.warning,
+    **options,
 ) -> RunResult:  # fmt: skip
     load_judges(run, say)
     models = weights.read_models(model, clip, vae, run.dtype, say)
@@ -157,7 +162,12 @@ def _train(
 
     with Live(folder, run.recipe.steps, hidden) as view:
         watcher = training.Watcher(
-            on_step=on_step, on_preview=on_preview, on_notice=on_notice, on_entry=view.add, finish=view.finish
+            on_step=on_step,
+            on_preview=on_preview,
+            on_notice=on_notice,
+            on_warning=warn,
+            on_entry=view.add,
+            finish=view.finish,
         )
         options |= {"model": model_fingerprint, "device": device, "watcher": watcher, "cache": host.cache_folder()}
         return training.train(run, models, folder, free_memory=lambda: host.free_memory(device), **options)

@@ -8,6 +8,7 @@ import dataclasses
 import gc
 import itertools
 import json
+import types
 
 import pytest
 import torch
@@ -410,7 +411,8 @@ def test_an_ended_training_leaves_nothing_behind(graph, tmp_path, monkeypatch, e
     ends = {"cancel": mm.InterruptProcessingException, "exception": ValueError, "out of memory": MemoryError}
     before, state = live_bytes(), process_state()
     with pytest.raises(ends[ending]) if ending in ends else contextlib.nullcontext():
-        train.train(*graph, run, lambda sentence: None, checkpoint_every=0)
+        hidden = types.SimpleNamespace(unique_id="1", extra_pnginfo=None)
+        train.train(*graph, run, lambda sentence: None, hidden=hidden, checkpoint_every=0)
     assert live_bytes() == before
     assert process_state() == state
     (folder,) = (tmp_path / "personalize" / "runs").iterdir()

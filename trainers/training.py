@@ -193,7 +193,7 @@ class Training:
         self.watch = StageWatch(self.run.stopper, sight, self._entries(), begin.best)
         for monitor in self.watch.monitors.values():
             if sentence := monitor.warning(stage):
-                self.watcher.on_notice(sentence)
+                self.watcher.on_warning(sentence)
 
     def _end(self, stage: Stage, end: StageState) -> None:
         """Note how a stage ended; what it returns is what the models hold from here on."""
