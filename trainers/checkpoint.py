@@ -156,7 +156,13 @@ def schedule(state: dict[str, Tensor]) -> tuple[str, Tensor]:
 def scaled_linear(start: float = 0.00085, end: float = 0.012, steps: int = 1000) -> Tensor:
     """Stable Diffusion's cumulative alphas: betas evenly spaced in their square root."""
     betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
-    return torch.cumprod(1 - betas, dim=0).float()
+    return _as_kept(torch.cumprod(1 - betas, dim=0))
+
+
+def _as_kept(alphas_cumprod: Tensor) -> Tensor:
+    """Rounded as in ComfyUI, which keeps sigmas in float32: a run from a file is then the graph's, bit for bit."""
+    sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt().float()
+    return (1 / (sigmas.double() ** 2 + 1)).float()
 
 
 def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
     run.json  images/  previews/  steps.jsonl  checkpoints/  lora.safetensors  clip.safetensors  last.safetensors
 
 Every file but the log is written beside and renamed. A process that is killed at any moment leaves a folder that can
-be resumed or, if nothing was learned yet, begun again.
+be resumed or, if nothing was learned yet, begun again. Its pictures are kept.py's.
 """
 
 import contextlib
@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import export, files, metadata, state
+from . import export, files, kept, metadata, state
+from .data import Concept
 from .state import StageState
 
 CHECKPOINTS_KEPT = 2  # the newest, and the one before it in case the newest is damaged
@@ -119,12 +120,11 @@ class RunFolder:
 
     # -- before and while training
 
-    def start(self, about: dict, images: list[Image.Image]) -> None:
+    def start(self, about: dict, concept: Concept) -> None:
         """run.json, the pictures learned from, and room for previews and checkpoints."""
-        for name in ("images", "previews", "checkpoints"):
+        for name in ("previews", "checkpoints"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
-        for i, image in enumerate(images):
-            self.save_picture(image, f"images/{i:02d}.png")
+        kept.write(concept, self.path)
         self._write_json({**about, "complete": False})
 
     def save_picture(self, picture: Image.Image, name: str) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -14,6 +15,9 @@ from .models import Models
 from .objective import Batch, Loss, Objective
 from .optimizers import adamw
 from .state import StageState, capture, restore
+
+T = TypeVar("T")
+Shared = Batch | Tensor
 
 
 @dataclass(kw_only=True)
@@ -65,12 +69,25 @@ class SingleDevice:
     device: torch.device
     dtype: torch.dtype = torch.float32
     scaler: torch.amp.GradScaler = field(init=False)
+    alone: ClassVar[bool] = True  # no other process works on the same training
 
     def __post_init__(self):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def share(self, *whole: Shared) -> tuple[Shared, ...]:
+        """This device's part of a batch, its noise and its timesteps."""
+        return whole
+
+    def total(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """What the devices' parts add up to."""
+        return {name: float(value) for name, value in sums.items()}
+
+    def agreed(self, found: T) -> T:
+        """What all devices go by, where each has looked for itself; something that JSON can hold."""
+        return found
 
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
@@ -142,20 +159,20 @@ def forward_backward(
 
     Noise and timesteps are drawn for the whole batch, so that results do not depend on how it is split.
     """
-    batch = next(stage.batches)
-    noise = torch.randn(batch.latents.shape, generator=generator)
-    timesteps = stage.timesteps(len(batch))
+    whole = next(stage.batches)
+    noise = torch.randn(whole.latents.shape, generator=generator)
+    batch, noise, timesteps = device.share(whole, noise, stage.timesteps(len(whole)))
     parts = max(1, -(-len(batch) // micro_batch_size)) if micro_batch_size else 1
     sums = dict.fromkeys(stage.losses, 0.0)
     for part, e, t in zip(batch.split(parts), noise.tensor_split(parts), timesteps.tensor_split(parts), strict=True):
-        share = len(part) / len(batch)
+        share = len(part) / len(whole)
         with device.autocast():
             terms = objective(part.map(lambda x: x.to(device.device)), e.to(device.device), t.to(device.device))
             loss = sum(weight * terms[name] for name, (weight, _) in stage.losses.items())
         device.backward(loss * share)
         for name, term in terms.items():
             sums[name] = sums[name] + term.detach() * share
-    return {name: float(value) for name, value in sums.items()}
+    return device.total(sums)
 
 
 def freeze_all_but(stage: Stage, models: Models) -> None:

@@ -72,6 +72,7 @@ class Run:
 def fingerprint(models: Models) -> str:
     """A digest of the weights that a run starts from, and of what was learned earlier in the graph."""
     words = [models.family.name, models.prediction_type, models.device.type]
+    words += [str(encoder.layer) for encoder in models.text_encoders]
     tensors = [models.alphas_cumprod]
     for module in (models.unet, *models.text_encoders):
         tensors += [sampled(p) for p in module.parameters()]
@@ -83,6 +84,11 @@ def fingerprint(models: Models) -> str:
         words += [placeholder, *adapters]
         tensors += adapters.values()
     return digest_of(tensors, words)
+
+
+def starting_point(models: Models, device: torch.device) -> str:
+    """A digest of what a run starts from and of the kind of device it runs on, whoever read the models, from where."""
+    return digest_of([], [fingerprint(models), device.type])
 
 
 def sampled(weight: Tensor, runs: int = 4, length: int = 64) -> Tensor:

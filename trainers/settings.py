@@ -1,6 +1,8 @@
 """One definition per setting: a dataclass field with the text and the limits that its widget shows."""
 
-from dataclasses import field
+from dataclasses import Field, field, fields, replace
+
+from .sentences import quoted
 
 
 def setting(default, help: str, **limits):
@@ -12,3 +14,39 @@ def same(owner: type, name: str, *default):
     """Another dataclass's setting of that name, with its default or a new one."""
     known = owner.__dataclass_fields__[name]
     return field(default=default[0] if default else known.default, metadata=known.metadata)
+
+
+def changed(settings, values: dict, what: str = ""):
+    """A dataclass of settings, or a class of them with its defaults, with other values: plain ones, as JSON has them.
+
+    Args:
+        what: the settings are, as messages call them; by default their class's name.
+
+    Raises:
+        ValueError: there is no such setting, or a value is not of its kind or beyond its limits.
+    """
+    what = what or (settings if isinstance(settings, type) else type(settings)).__name__
+    known = {f.name: f for f in fields(settings)}
+    for name in values:
+        if name not in known:
+            raise ValueError(f"{what} has no setting {quoted(name)}: use {', '.join(known)}.")
+    values = {name: _checked(what, known[name], value) for name, value in values.items()}
+    return settings(**values) if isinstance(settings, type) else replace(settings, **values)
+
+
+def _checked(what: str, field: Field, value):
+    kind, limits = type(field.default), field.metadata
+    if kind is tuple and isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value):
+        return tuple(value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    low, high, options = limits.get("min"), limits.get("max"), limits.get("options")
+    if type(value) is not kind:
+        use = f"a {kind.__name__}" if kind is not tuple else "a list of words"
+    elif options and value not in options:
+        use = f"one of {', '.join(options)}"
+    elif kind in (int, float) and not ((low is None or value >= low) and (high is None or value <= high)):
+        use = f"{low} to {high}"
+    else:
+        return value
+    raise ValueError(f"The value of {field.name} of {what} is {quoted(value)}: use {use}.")

@@ -17,8 +17,8 @@ from .loop import Diverged, SingleDevice, Stage, StepReport, train_stage
 from .memory import TOO_LARGE, Effort, Room, is_out_of_memory, trained_values
 from .models import Models
 from .optimizers import bytes_per_value
-from .previews import Preview, to_pil
-from .run import Run, fingerprint
+from .previews import Preview
+from .run import Run, fingerprint, starting_point
 from .sentences import reason
 from .state import StageState
 from .stopping import Sight, StageWatch
@@ -28,10 +28,10 @@ from .watcher import Watcher
 def train(
     run: Run,
     models: Models,
-    folder: Path,
+    folder: Path | RunFolder,
     *,
     model: str = "",
-    device: torch.device | str = "cpu",
+    device: torch.device | str | SingleDevice = "cpu",
     effort: Effort | None = None,
     free_memory: Callable[[], int] | None = None,
     preview: Preview | None = None,
@@ -46,6 +46,7 @@ def train(
 
     Args:
         model: fingerprint of `models`; computed if empty.
+        device: or several that share the work.
         effort: the least to do to fit into memory; more is done where an estimate or an error asks for it.
         free_memory: bytes that the device has free; without it nothing is estimated.
         checkpoint_every: steps between checkpoints; 0 writes none but at the end.
@@ -61,9 +62,11 @@ def train(
     training = Training(
         run=run,
         models=models,
-        folder=RunFolder(folder),
+        folder=folder if isinstance(folder, RunFolder) else RunFolder(folder),
         model=model or fingerprint(models),
-        device=SingleDevice(device=torch.device(device), dtype=run.dtype),
+        device=device
+        if isinstance(device, SingleDevice)
+        else SingleDevice(device=torch.device(device), dtype=run.dtype),
         room=Room(models=models, effort=effort or Effort(), free=free_memory, resolution=resolution),
         preview=preview or Preview(),
         checkpoint_every=checkpoint_every,
@@ -138,6 +141,7 @@ class Training:
         """The stages that an earlier process got through, here or in a run with fewer steps."""
         settings, lineage = self.run.settings(), self.run.lineage(self.model)
         self.about = {"settings": settings, "dataset": self.run.dataset(), "model": self.model, "lineage": lineage}
+        self.about["weights"] = starting_point(self.models, self.device.device)
         self.about["origin"] = metadata.origin(self.run, self.models)
         source, earlier = self.folder, self.folder.last_state()
         if not earlier:
@@ -147,7 +151,7 @@ class Training:
             self.about["continued_from"] = f"step {total_steps(earlier)} of run {source.path.name}{moments}"
         elif continued := self.folder.about().get("continued_from"):
             self.about["continued_from"] = continued
-        self.folder.start(self.about, [to_pil(image) for image in self.run.concept.images])
+        self.folder.start(self.about, self.run.concept)
         self.log = StepLog(self.folder, source.history(total_steps(earlier)))
         if earlier:
             self.watcher.on_notice(f"going on after step {len(self.log)}")
@@ -191,6 +195,7 @@ class Training:
         )
         state.restore(begin, stage.parameters(), generator)
         self.watch = StageWatch(self.run.stopper, sight, self._entries(), begin.best)
+        self.watch.start = self.device.agreed(self.watch.start)
         for monitor in self.watch.monitors.values():
             if sentence := monitor.warning(stage):
                 self.watcher.on_warning(sentence)
@@ -210,6 +215,8 @@ class Training:
 
     def _try_smaller(self, stage: Stage, begin: StageState, error: Exception) -> StageState:
         """Where to begin again with less at once."""
+        if not self.device.alone:
+            raise error  # the others have gone on
         self.watcher.on_notice(self.room.shrink(stage, error))
         stages = self.folder.last_state()
         if len(stages) == len(self.done) + 1:
@@ -219,7 +226,8 @@ class Training:
 
     def _after_step(self, report: StepReport, capture: Callable[[], StageState]) -> None:
         earlier = sum(stage.seconds for stage in self.done)
-        report = dataclasses.replace(report, measures=self.watch.look(report.step, self._entries()))
+        seen = report.step, self._entries()
+        report = dataclasses.replace(report, measures=self.device.agreed(self.watch.look(*seen)))
         entry = {**dataclasses.asdict(report), "step": len(self.log) + 1, "stage_step": report.step}
         entry["seconds"] += earlier
         if report.step == 1:
@@ -243,7 +251,7 @@ class Training:
             raise
 
     def _should_stop(self, report: StepReport) -> bool:
-        return self.watch.acts(self.log.entries[-1]) or self.watcher.finish()
+        return self.device.agreed(self.watch.acts(self.log.entries[-1]) or self.watcher.finish())
 
     def _break_off(self, stages: tuple[StageState, ...]) -> None:
         self.folder.save_state(stages)
