@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -74,7 +75,7 @@ def test_only_what_a_png_would_round_is_kept_as_numbers(tmp_path):
         (["method"], "TextBust", "There is no method 'TextBust': choose one of TextBoost,"),
         (["recipe", "stepz"], 3, "TextBoost has no setting 'stepz': use steps, "),
         (["recipe", "steps"], 0, "The value of steps of TextBoost is 0: use 1 to 100000"),
-        (["recipe", "steps"], "3", "The value of steps of TextBoost is '3': use a int"),
+        (["recipe", "steps"], "3", "The value of steps of TextBoost is '3': use a whole number"),
         (["recipe", "templates"], "none", "templates of TextBoost is 'none': use one of imagenet_small, plain"),
         (["concept", "class_wort"], "dog", "Concept has no setting 'class_wort'"),
         (["concept", "crop"], "left", "The crop is 'left': use one of center, random, bucket"),
@@ -234,6 +235,10 @@ def test_another_checkpoint_and_other_pictures_are_said(of_graph, tmp_path, caps
     state = load_file(of_graph[1])
     state["model.diffusion_model.out.2.bias"] += 1
     save_file(state, tmp_path / "other.safetensors")
-    folder = repeated(of_graph, tmp_path / "out", tmp_path / "other.safetensors")
-    assert "other.safetensors on cpu is not what that run started from" in capsys.readouterr().out
+    shutil.copytree(of_graph[0], tmp_path / "run")
+    Image.new("RGB", (32, 40)).save(tmp_path / "run" / "images" / "00.png")
+    folder = repeated((tmp_path / "run", *of_graph[1:]), tmp_path / "out", tmp_path / "other.safetensors")
+    said = capsys.readouterr().out
+    assert "other.safetensors on cpu is not what that run started from" in said
+    assert "pictures beside run.json are not exactly those" in said
     assert folder.name != of_graph[0].name

@@ -1,6 +1,5 @@
 """A run read back from its folder: the inverse of `Run.settings`, so that it can be trained once more elsewhere."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from .models import Models
 from .recipes import METHODS
 from .run import NOT_WORDS, RUN_FORMAT, Run, starting_point
 from .sentences import quoted
-from .settings import changed
+from .settings import changed, checked
 from .stopping import FixedSteps, Monitor
 
 RECIPES = {type(preset).__name__: type(preset) for presets in METHODS.values() for preset in presets.values()}
@@ -64,7 +63,7 @@ def concept_of(words: dict, pictures: dict) -> Concept:
         raise ValueError(f"A concept has no word {', '.join(sorted(wrong))}: take it out of run.json.")
     if words.get("crop", CROPS[0]) not in CROPS:
         raise ValueError(f"The crop is {quoted(words['crop'])}: use one of {', '.join(CROPS)}.")
-    return dataclasses.replace(changed(Concept(images=pictures["images"]), words), **pictures)
+    return Concept(**pictures, **checked(Concept, words))
 
 
 def monitors(settings: list[dict]) -> tuple[Monitor, ...]:

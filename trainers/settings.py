@@ -4,6 +4,8 @@ from dataclasses import Field, field, fields, replace
 
 from .sentences import quoted
 
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a list of texts"}
+
 
 def setting(default, help: str, **limits):
     """A hyperparameter with the text and the limits that its widget shows."""
@@ -17,7 +19,13 @@ def same(owner: type, name: str, *default):
 
 
 def changed(settings, values: dict, what: str = ""):
-    """A dataclass of settings, or a class of them with its defaults, with other values: plain ones, as JSON has them.
+    """A dataclass of settings, or a class of them with its defaults, with other values: see `checked`."""
+    values = checked(settings, values, what)
+    return settings(**values) if isinstance(settings, type) else replace(settings, **values)
+
+
+def checked(settings, values: dict, what: str = "") -> dict:
+    """Values for a dataclass of settings, of plain kinds as JSON has them, as its fields hold them.
 
     Args:
         what: the settings are, as messages call them; by default their class's name.
@@ -30,8 +38,7 @@ def changed(settings, values: dict, what: str = ""):
     for name in values:
         if name not in known:
             raise ValueError(f"{what} has no setting {quoted(name)}: use {', '.join(known)}.")
-    values = {name: _checked(what, known[name], value) for name, value in values.items()}
-    return settings(**values) if isinstance(settings, type) else replace(settings, **values)
+    return {name: _checked(what, known[name], value) for name, value in values.items()}
 
 
 def _checked(what: str, field: Field, value):
@@ -42,7 +49,7 @@ def _checked(what: str, field: Field, value):
         value = float(value)
     low, high, options = limits.get("min"), limits.get("max"), limits.get("options")
     if type(value) is not kind:
-        use = f"a {kind.__name__}" if kind is not tuple else "a list of words"
+        use = KINDS[kind]
     elif options and value not in options:
         use = f"one of {', '.join(options)}"
     elif kind in (int, float) and not ((low is None or value >= low) and (high is None or value <= high)):
