@@ -16,6 +16,7 @@ load_pack()
 from personalize.tests import small  # noqa: E402
 from personalize.trainers import distributed, training  # noqa: E402
 from personalize.trainers.data import Concept  # noqa: E402
+from personalize.trainers.dvar import DVAR  # noqa: E402
 from personalize.trainers.recipes.attndreambooth import AttnDreamBooth  # noqa: E402
 from personalize.trainers.recipes.custom_diffusion import CustomDiffusion  # noqa: E402
 from personalize.trainers.recipes.textboost import TextBoost  # noqa: E402
@@ -24,6 +25,8 @@ from personalize.trainers.stopping import FixedSteps  # noqa: E402
 
 SHORT = {"views": 8, "max_grad_norm": 0.1}
 STAGES = {f"batch_size_{stage}": 3 for stage in (1, 2)} | {f"steps_{stage}": 2 for stage in (1, 2)}
+# The second measures on the device, and what it likes best decides what is returned.
+STOPPER = (FixedSteps(steps=2, act=False), DVAR(batch_size=2, accumulation=1, window=2, act=False, keep="best"))
 RECIPES = {
     "textboost": TextBoost(steps=4, batch_size=4, **SHORT),
     "uneven": TextBoost(steps=2, batch_size=3, knowledge_weight=0.0, **SHORT),
@@ -37,7 +40,7 @@ def run_of(name):
     picture = torch.rand(3, 48, 32, generator=torch.Generator().manual_seed(5))
     masks = (torch.ones(1, 48, 32).tril(),) * 2 if name == "textboost" else None
     concept = Concept(images=(picture, picture.flip(1)), masks=masks, resolution=32)
-    return Run(concept=concept, recipe=RECIPES[name], stopper=(FixedSteps(steps=2, act=False),), seed=3)
+    return Run(concept=concept, recipe=RECIPES[name], stopper=STOPPER, seed=3)
 
 
 def train(name, folder, **options):
