@@ -2,7 +2,7 @@
 
     python -m trainers RUN/run.json --checkpoint FILE --out DIR          repeat a run of the graph
     python -m trainers textboost --images DIR --class-word dog --checkpoint FILE --out DIR [--set steps=100 ...]
-    accelerate launch --num_processes 2 -m trainers ...                  the same on two cards (or torchrun)
+    torchrun --nproc-per-node 2 -m trainers ...                          the same on two cards (or accelerate launch)
 
 A run's folder, DIR/<digest>, is that of the graph: what is complete is not trained again, what was broken off goes on.
 """
