@@ -141,14 +141,18 @@ def starting_from(
     layout = json.loads(given.layout.read_text(encoding="utf-8")) if given.layout else {}
     load = partial(load_models, given.checkpoint, layout.get("unet"), layout.get("heads"))
     models, same = repeat.starting_models(load, asked, about, device)
+    rounding = repeat.autoencoder_difference(models, about)
+    same = same and rounding < repeat.ROUNDING
     models.backbones = Backbones(folders=lambda: given.clip_folder)
     if about and asked.dataset() != about.get("dataset"):
         say("The pictures beside run.json are not exactly those of that run: the result will differ.")
     if about and not same:
         say(
             f"{given.checkpoint.name} on {device.type} is not what that run started from (other weights, a LoRA or a "
-            "word learned earlier in the graph, CLIP skip, or another device): the result will differ."
+            "word learned earlier in the graph, CLIP skip, another VAE or another device): the result will differ."
         )
+    elif rounding:
+        say(f"The autoencoder rounds otherwise than in the graph (by {rounding:.0e}): so may the result.")
     return models, about["model"] if same else fingerprint(models)
 
 

@@ -12,7 +12,7 @@ from .data import Concept
 from .dvar import DVAR
 from .models import Models
 from .recipes import METHODS
-from .run import NOT_WORDS, RUN_FORMAT, Run, starting_point
+from .run import NOT_WORDS, RUN_FORMAT, Run, encoded_sample, starting_point
 from .sentences import quoted
 from .settings import changed, checked
 from .stopping import FixedSteps, Monitor
@@ -20,6 +20,7 @@ from .stopping import FixedSteps, Monitor
 RECIPES = {type(preset).__name__: type(preset) for presets in METHODS.values() for preset in presets.values()}
 MONITORS = {monitor.name: monitor for monitor in (DVAR, ClipEarlyStopping, FixedSteps)}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ROUNDING = 1e-2  # of latents of about 1: half precision makes less, another autoencoder more
 CROPS = ("center", "random", "bucket")
 # How ComfyUI may keep what a file holds in float32: the text encoders, and the U-Net.
 ROUNDED = ((None, None), (torch.float16, None), (torch.float16, torch.float16), (torch.float16, torch.bfloat16))
@@ -97,6 +98,14 @@ def starting_models(load: Callable[[], Models], run: Run, about: dict, device: t
         if starting_point(models, device) == about["weights"]:
             return models, True
     return load().to("cpu", run.dtype), False
+
+
+def autoencoder_difference(models: Models, about: dict) -> float:
+    """The largest difference between what the autoencoder makes of a picture and what the run's made of it."""
+    if not isinstance(known := about.get("encoded"), list):
+        return 0.0
+    pairs = zip(encoded_sample(models), known, strict=False)
+    return max(abs(ours - theirs) for ours, theirs in pairs)
 
 
 def _rounded(models: Models, text_dtype: torch.dtype | None, unet_dtype: torch.dtype | None) -> Models:

@@ -18,7 +18,7 @@ from .memory import TOO_LARGE, Effort, Room, is_out_of_memory, trained_values
 from .models import Models
 from .optimizers import bytes_per_value
 from .previews import Preview
-from .run import Run, fingerprint, starting_point
+from .run import Run, encoded_sample, fingerprint, starting_point
 from .sentences import reason
 from .state import StageState
 from .stopping import Sight, StageWatch
@@ -142,6 +142,7 @@ class Training:
         settings, lineage = self.run.settings(), self.run.lineage(self.model)
         self.about = {"settings": settings, "dataset": self.run.dataset(), "model": self.model, "lineage": lineage}
         self.about["weights"] = starting_point(self.models, self.device.device)
+        self.about["encoded"] = encoded_sample(self.models)
         self.about["origin"] = metadata.origin(self.run, self.models)
         source, earlier = self.folder, self.folder.last_state()
         if not earlier:
