@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import re
 from pathlib import Path
 
@@ -109,6 +110,9 @@ def test_rates_far_too_high_end_in_a_sentence_or_the_last_good_state(server, goo
     if outcome.kind == "failed":
         assert re.match(NO_NUMBER, outcome.message) and not prompts.faults(outcome.message)
         assert not about["complete"] and RunFolder(folder).result() is None
+    elif precision == "bfloat16" and about["stop_reason"] == "all 12 steps done":
+        # It reaches as far as float32: on some processors every loss stays a number, and there is nothing to end.
+        assert all(math.isfinite(entry["loss"]) for entry in RunFolder(folder).result().history)
     else:
         assert about["complete"] and re.match(STEPPED_BACK, about["stop_reason"])
         assert all(tensor.isfinite().all() for tensor in RunFolder(folder).result().lora.values())
