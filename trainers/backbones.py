@@ -1,16 +1,18 @@
-"""Which CLIP judges pictures and words: named by the user, looked for in given folders only, loaded once.
+"""Which CLIP judges pictures and words: named by the user, looked for in given folders only; and the shelf on which it
+and the judges of encoders.py are loaded once.
 
-Nothing is unpickled, and nothing is downloaded unless the choice says so. How its features become scores is
+Nothing is unpickled, and nothing is downloaded unless the choice says so. How features become scores is
 evaluation.py's business; which folders are allowed is the caller's (in the graph, the host's).
 """
 
 import contextlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -48,11 +50,33 @@ class ClipChoice:
     @classmethod
     def of(cls, settings: object) -> "ClipChoice":
         """The choice in settings that have these three fields among others."""
-        return cls(
-            clip_model=settings.clip_model,
-            clip_weights=settings.clip_weights,
-            clip_download=settings.clip_download,
-        )
+        return cls(**{each.name: getattr(settings, each.name) for each in fields(cls)})
+
+    @property
+    def key(self) -> "ClipChoice":
+        """What is loaded, however it came here."""
+        return replace(self, clip_download=False)
+
+    def check(self, folders: Iterable[str | Path]) -> None:
+        """Raise `ValueError` where it cannot be loaded, as far as names and folders tell; quick."""
+        if self.clip_weights.strip() or not self.clip_download:
+            _find(self, folders)
+        else:  # whether it can be downloaded only a download tells
+            _check_architecture(self.clip_model)
+            _repository(self.clip_model)
+
+    def read(self, folders: Iterable[str | Path]) -> Backbone:
+        """Raises ValueError: there is no such file or architecture, or the two do not belong together."""
+        return _load(self, _find(self, folders))
+
+
+class Choice(Protocol):
+    """A judge by name: ClipChoice, and those of encoders.py."""
+
+    @property
+    def key(self) -> Hashable: ...
+    def check(self, folders: Iterable[str | Path]) -> None: ...
+    def read(self, folders: Iterable[str | Path]) -> Backbone: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,38 +90,33 @@ class _Found:
 
 @dataclass
 class Backbones:
-    """The CLIPs of a process, each loaded once, on the CPU between uses; `clear` forgets them.
+    """The judges of a process, each loaded once, on the CPU between uses; `clear` forgets them.
 
     Args:
         folders: where weights may lie, asked anew each time.
     """
 
     folders: Callable[[], Iterable[str | Path]] = tuple
-    loaded: dict[ClipChoice, Backbone] = field(default_factory=dict)
+    loaded: dict[Hashable, Backbone] = field(default_factory=dict)
 
-    def check(self, choice: ClipChoice) -> None:
+    def check(self, choice: Choice) -> None:
         """Raise `ValueError` where the choice cannot be loaded, as far as names and folders tell; quick."""
-        if choice.clip_weights.strip() or not choice.clip_download:
-            _find(choice, self.folders())
-        else:  # whether it can be downloaded only a download tells
-            _check_architecture(choice.clip_model)
-            _repository(choice.clip_model)
+        choice.check(self.folders())
 
-    def load(self, choice: ClipChoice) -> Backbone:
-        """The CLIP of a choice.
+    def load(self, choice: Choice) -> Backbone:
+        """The judge of a choice.
 
         Raises:
             ValueError: there is no such file or architecture, or the two do not belong together.
         """
-        key = replace(choice, clip_download=False)
-        if key not in self.loaded:
+        if choice.key not in self.loaded:
             with torch.inference_mode(False):  # a tensor made in inference mode cannot be moved outside of it
-                self.loaded[key] = _load(choice, _find(choice, self.folders()))
-        return self.loaded[key]
+                self.loaded[choice.key] = choice.read(self.folders())
+        return self.loaded[choice.key]
 
     @contextlib.contextmanager
-    def on(self, device: torch.device | str, choice: ClipChoice) -> Iterator[Backbone]:
-        """The CLIP of a choice on `device`, back on the CPU afterwards; on the CPU where the device has no room."""
+    def on(self, device: torch.device | str, choice: Choice) -> Iterator[Backbone]:
+        """The judge of a choice on `device`, back on the CPU afterwards; on the CPU where the device has no room."""
         backbone = self.load(choice)
         try:
             _move(backbone, device)
@@ -121,7 +140,7 @@ def _find(choice: ClipChoice, folders: Iterable[str | Path]) -> _Found:
     if not choice.clip_weights.strip():
         _check_architecture(choice.clip_model)
         return _published(choice.clip_model, choice.clip_download)
-    path = _below(choice.clip_weights.strip(), folders)
+    path = below(choice.clip_weights.strip(), folders, "CLIP")
     if path.is_dir():
         _check_config(_config_of(path), quoted(path.name))
         return _Found(name=f"local-dir:{path}", weights=_weights_in(path))
@@ -129,19 +148,23 @@ def _find(choice: ClipChoice, folders: Iterable[str | Path]) -> _Found:
     return _Found(name=choice.clip_model, weights=path)
 
 
-def _below(name: str, folders: Iterable[str | Path]) -> Path:
-    """The file or folder of that name in the first of the folders that has it."""
+def below(name: str, folders: Iterable[str | Path], judge: str) -> Path:
+    """The file or folder of that name in the first of the folders that has it.
+
+    Raises:
+        ValueError: there is none, it leads elsewhere, or the file is of another kind; `judge` is what it should hold.
+    """
     parts = re.split(r"[\\/]", name)
     if "\0" in name or ".." in parts or not parts[0] or ":" in parts[0]:
-        raise ValueError(f"{quoted(name)} is no name of CLIP weights: write it as the file lies below {WHERE}.")
+        raise ValueError(f"{quoted(name)} is no name of {judge} weights: write it as the file lies below {WHERE}.")
     path = next((path for folder in folders if (path := Path(folder, *parts)).exists()), None)
     if path is None:
         raise ValueError(
-            f"There are no CLIP weights {quoted(name)} below {WHERE}: put them there, or correct the name."
+            f"There are no {judge} weights {quoted(name)} below {WHERE}: put them there, or correct the name."
         )
     if path.is_file() and path.suffix != ".safetensors":
         raise ValueError(
-            f"The CLIP weights {quoted(name)} are no .safetensors file, and others can hold programs that run when "
+            f"The {judge} weights {quoted(name)} are no .safetensors file, and others can hold programs that run when "
             "they are read: convert them, or choose another file."
         )
     return path
