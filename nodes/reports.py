@@ -52,8 +52,8 @@ class WriteReport(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, prefix: str | None = None) -> bool | str:
-        """What can be known before the graph runs: a training may stand before this node."""
+    def validate_inputs(cls, prefix: str | None = None, reports: dict | None = None) -> bool | str:
+        """What can be known before the graph runs: a training may stand before this node. The host names `reports`."""
         return valid(lambda given: host.inside_output(folder_of(given)), prefix)
 
     @classmethod

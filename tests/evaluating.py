@@ -1,5 +1,6 @@
 """The demo world's judges as a user's files, and a graph whose CLIP knows a word. No test in here."""
 
+import json
 import shutil
 
 import torch
@@ -21,6 +22,17 @@ def write(folder):
     shelf = judge.write(folder)
     shutil.copy(evaluators.WEIGHTS / "evaluator_instance.safetensors", folder / ENCODER)
     return shelf
+
+
+def write_for_server(folder):
+    """The same for a ComfyUI in another process, which knows no architecture of the world's CLIP but its folder's."""
+    evaluators.register()
+    (folder / "world").mkdir(parents=True)
+    evaluators.expand_clip(evaluators.WEIGHTS / "evaluator_clip.safetensors", folder / "world" / judge.FILE)
+    config = {"model_cfg": json.loads(evaluators.CLIP_CONFIG.read_text()), "preprocess_cfg": {}}
+    (folder / "world" / "open_clip_config.json").write_text(json.dumps(config))
+    shutil.copy(evaluators.WEIGHTS / "evaluator_instance.safetensors", folder / ENCODER)
+    return WORLD | {"clip_weights": "world", "diversity": "DINO encoder"}
 
 
 def teach(clip, word):
