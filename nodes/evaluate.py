@@ -163,7 +163,7 @@ def evaluate(
         progress.update(pictures)
         host.check_interrupted()
 
-    with host.judging():
+    with judging.session():
         for choice in judges.choices(host.backbones):
             host.backbones.load(choice)
         say(f"drawing {count} pictures")

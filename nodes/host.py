@@ -147,22 +147,6 @@ def training_session() -> Iterator[torch.device]:
             mm.soft_empty_cache()
 
 
-@contextlib.contextmanager
-def judging() -> Iterator[torch.device]:
-    """The device on which judges score; afterwards they are forgotten, so that their memory is the graph's again."""
-    try:
-        yield training_device()
-    finally:
-        backbones.clear()
-        gc.collect()
-        mm.soft_empty_cache()
-
-
-def make_room(size: int) -> None:
-    """Have the host move models of its own off the device, as far as `size` bytes and what they compute with need."""
-    mm.free_memory(3 * size // 2, training_device())
-
-
 def training_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The precision to compute in: bfloat16 where it is native, else float16 on a GPU, else float32."""
     if precision != "auto":

@@ -1,8 +1,12 @@
 """What the nodes that score have in common: widgets, references, judges on the host's device, and outputs."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+import comfy.model_management as mm
+import torch
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -80,6 +84,22 @@ def references(concept: Concept, unseen: Sequence[Tensor], with_masks: bool) -> 
     return References(seen=seen, unseen=[to_pil(image) for image in connected({"unseen": [*unseen]})])
 
 
+@contextlib.contextmanager
+def session() -> Iterator[torch.device]:
+    """The device on which judges score; afterwards they are forgotten, so that their memory is the graph's again."""
+    try:
+        yield host.training_device()
+    finally:
+        host.backbones.clear()
+        gc.collect()
+        mm.soft_empty_cache()
+
+
+def make_room(size: int) -> None:
+    """Have the host move models of its own off the device, as far as `size` bytes and what they compute with need."""
+    mm.free_memory(3 * size // 2, host.training_device())
+
+
 def scored(
     judges: Judges, label: str, drawn: Sequence[Drawn], subject: References, say: Callable[[str], None], on_pictures
 ) -> Report:
@@ -89,13 +109,13 @@ def scored(
         say(sentence)
         host.check_interrupted()
 
-    with host.judging() as device:
+    with session() as device:
         scoring = Scoring(
             judges=judges,
             backbones=host.backbones,
             device=device,
             on_judge=on_judge,
             on_pictures=on_pictures,
-            make_room=host.make_room,
+            make_room=make_room,
         )
         return scoring.report(label.strip() or "unnamed", drawn, subject)

@@ -7,7 +7,7 @@ from html import escape
 from PIL import Image
 
 from .report import CLIP_T, COLUMNS, DIVERSITY, NOT_MEASURED, Report
-from .report_pictures import best_of, paired_prompts
+from .report_pictures import best_of, notes, paired_prompts
 
 LONGEST_SIDE = 512  # of a picture in the page; smaller ones are kept as they are, without loss
 SMALL_PICTURE = 192
@@ -22,6 +22,7 @@ body { margin: 0; background: var(--ground); color: var(--ink); }
 body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; }
 main { max-width: 1240px; margin: 0 auto; padding: 40px 28px 64px; }
 h1 { font-size: 30px; line-height: 1.2; margin: 0 0 4px; letter-spacing: -0.01em; }
+.note { font-size: 13px; }
 h2 { font-size: 19px; margin: 40px 0 12px; }
 .lead, .note, figcaption, th, td.none { color: var(--pale); }
 .lead { margin: 0 0 26px; }
@@ -101,11 +102,8 @@ def _cell(report: Report, column: str, longest: float, best: bool) -> str:
 
 
 def _judges(reports: list[Report]) -> str:
-    told = {f"{name}: {by}" for report in reports for name, by in report.judges.items()}
-    told |= {f"{name}: {NOT_MEASURED}, {why}" for report in reports for name, why in report.missing.items()}
-    lines = sorted(told, key=lambda line: next(i for i, name in enumerate(COLUMNS) if line.startswith(f"{name}:")))
-    means = "Mean ± standard deviation over pictures; of diversity over prompts. "
-    return f'<p class="note">{means}{" · ".join(map(escape, lines))}</p>'
+    lines = ["Mean ± standard deviation over pictures; of diversity over prompts.", *notes(reports)]
+    return f'<p class="note">{"<br>".join(map(escape, lines))}</p>'
 
 
 def _references(report: Report) -> str:

@@ -22,8 +22,8 @@ def table(reports: list[Report]) -> Tensor:
     """A row per report, a column per score: mean ± standard deviation, the highest means in blue."""
     rows = [["", *COLUMNS], *([report.label, *(report.cell(name) for name in COLUMNS)] for report in reports)]
     widths = [max(_width(_short(row[i]), SIZE) for row in rows) + 2 * MARGIN for i in range(len(rows[0]))]
-    notes = [line for note in _notes(reports) for line in textwrap.wrap(note, max(40, sum(widths) // 8))]
-    height = ROW * len(rows) + 2 * MARGIN + 22 * len(notes) + (MARGIN if notes else 0)
+    footer = [line for note in notes(reports) for line in textwrap.wrap(note, max(40, sum(widths) // 8))]
+    height = ROW * len(rows) + 2 * MARGIN + 22 * len(footer) + (MARGIN if footer else 0)
     sheet = Image.new("RGB", (sum(widths) + 2 * MARGIN, height), "white")
     draw, best = ImageDraw.Draw(sheet), best_of(reports)
     for number, row in enumerate(rows):
@@ -38,7 +38,7 @@ def table(reports: list[Report]) -> Tensor:
             anchor = "rm" if i else "lm"
             draw.text((right, top + ROW / 2), _short(text), fill=colour, font=_font(SIZE), anchor=anchor)
     draw.line([MARGIN, MARGIN + ROW, sheet.width - MARGIN, MARGIN + ROW], fill=LINE, width=2)
-    for number, line in enumerate(notes):
+    for number, line in enumerate(footer):
         y = 2 * MARGIN + ROW * len(rows) + 22 * number
         draw.text((2 * MARGIN, y), line, fill=PALE, font=_font(SMALL))
     return _tensor(sheet)
@@ -54,11 +54,11 @@ def best_of(reports: list[Report]) -> dict[str, int]:
     return found
 
 
-def _notes(reports: list[Report]) -> list[str]:
+def notes(reports: list[Report]) -> list[str]:
     """Who measured what, and why something was not measured; each once."""
-    notes = [f"{name}: {by}" for report in reports for name, by in _together(report.judges).items()]
-    notes += [f"{name}, {NOT_MEASURED}: {why}" for report in reports for name, why in _together(report.missing).items()]
-    return [*dict.fromkeys(notes)]
+    found = [f"{name}: {by}" for report in reports for name, by in _together(report.judges).items()]
+    found += [f"{name}, {NOT_MEASURED}: {why}" for report in reports for name, why in _together(report.missing).items()]
+    return [*dict.fromkeys(found)]
 
 
 def _together(told: dict[str, str]) -> dict[str, str]:
