@@ -5,6 +5,8 @@ Weights are random and small. LPIPS needs its package; without it a report says 
 
 import json
 import os
+import socket
+import time
 from dataclasses import replace
 from itertools import combinations
 
@@ -126,6 +128,31 @@ def test_what_cannot_be_is_refused_before_anything_is_read(shelf, tmp_path, chan
     with pytest.raises(ValueError, match=words) as caught:
         shelf.check(replace(TIMM, **changes))
     assert "\n" not in str(caught.value) and str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("download", [False, True])
+@pytest.mark.parametrize("model", ["vit_small_patch16_224.dino", "facebook/dinov2-large"])
+def test_only_a_choice_that_says_so_asks_the_network(shelf, monkeypatch, model, download):
+    asked = []
+
+    def no_network(*address, **options):
+        asked.append(address)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    monkeypatch.setattr(socket, "create_connection", no_network)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the hub's attempts
+    choice = DinoChoice(dino_model=model, dino_download=download)
+    words = "could not be downloaded: check the connection" if download else "dino_download is off: turn it on"
+    with pytest.raises(ValueError, match=words):
+        shelf.load(choice)
+    assert bool(asked) is download
+
+
+def test_a_folder_is_read_without_the_network(shelf, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **options: pytest.fail("asked"))
+    assert shelf.load(DinoChoice(dino_weights="dinov2")).module
 
 
 def test_weights_of_another_model_are_refused(shelf, folder, tmp_path):

@@ -7,7 +7,6 @@ evaluation.py's business; which folders are allowed is the caller's (in the grap
 
 import contextlib
 import json
-import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -20,11 +19,11 @@ from safetensors import SafetensorError
 from .evaluation import Backbone, load_clip
 from .sentences import quoted, reason
 from .settings import setting
+from .weight_files import WHERE, below, from_hub
 
 PUBLISHED, PUBLISHED_FILE = "openai", "open_clip_model.safetensors"  # open_clip's tag, and the file's name on the hub
 CONFIG = "open_clip_config.json"
 WEIGHTS = (PUBLISHED_FILE, "open_clip_pytorch_model.safetensors")  # of a folder, before any other
-WHERE = "models/clip_vision or models/personalize"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,28 +147,6 @@ def _find(choice: ClipChoice, folders: Iterable[str | Path]) -> _Found:
     return _Found(name=choice.clip_model, weights=path)
 
 
-def below(name: str, folders: Iterable[str | Path], judge: str) -> Path:
-    """The file or folder of that name in the first of the folders that has it.
-
-    Raises:
-        ValueError: there is none, it leads elsewhere, or the file is of another kind; `judge` is what it should hold.
-    """
-    parts = re.split(r"[\\/]", name)
-    if "\0" in name or ".." in parts or not parts[0] or ":" in parts[0]:
-        raise ValueError(f"{quoted(name)} is no name of {judge} weights: write it as the file lies below {WHERE}.")
-    path = next((path for folder in folders if (path := Path(folder, *parts)).exists()), None)
-    if path is None:
-        raise ValueError(
-            f"There are no {judge} weights {quoted(name)} below {WHERE}: put them there, or correct the name."
-        )
-    if path.is_file() and path.suffix != ".safetensors":
-        raise ValueError(
-            f"The {judge} weights {quoted(name)} are no .safetensors file, and others can hold programs that run when "
-            "they are read: convert them, or choose another file."
-        )
-    return path
-
-
 def _config_of(folder: Path) -> dict:
     """The architecture in an open_clip folder."""
     try:
@@ -221,33 +198,8 @@ def _repository(name: str) -> tuple[str, bool]:
 def _published(name: str, download: bool) -> _Found:
     """OpenAI's weights as safetensors, from the hub's cache on this computer or, if allowed, from the hub."""
     repository, quick_gelu = _repository(name)
-    path = _downloaded(name, repository) if download else _cached(repository)
-    if path is None:
-        raise ValueError(
-            f"The weights of CLIP {name} are not on this computer, and clip_download is off: turn it on, or name a "
-            f"file below {WHERE} as clip_weights."
-        )
+    (path,) = from_hub("CLIP", name, repository, [PUBLISHED_FILE], download)
     return _Found(name=name, weights=path, quick_gelu=quick_gelu)
-
-
-def _cached(repository: str) -> Path | None:
-    """Without `hf_hub_download`, which may ask the network even when told to look at local files only."""
-    from huggingface_hub import try_to_load_from_cache
-
-    path = try_to_load_from_cache(repository, PUBLISHED_FILE)
-    return Path(path) if isinstance(path, str) else None
-
-
-def _downloaded(name: str, repository: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repository, PUBLISHED_FILE))
-    except Exception as error:  # the hub's own, and those of whatever network lies between
-        raise ValueError(
-            f"The weights of CLIP {name} could not be downloaded: check the connection, or name a file below {WHERE} "
-            "as clip_weights."
-        ) from error
 
 
 def _load(choice: ClipChoice, found: _Found) -> Backbone:

@@ -15,10 +15,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .backbones import WHERE, below
 from .evaluation import Backbone, load_image_encoder
 from .sentences import quoted, reason
 from .settings import setting
+from .weight_files import WHERE, below, from_hub
 
 TIMM_FILE = "model.safetensors"  # of a timm model on the hub
 PARTS = ("config.json", "preprocessor_config.json", "model.safetensors")  # of one of the transformers library
@@ -128,21 +128,12 @@ def _timm_repository(name: str) -> str:
 def _published(name: str, download: bool) -> tuple[str, Path | None]:
     """From the hub's cache on this computer or, if allowed, from the hub."""
     import timm
-    from huggingface_hub import hf_hub_download
 
     _check_name(name)
-    of_timm = timm.is_model(name)
-    repository, files = (_timm_repository(name), (TIMM_FILE,)) if of_timm else (name, PARTS)
-    try:
-        found = [Path(hf_hub_download(repository, file, local_files_only=not download)) for file in files]
-    except Exception as error:  # the hub's own, and those of whatever network lies between
-        why, what = "are not on this computer, and dino_download is off", "turn it on"
-        if download:
-            why, what = "could not be downloaded", "check the connection"
-        raise ValueError(
-            f"The weights of DINO {name} {why}: {what}, or name a file below {WHERE} as dino_weights."
-        ) from error
-    return (name, found[0]) if of_timm else (str(found[0].parent), None)
+    if timm.is_model(name):
+        (file,) = from_hub("DINO", name, _timm_repository(name), [TIMM_FILE], download)
+        return name, file
+    return str(from_hub("DINO", name, name, PARTS, download)[0].parent), None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -150,7 +150,7 @@ def _load_timm(name, checkpoint, device) -> Backbone:
 def _load_transformers(name, device) -> Backbone:
     from transformers import AutoImageProcessor, AutoModel
 
-    safe = {"trust_remote_code": False}
+    safe = {"trust_remote_code": False, "local_files_only": Path(name).is_dir()}
     model, info = AutoModel.from_pretrained(name, use_safetensors=True, output_loading_info=True, **safe)
     if any(not key.startswith("pooler.") for key in info["missing_keys"]):  # else they would be random, with a warning
         raise ValueError(f"the weights of {Path(name).name} lack parts of the model")
