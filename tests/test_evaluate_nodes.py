@@ -301,7 +301,7 @@ def test_two_reports_beside_each_other(evaluate, graph, folders):
     ]  # fmt: skip
     assert page.startswith("personalize/reports/base_trained_") and path.endswith("/report.csv")
     assert summary == f"{base.summary()}\n\n{trained.summary()}"
-    rows = [*csv.DictReader((folder / "report.csv").open(encoding="utf-8"))]
+    rows = [*csv.DictReader((folder / "report.csv").read_text(encoding="utf-8").splitlines())]
     kinds = [row["of"] for row in rows if row["report"] == "trained"]
     assert kinds == ["picture"] * 4 + ["prompt"] * 2 + ["seed"] * 2 + ["mean", "standard deviation"]
     values = [float(row["CLIP-T"]) for row in rows if row["report"] == "trained" and row["of"] == "picture"]
