@@ -7,12 +7,15 @@ from .apply import Apply
 from .attention import ShowAttention
 from .clip_stopping import CLIPEarlyStoppingStopper
 from .concept import LoadReferences
+from .evaluate import Evaluate
 from .files import LoadFiles
 from .history import PlotHistory
 from .prompts import PromptList
 from .recipes import RECIPES
+from .reports import WriteReport
 from .results import Save
 from .runs import Load, Runs
+from .score_images import ScoreImages
 from .stopping import DVARStopper, FixedStepsStopper
 from .train import Train
 
@@ -26,4 +29,5 @@ class Personalize(ComfyExtension):
         stopping = [DVARStopper, FixedStepsStopper, CLIPEarlyStoppingStopper]
         keeping = [Save, Apply, Load, Runs, LoadFiles]
         looking = [PromptList, ShowAttention, PlotHistory]
-        return [*making, *stopping, *keeping, *looking]
+        evaluating = [Evaluate, ScoreImages, WriteReport]
+        return [*making, *stopping, *keeping, *looking, *evaluating]

@@ -3,6 +3,7 @@
 One definition per setting: the field, or the node's own input.
 """
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ..trainers.data import Concept
 from ..trainers.folder import RunResult
+from ..trainers.report import Report
 from ..trainers.sentences import quoted
 
 # What comes down a link, by what the nodes use of it: other packs' models need not be the host's classes.
@@ -24,6 +26,7 @@ SOCKETS = {
     "PERSONALIZE_CONCEPT": lambda value: isinstance(value, Concept),
     "PERSONALIZE_RECIPE": lambda value: hasattr(value, "stages"),
     "PERSONALIZE_RESULT": lambda value: isinstance(value, RunResult),
+    "PERSONALIZE_REPORT": lambda value: isinstance(value, Report),
     "PERSONALIZE_STOPPER": lambda value: isinstance(value, tuple) and all(hasattr(one, "meter") for one in value),
 }
 # Lists of runs and files change while a workflow is open; these inputs are looked at by their own nodes.
@@ -88,8 +91,10 @@ def valid(check, value) -> bool | str:
 
 def _check_input(wanted: io.Input, value, is_list: bool) -> None:
     if isinstance(wanted, io.Autogrow.Input):
+        slot = copy.copy(wanted.template.input)
+        slot.id = wanted.id
         for one in value.values() if isinstance(value, dict) else ():
-            _check_input(io.Image.Input(wanted.id), one, is_list)
+            _check_input(slot, one, is_list)
     elif isinstance(wanted, io.DynamicCombo.Input):
         chosen = {} if value is None else value
         if not isinstance(chosen, dict):

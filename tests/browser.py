@@ -82,6 +82,14 @@ class Page:
 @contextlib.asynccontextmanager
 async def open_editor(url, profile, size=(1600, 900)):
     """The editor of the ComfyUI at `url`, loaded and ready; `profile` is a fresh folder for the browser."""
+    async with open_page(url, profile, size) as page:
+        await wait_for_editor(page)
+        yield page
+
+
+@contextlib.asynccontextmanager
+async def open_page(url, profile, size=(1600, 900)):
+    """Any page at `url`, perhaps still loading."""
     import aiohttp
 
     window = "--window-size={},{}".format(*size)
@@ -97,7 +105,6 @@ async def open_editor(url, profile, size=(1600, 900)):
                 await page.command("Runtime.enable")
                 await page.command("Page.enable")
                 await page.command("Page.navigate", url=url)
-                await wait_for_editor(page)
                 yield page
                 page.reader.cancel()
     finally:

@@ -1,16 +1,17 @@
-"""Which CLIP judges pictures and words: named by the user, looked for in given folders only, loaded once.
+"""Which CLIP judges pictures and words: named by the user, looked for in given folders only; and the shelf on which it
+and the judges of encoders.py are loaded once.
 
-Nothing is unpickled, and nothing is downloaded unless the choice says so. How its features become scores is
+Nothing is unpickled, and nothing is downloaded unless the choice says so. How features become scores is
 evaluation.py's business; which folders are allowed is the caller's (in the graph, the host's).
 """
 
 import contextlib
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -18,11 +19,11 @@ from safetensors import SafetensorError
 from .evaluation import Backbone, load_clip
 from .sentences import quoted, reason
 from .settings import setting
+from .weight_files import WHERE, below, from_hub
 
 PUBLISHED, PUBLISHED_FILE = "openai", "open_clip_model.safetensors"  # open_clip's tag, and the file's name on the hub
 CONFIG = "open_clip_config.json"
 WEIGHTS = (PUBLISHED_FILE, "open_clip_pytorch_model.safetensors")  # of a folder, before any other
-WHERE = "models/clip_vision or models/personalize"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +49,33 @@ class ClipChoice:
     @classmethod
     def of(cls, settings: object) -> "ClipChoice":
         """The choice in settings that have these three fields among others."""
-        return cls(
-            clip_model=settings.clip_model,
-            clip_weights=settings.clip_weights,
-            clip_download=settings.clip_download,
-        )
+        return cls(**{each.name: getattr(settings, each.name) for each in fields(cls)})
+
+    @property
+    def key(self) -> "ClipChoice":
+        """What is loaded, however it came here."""
+        return replace(self, clip_download=False)
+
+    def check(self, folders: Iterable[str | Path]) -> None:
+        """Raise `ValueError` where it cannot be loaded, as far as names and folders tell; quick."""
+        if self.clip_weights.strip() or not self.clip_download:
+            _find(self, folders)
+        else:  # whether it can be downloaded only a download tells
+            _check_architecture(self.clip_model)
+            _repository(self.clip_model)
+
+    def read(self, folders: Iterable[str | Path]) -> Backbone:
+        """Raises ValueError: there is no such file or architecture, or the two do not belong together."""
+        return _load(self, _find(self, folders))
+
+
+class Choice(Protocol):
+    """A judge by name: ClipChoice, and those of encoders.py."""
+
+    @property
+    def key(self) -> Hashable: ...
+    def check(self, folders: Iterable[str | Path]) -> None: ...
+    def read(self, folders: Iterable[str | Path]) -> Backbone: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,38 +89,33 @@ class _Found:
 
 @dataclass
 class Backbones:
-    """The CLIPs of a process, each loaded once, on the CPU between uses; `clear` forgets them.
+    """The judges of a process, each loaded once, on the CPU between uses; `clear` forgets them.
 
     Args:
         folders: where weights may lie, asked anew each time.
     """
 
     folders: Callable[[], Iterable[str | Path]] = tuple
-    loaded: dict[ClipChoice, Backbone] = field(default_factory=dict)
+    loaded: dict[Hashable, Backbone] = field(default_factory=dict)
 
-    def check(self, choice: ClipChoice) -> None:
+    def check(self, choice: Choice) -> None:
         """Raise `ValueError` where the choice cannot be loaded, as far as names and folders tell; quick."""
-        if choice.clip_weights.strip() or not choice.clip_download:
-            _find(choice, self.folders())
-        else:  # whether it can be downloaded only a download tells
-            _check_architecture(choice.clip_model)
-            _repository(choice.clip_model)
+        choice.check(self.folders())
 
-    def load(self, choice: ClipChoice) -> Backbone:
-        """The CLIP of a choice.
+    def load(self, choice: Choice) -> Backbone:
+        """The judge of a choice.
 
         Raises:
             ValueError: there is no such file or architecture, or the two do not belong together.
         """
-        key = replace(choice, clip_download=False)
-        if key not in self.loaded:
+        if choice.key not in self.loaded:
             with torch.inference_mode(False):  # a tensor made in inference mode cannot be moved outside of it
-                self.loaded[key] = _load(choice, _find(choice, self.folders()))
-        return self.loaded[key]
+                self.loaded[choice.key] = choice.read(self.folders())
+        return self.loaded[choice.key]
 
     @contextlib.contextmanager
-    def on(self, device: torch.device | str, choice: ClipChoice) -> Iterator[Backbone]:
-        """The CLIP of a choice on `device`, back on the CPU afterwards; on the CPU where the device has no room."""
+    def on(self, device: torch.device | str, choice: Choice) -> Iterator[Backbone]:
+        """The judge of a choice on `device`, back on the CPU afterwards; on the CPU where the device has no room."""
         backbone = self.load(choice)
         try:
             _move(backbone, device)
@@ -121,30 +139,12 @@ def _find(choice: ClipChoice, folders: Iterable[str | Path]) -> _Found:
     if not choice.clip_weights.strip():
         _check_architecture(choice.clip_model)
         return _published(choice.clip_model, choice.clip_download)
-    path = _below(choice.clip_weights.strip(), folders)
+    path = below(choice.clip_weights.strip(), folders, "CLIP")
     if path.is_dir():
         _check_config(_config_of(path), quoted(path.name))
         return _Found(name=f"local-dir:{path}", weights=_weights_in(path))
     _check_architecture(choice.clip_model)
     return _Found(name=choice.clip_model, weights=path)
-
-
-def _below(name: str, folders: Iterable[str | Path]) -> Path:
-    """The file or folder of that name in the first of the folders that has it."""
-    parts = re.split(r"[\\/]", name)
-    if "\0" in name or ".." in parts or not parts[0] or ":" in parts[0]:
-        raise ValueError(f"{quoted(name)} is no name of CLIP weights: write it as the file lies below {WHERE}.")
-    path = next((path for folder in folders if (path := Path(folder, *parts)).exists()), None)
-    if path is None:
-        raise ValueError(
-            f"There are no CLIP weights {quoted(name)} below {WHERE}: put them there, or correct the name."
-        )
-    if path.is_file() and path.suffix != ".safetensors":
-        raise ValueError(
-            f"The CLIP weights {quoted(name)} are no .safetensors file, and others can hold programs that run when "
-            "they are read: convert them, or choose another file."
-        )
-    return path
 
 
 def _config_of(folder: Path) -> dict:
@@ -198,33 +198,8 @@ def _repository(name: str) -> tuple[str, bool]:
 def _published(name: str, download: bool) -> _Found:
     """OpenAI's weights as safetensors, from the hub's cache on this computer or, if allowed, from the hub."""
     repository, quick_gelu = _repository(name)
-    path = _downloaded(name, repository) if download else _cached(repository)
-    if path is None:
-        raise ValueError(
-            f"The weights of CLIP {name} are not on this computer, and clip_download is off: turn it on, or name a "
-            f"file below {WHERE} as clip_weights."
-        )
+    (path,) = from_hub("CLIP", name, repository, [PUBLISHED_FILE], download)
     return _Found(name=name, weights=path, quick_gelu=quick_gelu)
-
-
-def _cached(repository: str) -> Path | None:
-    """Without `hf_hub_download`, which may ask the network even when told to look at local files only."""
-    from huggingface_hub import try_to_load_from_cache
-
-    path = try_to_load_from_cache(repository, PUBLISHED_FILE)
-    return Path(path) if isinstance(path, str) else None
-
-
-def _downloaded(name: str, repository: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repository, PUBLISHED_FILE))
-    except Exception as error:  # the hub's own, and those of whatever network lies between
-        raise ValueError(
-            f"The weights of CLIP {name} could not be downloaded: check the connection, or name a file below {WHERE} "
-            "as clip_weights."
-        ) from error
 
 
 def _load(choice: ClipChoice, found: _Found) -> Backbone:

@@ -1,15 +1,16 @@
-"""How alike two pictures are, and how well a picture fits its prompt: CLIP-T, CLIP-I and DINO as cosines of a
-backbone's features.
+"""How alike two pictures are, how well a picture fits its prompt, and how different pictures of one prompt are: CLIP-T,
+CLIP-I and DINO as cosines of a backbone's features, diversity as a mean distance.
 
 Plain functions of pictures (PIL images) and prompts, plus the loaders of any open_clip, timm or transformers backbone.
-Which CLIP a user named and where its file lies is backbones.py's business; which pictures to compare and what to do
-with the scores is the caller's: no host, no reports here.
+Which backbone a user named and where its file lies is backbones.py's and encoders.py's business; which pictures to
+compare and what to do with the scores is the caller's: no host, no reports here.
 """
 
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -19,13 +20,15 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A loaded model as two functions: pictures -> features, and (CLIP only) prompts -> features, both [N, dim]
-    before normalising, computed where the module's weights are.
+    """A loaded model as functions: pictures -> features, and (CLIP only) prompts -> features, both [N, dim] before
+    normalising, or (LPIPS only) two equally long rows of pictures -> distances [N]; computed where the module's
+    weights are.
     """
 
     name: str
-    image_features: Callable[[Sequence], Tensor]
+    image_features: Callable[[Sequence], Tensor] | None = None
     text_features: Callable[[Sequence[str]], Tensor] | None = None
+    distances: Callable[[Sequence, Sequence], Tensor] | None = None
     module: nn.Module | None = None
 
 
@@ -112,7 +115,12 @@ def encode_text(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 def load_image_encoder(name: str, checkpoint: str | Path | None = None, device: str = "cpu") -> Backbone:
-    """A DINO-like encoder. A timm name (weights from checkpoint, else timm's own), or a transformers name or folder."""
+    """A DINO-like encoder: a timm name (weights from `checkpoint`, else timm's own), or a transformers name or folder.
+
+    Raises:
+        OSError, SafetensorError: the file cannot be read.
+        ValueError, RuntimeError: there is no such model, or the weights are another model's.
+    """
     import timm
 
     if timm.is_model(name):
@@ -129,21 +137,35 @@ def _load_timm(name, checkpoint, device) -> Backbone:
     from timm.data import create_transform, resolve_model_data_config
 
     path = str(checkpoint) if checkpoint else ""
-    model = timm.create_model(name, pretrained=not checkpoint, checkpoint_path=path, num_classes=0).eval().to(device)
+    model = timm.create_model(name, pretrained=not checkpoint, checkpoint_path=path, num_classes=0)
+    model = model.requires_grad_(False).eval().to(device)
     preprocess = create_transform(**resolve_model_data_config(model), is_training=False)
-    return Backbone(name=name, image_features=lambda images: model(_pixels(preprocess, images, device)).float())
+
+    def image_features(images):
+        return model(_pixels(preprocess, images, _device(model))).float()
+
+    return Backbone(name=name, image_features=image_features, module=model)
 
 
 def _load_transformers(name, device) -> Backbone:
     from transformers import AutoImageProcessor, AutoModel
 
-    model, processor = AutoModel.from_pretrained(name).eval().to(device), AutoImageProcessor.from_pretrained(name)
+    safe = {"trust_remote_code": False, "local_files_only": Path(name).is_dir()}
+    model, info = AutoModel.from_pretrained(name, use_safetensors=True, output_loading_info=True, **safe)
+    if any(not key.startswith("pooler.") for key in info["missing_keys"]):  # else they would be random, with a warning
+        raise ValueError(f"the weights of {Path(name).name} lack parts of the model")
+    model = model.requires_grad_(False).eval().to(device)
+    processor = AutoImageProcessor.from_pretrained(name, **safe)
 
     def image_features(images):
-        inputs = processor(images=[image.convert("RGB") for image in images], return_tensors="pt").to(device)
+        inputs = processor(images=[image.convert("RGB") for image in images], return_tensors="pt").to(_device(model))
         return model(**inputs).last_hidden_state[:, 0].float()
 
-    return Backbone(name=str(name), image_features=image_features)
+    return Backbone(name=str(name), image_features=image_features, module=model)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _pixels(preprocess, images, device) -> Tensor:
@@ -188,6 +210,25 @@ def clip_text(clip: Backbone, images: Sequence, prompts: Sequence[str]) -> Tenso
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} pictures but {len(prompts)} prompts: CLIP-T needs one prompt for each picture")
     return (unit_features(clip.image_features, images) * unit_features(clip.text_features, prompts)).sum(1)
+
+
+@torch.no_grad()
+def diversity(lpips: Backbone, images: Sequence) -> float | None:
+    """DIV of one prompt's pictures, all of one size: the mean distance over all pairs; `None` of fewer than two."""
+    pairs = list(combinations(images, 2))
+    if not pairs:
+        return None
+    return float(lpips.distances([one for one, _ in pairs], [other for _, other in pairs]).double().mean())
+
+
+def feature_distances(encoder: Backbone) -> Backbone:
+    """An image encoder in LPIPS's place: 1 - cosine of two pictures' features; a report has to name it so."""
+
+    def distances(ones, others):
+        one, other = (unit_features(encoder.image_features, images) for images in (ones, others))
+        return 1 - (one * other).sum(1)
+
+    return Backbone(name=f"1 - cosine, {encoder.name}", distances=distances, module=encoder.module)
 
 
 def plain_prompt(prompt: str, placeholder: str, class_word: str) -> str:

@@ -1,0 +1,104 @@
+"""What an evaluation found: the scores of every picture, their means, and how they were measured. Data only."""
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+CLIP_T, DIVERSITY = "CLIP-T", "diversity"
+COLUMNS = (CLIP_T, "CLIP-I seen", "CLIP-I unseen", "DINO seen", "DINO unseen", DIVERSITY)
+NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A picture and its scores by column; a column that could not be measured is absent."""
+
+    prompt: str  # as it was drawn
+    text: str  # what CLIP-T compared it with
+    seed: int
+    image: Image.Image
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation (n - 1 in the denominator) of `n` values; of one value the deviation is 0."""
+
+    mean: float
+    std: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Spread | None":
+        found = [*values]
+        if not found:
+            return None
+        return cls(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0, len(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One model's pictures with their scores.
+
+    Attributes:
+        label: what was evaluated, such as "base" or "trained".
+        pictures: by prompt, then by seed.
+        diversity: prompt -> mean distance of its pictures; prompts of a single picture are absent.
+        missing: column -> why it was not measured.
+        judges: column -> what measured it, by name.
+        references: the subject, as CLIP-I and DINO saw it: "seen" in training, "unseen".
+        settings: how the pictures were drawn and scored.
+        drawing_seconds, scoring_seconds: per picture, without loading the models; 0 where nothing was drawn.
+    """
+
+    label: str
+    pictures: tuple[Scored, ...]
+    diversity: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    judges: dict[str, str] = field(default_factory=dict)
+    references: dict[str, tuple[Image.Image, ...]] = field(default_factory=dict)
+    settings: dict[str, str | int | float | bool] = field(default_factory=dict)
+    drawing_seconds: float = 0.0
+    scoring_seconds: float = 0.0
+
+    def prompts(self) -> list[str]:
+        return [*dict.fromkeys(each.prompt for each in self.pictures)]
+
+    def seeds(self) -> list[int]:
+        return [*dict.fromkeys(each.seed for each in self.pictures)]
+
+    def of_prompt(self, prompt: str) -> list[Scored]:
+        return [each for each in self.pictures if each.prompt == prompt]
+
+    def spread(self, column: str, *, prompt: str | None = None, seed: int | None = None) -> Spread | None:
+        """Of all pictures, or of a prompt's or a seed's; of diversity, which belongs to prompts, over those.
+
+        `None` where nothing was measured.
+        """
+        if column == DIVERSITY:
+            wanted = [] if seed is not None else self.diversity if prompt is None else [prompt]
+            return Spread.of(self.diversity[each] for each in wanted if each in self.diversity)
+        chosen = [
+            each
+            for each in self.pictures
+            if (prompt is None or each.prompt == prompt) and (seed is None or each.seed == seed)
+        ]
+        return Spread.of(each.scores[column] for each in chosen if column in each.scores)
+
+    def cell(self, column: str, digits: int = 3) -> str:
+        """Mean and deviation as a table shows them."""
+        found = self.spread(column)
+        return NOT_MEASURED if found is None else f"{found.mean:.{digits}f} ± {found.std:.{digits}f}"
+
+    def summary(self) -> str:
+        """Label, scores and time, in lines of text."""
+        count = f"{len(self.prompts())} prompts x {len(self.seeds())} seeds"
+        lines = [f"{self.label}: {len(self.pictures)} pictures, {count}"]
+        for column in COLUMNS:
+            by = self.judges.get(column) or self.missing.get(column, "")
+            lines.append(f"{column}: {self.cell(column)}" + (f" ({by})" if by else ""))
+        drawing = f"{self.drawing_seconds:.3f} s to draw, " if self.drawing_seconds else ""
+        lines.append(f"per picture: {drawing}{self.scoring_seconds:.3f} s to score")
+        return "\n".join(lines)
