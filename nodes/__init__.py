@@ -5,7 +5,6 @@ from typing_extensions import override
 
 from .apply import Apply
 from .attention import ShowAttention
-from .clip_stopping import CLIPEarlyStoppingStopper
 from .concept import LoadReferences
 from .evaluate import Evaluate
 from .files import LoadFiles
@@ -16,7 +15,7 @@ from .reports import WriteReport
 from .results import Save
 from .runs import Load, Runs
 from .score_images import ScoreImages
-from .stopping import DVARStopper, FixedStepsStopper
+from .stopping import CLIPEarlyStoppingStopper, DVARStopper, FixedStepsStopper
 from .train import Train
 
 

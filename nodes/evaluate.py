@@ -1,6 +1,5 @@
 """Evaluate: draws a prompt set with a MODEL and scores the pictures."""
 
-import hashlib
 import time
 from dataclasses import replace
 
@@ -88,10 +87,7 @@ class Evaluate(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file: str | None = None, **others) -> str:
         """The file's lines may change while its name stays."""
-        try:
-            return hashlib.sha256(host.text_in_input(file or "", "prompts", "prompt").encode()).hexdigest()
-        except ValueError as error:
-            return str(error)
+        return host.digest_of_text(file or "")
 
     @classmethod
     @checked

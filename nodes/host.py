@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import hashlib
 import os
 import traceback
 from collections.abc import Callable, Iterator
@@ -94,6 +95,14 @@ def text_in_input(name: str, what: str, line: str) -> str:
     if not text.strip():
         raise ValueError(f"The {what} file {quoted(name)} is empty: write one {line} per line.")
     return text
+
+
+def digest_of_text(name: str) -> str:
+    """Another word when the text of such a file is another, or cannot be read."""
+    try:
+        return hashlib.sha256(text_in_input(name, "text", "line").encode()).hexdigest()
+    except ValueError as error:
+        return str(error)
 
 
 def _inside(kind: str, folder: str, name: str) -> str:

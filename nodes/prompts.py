@@ -1,6 +1,5 @@
 """Prompt List: many prompts in one queue, and a folder for the pictures of each."""
 
-import hashlib
 from pathlib import Path
 
 from comfy_api.latest import io
@@ -61,10 +60,7 @@ class PromptList(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file: str | None = None, **others) -> str:
         """The file's lines may change while its name stays."""
-        try:
-            return hashlib.sha256(host.text_in_input(file or "", "prompts", "prompt").encode()).hexdigest()
-        except ValueError as error:
-            return str(error)
+        return host.digest_of_text(file or "")
 
     @classmethod
     @checked

@@ -1,8 +1,10 @@
-"""Monitors for Train: DVAR and Fixed Steps, each joined to another one if you like."""
+"""Monitors for Train, each joined to another one if you like."""
 
 from comfy_api.latest import io
 
-from ..trainers.dvar import PRESETS
+from ..trainers import clip_stopping, dvar
+from ..trainers.clip_stopping import ClipEarlyStopping
+from ..trainers.dvar import DVAR
 from ..trainers.stopping import FixedSteps
 from .recipes import chosen, preset_input
 from .schema import checked, widgets
@@ -11,32 +13,55 @@ from .sockets import CATEGORY, StopperSocket
 JOINED = "Another monitor that watches as well; the first that fires ends the stage."
 
 
-class DVARStopper(io.ComfyNode):
-    """Settings of DVAR."""
+def monitor_node(
+    node_id: str, name: str, presets: dict, *, description: str, search_aliases: list[str], tooltip: str
+) -> type[io.ComfyNode]:
+    """The node of a monitor with presets; `tooltip` says what these are."""
 
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="PersonalizeDVAR",
-            display_name="DVAR",
-            category=CATEGORY,
-            description="Stops a training when its loss on one fixed batch has settled.",
-            search_aliases=["early stopping", "monitor", "convergence", "variance"],
-            inputs=[
-                preset_input(
-                    PRESETS,
-                    "The window and threshold for a method; those of the first three are the paper's, for their full "
-                    "lengths.",
-                ),
-                StopperSocket.Input("stopper", optional=True, tooltip=JOINED),
-            ],
-            outputs=[StopperSocket.Output(display_name="stopper")],
-        )
+    class Stopper(io.ComfyNode):
+        @classmethod
+        def define_schema(cls) -> io.Schema:
+            return io.Schema(
+                node_id=node_id,
+                display_name=name,
+                category=CATEGORY,
+                description=description,
+                search_aliases=["early stopping", "monitor", *search_aliases],
+                inputs=[
+                    preset_input(presets, tooltip),
+                    StopperSocket.Input("stopper", optional=True, tooltip=JOINED),
+                ],
+                outputs=[StopperSocket.Output(display_name="stopper")],
+            )
 
-    @classmethod
-    @checked
-    def execute(cls, preset: dict | None = None, stopper: tuple = ()) -> io.NodeOutput:
-        return io.NodeOutput((*stopper, chosen("DVAR", PRESETS, preset)))
+        @classmethod
+        @checked
+        def execute(cls, preset: dict | None = None, stopper: tuple = ()) -> io.NodeOutput:
+            return io.NodeOutput((*stopper, chosen(name, presets, preset)))
+
+    Stopper.__doc__ = f"Settings of {name}."
+    Stopper.__name__ = Stopper.__qualname__ = node_id.removeprefix("Personalize") + "Stopper"
+    return Stopper
+
+
+DVARStopper = monitor_node(
+    "PersonalizeDVAR",
+    DVAR.name,
+    dvar.PRESETS,
+    description="Stops a training when its loss on one fixed batch has settled.",
+    search_aliases=["convergence", "variance"],
+    tooltip="The window and threshold for a method; the last three are the paper's, for their full lengths, the others "
+    "ours, for short trainings.",
+)
+CLIPEarlyStoppingStopper = monitor_node(
+    "PersonalizeCLIPEarlyStopping",
+    ClipEarlyStopping.name,
+    clip_stopping.PRESETS,
+    description="Stops a training when the pictures it draws no longer come closer to the references.",
+    search_aliases=["clip score", "patience", "plateau"],
+    tooltip="Patience, threshold and pictures for a method; the first three are the paper's, for their full lengths, "
+    "the others ours, for short trainings.",
+)
 
 
 class FixedStepsStopper(io.ComfyNode):

@@ -32,13 +32,13 @@ def clip_vision(tmp_path, monkeypatch, model_folders):
 
 
 def chosen(preset="TextBoost", stopper=(), **values):
-    from personalize.nodes.clip_stopping import CLIPEarlyStoppingStopper
+    from personalize.nodes.stopping import CLIPEarlyStoppingStopper
 
     return CLIPEarlyStoppingStopper.execute({"preset": preset, **values}, stopper).result[0]
 
 
 def test_each_preset_is_its_settings(clip_vision):
-    from personalize.nodes.clip_stopping import CLIPEarlyStoppingStopper
+    from personalize.nodes.stopping import CLIPEarlyStoppingStopper
 
     options = CLIPEarlyStoppingStopper.define_schema().inputs[0].options
     assert [option.key for option in options] == [*PRESETS]

@@ -42,6 +42,16 @@ class ClassPictures:
         )
 
 
+def for_prior(recipe, models: Models, concept: Concept, generator: Generator) -> ClassPictures | None:
+    """Of a recipe with prior preservation; `None` of one without.
+
+    What is drawn depends on the run's seed and takes nothing from its generator.
+    """
+    if recipe.prior_weight <= 0:
+        return None
+    return class_pictures(models, concept, generator.initial_seed(), recipe.class_images, recipe.class_image_steps)
+
+
 def class_pictures(models: Models, concept: Concept, seed: int, count: int, steps: int) -> ClassPictures:
     """The concept's class pictures; without any, `count` drawn by `models` in `steps` sampler steps.
 

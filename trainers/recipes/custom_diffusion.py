@@ -16,8 +16,7 @@ from functools import partial
 
 from torch import Generator
 
-from .. import attention, augmentation, losses, timesteps, trainables
-from ..class_pictures import class_pictures
+from .. import attention, augmentation, class_pictures, losses, timesteps, trainables
 from ..data import Concept, choose
 from ..loop import Stage
 from ..models import Models
@@ -69,9 +68,7 @@ class CustomDiffusion:
         """Raise `ValueError` where these settings cannot learn this concept; they always can."""
 
     def stages(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Stage]:
-        seed, prior = generator.initial_seed(), self.prior_weight > 0  # class pictures take nothing from the generator
-        drawn = (seed, self.class_images, self.class_image_steps)
-        classes = class_pictures(models, concept, *drawn) if prior else None
+        classes = class_pictures.for_prior(self, models, concept, generator)
         words = [(concept.placeholder_token, concept.initializer)]
         rows = [trainables.add_tokens(encoder, words).rows for encoder in models.text_encoders]
         augment = augmentation.resized if self.random_size else augmentation.mirrored
@@ -85,13 +82,13 @@ class CustomDiffusion:
         )
         pools = views.pools(models, concept, generator)
         weights = [parameter for name in TRAINED for parameter in trainables.select(models, name)]
-        rate = self.learning_rate * (self.batch_size if self.scale_lr else 1) * (2 if prior else 1)
-        kept = {"prior_preservation": (self.prior_weight, losses.prior_preservation)} if prior else {}
+        rate = self.learning_rate * (self.batch_size if self.scale_lr else 1) * (2 if classes else 1)
+        kept = {"prior_preservation": (self.prior_weight, losses.prior_preservation)} if classes else {}
         with attention.first_token_without_gradient(models.unet):
             yield Stage(
                 name="custom diffusion",
                 steps=self.steps,
-                batch_size=self.batch_size * (2 if prior else 1),
+                batch_size=self.batch_size * (2 if classes else 1),
                 params=[{"params": [*rows, *weights], "lr": rate, "max_grad_norm": self.max_grad_norm}],
                 weight_decay=self.weight_decay,
                 batches=views.batches(models, concept, pools, generator, classes=classes),

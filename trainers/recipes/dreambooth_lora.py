@@ -14,8 +14,7 @@ from functools import partial
 
 from torch import Generator
 
-from .. import augmentation, losses, timesteps, trainables
-from ..class_pictures import class_pictures
+from .. import augmentation, class_pictures, losses, timesteps, trainables
 from ..data import Concept
 from ..loop import Stage
 from ..models import Models
@@ -70,9 +69,7 @@ class DreamBoothLoRA:
         """Raise `ValueError` where these settings cannot learn this concept; they always can."""
 
     def stages(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Stage]:
-        seed, prior = generator.initial_seed(), self.prior_weight > 0  # class pictures take nothing from the generator
-        drawn = (seed, self.class_images, self.class_image_steps)
-        classes = class_pictures(models, concept, *drawn) if prior else None
+        classes = class_pictures.for_prior(self, models, concept, generator)
         words = [(concept.placeholder_token, concept.initializer)]
         rows = [trainables.add_tokens(encoder, words).rows for encoder in models.text_encoders]
         views = PairedViews(
@@ -86,11 +83,11 @@ class DreamBoothLoRA:
         targets = ATTENTION + (FEED_FORWARD if self.feed_forward else [])
         lora = trainables.add_lora(models.unet, targets, self.lora_rank, self.lora_rank, generator)
         rate = self.learning_rate * (self.batch_size if self.scale_lr else 1)
-        kept = {"prior_preservation": (self.prior_weight, losses.prior_preservation)} if prior else {}
+        kept = {"prior_preservation": (self.prior_weight, losses.prior_preservation)} if classes else {}
         yield Stage(
             name="dreambooth-lora",
             steps=self.steps,
-            batch_size=self.batch_size * (2 if prior else 1),
+            batch_size=self.batch_size * (2 if classes else 1),
             params=[{"params": [*rows, *lora], "lr": rate, "max_grad_norm": self.max_grad_norm}],
             weight_decay=self.weight_decay,
             batches=views.batches(models, concept, pools, generator, classes=classes),
