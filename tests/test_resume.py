@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from personalize.tests import small
-from personalize.trainers import memory, state, training
+from personalize.trainers import memory, stages, state, training
 from personalize.trainers import run as runs
 from personalize.trainers.data import Concept
 from personalize.trainers.folder import RunFolder
@@ -294,7 +294,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
 def test_a_full_disk_is_known_before_the_first_step(tmp_path, monkeypatch):
     from types import SimpleNamespace
 
-    monkeypatch.setattr(training.shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000))
+    monkeypatch.setattr(stages.shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000))
     with pytest.raises(RuntimeError, match="make room"):
         train(tmp_path)
 
