@@ -121,7 +121,7 @@ def dvar(object_info):
     values = {kind: inputs for kind, inputs in host.demo_overrides().items() if kind != "PersonalizeTextBoost"}
     quick = {kind: inputs for kind, inputs in host.QUICK.items() if kind != "PersonalizeTextBoost"}
     quick["PersonalizeDreamBoothLoRA"] = {"preset.steps": 12, "preset.views": 8}
-    quick["PersonalizeDVAR"] = {"preset.window": 3, "preset.eps": 1.0, "preset.min_steps": 4}
+    quick["PersonalizeDVAR"] = {"preset.window": 3, "preset.every": 1, "preset.eps": 1.0, "preset.min_steps": 4}
     return override(override(prompt, values), quick)
 
 
