@@ -131,11 +131,11 @@ def graph(tmp_path_factory, request):
 @pytest.fixture(scope="module")
 def personalized(graph):
     """The graph with a word of two vectors, and adapters for it in text encoder and U-Net."""
-    from personalize.nodes import carry, causal
+    from personalize.nodes import carry, causal, host
 
     model, clip, vae = graph
     generator = torch.Generator().manual_seed(0)
-    names = causal.encoder_names(clip)
+    names = host.encoder_names(clip)
     widths = [getattr(clip.cond_stage_model, n).transformer.get_input_embeddings().weight.shape[1] for n in names]
     vectors = {n: torch.randn(2, width, generator=generator) for n, width in zip(names, widths, strict=True)}
     tensors = {}
