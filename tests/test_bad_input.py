@@ -259,7 +259,7 @@ FILES = [
     (
         "an embedding without a word",
         files(embedding="wide.safetensors", placeholder_token=" "),
-        "^The placeholder '' must be one word, such as <dog>",
+        "^The placeholder is empty: write one word that means your subject, such as <dog>",
     ),
     (
         "an embedding for an ordinary word",

@@ -172,7 +172,7 @@ def test_a_run_that_there_is_not(server, name):
 @pytest.fixture(scope="module")
 def watched(server, object_info):
     """A training that is finished by hand at half its steps, and all that an editor heard of it."""
-    small = {"recipe.preset.steps": STEPS, "train.preview_every": 5, "train.preview_steps": 1, "train.seed": 77}
+    small = {"recipe.preset.steps": STEPS, "train.preview_every": 5, "train.preview_steps": 1, "train.seed": 770_077}
     prompt = changed(smallest(object_info, server.checkpoint), small)
 
     async def go():
