@@ -11,7 +11,6 @@ world by each method's row below. Every cell is stored when it is done.
 """
 
 import argparse
-import hashlib
 import json
 import math
 import statistics
@@ -28,8 +27,8 @@ from trainers.backbones import Backbones
 from trainers.clip_stopping import ClipEarlyStopping
 from trainers.dvar import DVAR
 from trainers.dvar import PRESETS as DVARS
-from trainers.run import Run
-from trainers.stopping import of_stage
+from trainers.run import Run, digest_of
+from trainers.stopping import of_stage, reason_to_stop
 from trainers.training import train
 from trainers.watcher import Watcher
 
@@ -114,9 +113,7 @@ class Copies:
         if entry["stage_step"] == self.short:
             self.take("short", entry)
         for name, monitor in of_stage(self.monitors, entry["stage"]).items():
-            measure = entry.get("measures", {}).get(name)
-            late = entry["stage_step"] >= monitor.min_steps
-            if name not in self.at and late and measure and monitor.reason(measure):
+            if name not in self.at and reason_to_stop(name, monitor, entry):
                 self.take(name, entry)
 
     def take(self, name: str, entry: dict) -> None:
@@ -136,10 +133,7 @@ def trained(models) -> list[tuple[str, Tensor]]:
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
-    sha = hashlib.sha256()
-    for key in sorted(tensors):
-        sha.update(key.encode() + tensors[key].detach().contiguous().numpy().tobytes())
-    return sha.hexdigest()[:16]
+    return digest_of([tensors[key] for key in sorted(tensors)], sorted(tensors))
 
 
 def cell(bench: Bench, judges, backbones: Backbones, row: Row, number: int, folder: Path) -> dict:

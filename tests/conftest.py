@@ -115,3 +115,17 @@ def model_folders(tmp_path, monkeypatch):
         monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([str(folder)], known))
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     return made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where users put their CLIPs."""
+    return tmp_path_factory.mktemp("clip_vision")
+
+
+@pytest.fixture(scope="module")
+def shelf(folder):
+    """`Backbones` that look there, where the demo world's CLIP lies."""
+    from personalize.tests import judge
+
+    return judge.write(folder)

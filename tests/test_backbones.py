@@ -26,16 +26,6 @@ PROMPTS = ["a dog", "a red cat in the snow", "", "two houses and a very long row
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("clip_vision")
-
-
-@pytest.fixture(scope="module")
-def shelf(folder):
-    return judge.write(folder)
-
-
-@pytest.fixture(scope="module")
 def theirs(shelf, folder):
     """open_clip's own model from the same file."""
     model, _, preprocess = open_clip.create_model_and_transforms(

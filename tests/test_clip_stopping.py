@@ -25,16 +25,6 @@ QUICK = ClipEarlyStopping(
 )
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("clip_vision")
-
-
-@pytest.fixture(scope="module")
-def shelf(folder):
-    return judge.write(folder)
-
-
 def concept():
     return Concept(images=judge.tensors(judge.pictures()), resolution=32)
 

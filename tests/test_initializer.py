@@ -15,16 +15,6 @@ from personalize.trainers.tokenizer import bundled_words
 open_clip = pytest.importorskip("open_clip")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("clip_vision")
-
-
-@pytest.fixture(scope="module")
-def shelf(folder):
-    return judge.write(folder)
-
-
 @pytest.fixture
 def few(monkeypatch):
     """A vocabulary that is scored in a moment: every 2000th word, and some that the world knows."""

@@ -113,8 +113,7 @@ class Drawing:
     def _keep(self, number: int, picture: Image.Image) -> None:
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with files.replaced(self.folder / f"{number:04d}.png") as beside:
-                picture.save(beside, format="PNG")
+            files.save_png(picture, self.folder / f"{number:04d}.png")
 
     def _read(self, numbers: range) -> list[Tensor]:
         """None of them unless all are there."""

@@ -8,6 +8,7 @@ H starts with the untrained model. Ours counts the window in steps, so that look
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -82,17 +83,17 @@ class DVAR:
             if step % self.every:
                 return None
             parts = self._parts(look, step, past)
-            values = [*(earlier["fixed_loss"] for earlier in past), mean(parts)]
+            values = [*(earlier["fixed_loss"] for earlier in past), fmean(parts)]
             found = {
                 "fixed_loss": values[-1],
-                "smoothed": mean(values[-SMOOTH:]),
+                "smoothed": fmean(values[-SMOOTH:]),
                 "ratio": variance_ratio(values, self.evaluations),
                 "threshold": self.eps,
             }
             if self.spread:
                 found["parts"] = parts if not past else parts[self._turn(past) :][:1]
             return found | (
-                {name: mean(look(step, *ends)) for name, ends in INTERVALS.items()} if self.intervals else {}
+                {name: fmean(look(step, *ends)) for name, ends in INTERVALS.items()} if self.intervals else {}
             )
 
         return measure
@@ -129,10 +130,6 @@ class DVAR:
         )
 
 
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
 def variance_ratio(values: list[float], window: int) -> float:
     """`var(last window values) / var(all values)`, population variances; 1 before there are enough or where none."""
     everything = float(np.var(values))
@@ -157,13 +154,13 @@ class FixedBatch:
         """
         batch, device = self._batch(step), self.sight.device
         noise = self._drawn("noise", step, lambda g: torch.randn(batch.latents.shape, generator=g))
-        noise = noise * (not self.settings.zero_noise)
+        noise = (noise * (not self.settings.zero_noise)).to(device.device)
+        batch = batch.map(lambda tensor: tensor.to(device.device))
         values = []
         chunks = self._timesteps(step, low, high or len(self.sight.models.alphas_cumprod), len(batch))
         for timesteps in chunks if only is None else chunks[only : only + 1]:
             with device.autocast():
-                moved = batch.map(lambda tensor: tensor.to(device.device))
-                values.append(self.objective(moved, noise.to(device.device), timesteps.to(device.device))["denoising"])
+                values.append(self.objective(batch, noise, timesteps.to(device.device))["denoising"])
         return torch.stack(values).tolist()
 
     def _batch(self, step: int) -> Batch:

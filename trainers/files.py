@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
@@ -24,6 +25,11 @@ def replaced(path: Path | str) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             os.remove(beside)
         raise
+
+
+def save_png(picture: Image.Image, path: Path) -> None:
+    with replaced(path) as beside:
+        picture.save(beside, format="PNG")
 
 
 def tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:

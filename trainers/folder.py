@@ -128,8 +128,7 @@ class RunFolder:
         self._write_json({**about, "complete": False})
 
     def save_picture(self, picture: Image.Image, name: str) -> None:
-        with files.replaced(self.path / name) as beside:
-            picture.save(beside, format="PNG")
+        files.save_png(picture, self.path / name)
 
     def about(self) -> dict:
         """run.json; empty where there is none that can be read, or another program wrote something else."""

@@ -32,8 +32,7 @@ def write(concept: Concept, folder: Path) -> None:
             (folder / kind).mkdir(parents=True, exist_ok=True)
         for i, tensor in enumerate(pictures):
             picture = to_pil(tensor.expand(3, -1, -1)).convert(mode)
-            with files.replaced(folder / kind / f"{i:02d}.png") as beside:
-                picture.save(beside, format="PNG")
+            files.save_png(picture, folder / kind / f"{i:02d}.png")
             if not torch.equal(pixels(picture), tensor):
                 exact[f"{kind}/{i:02d}"] = tensor.contiguous()
     if exact:

@@ -151,7 +151,7 @@ class StageWatch:
 
     def acts(self, entry: dict) -> bool:
         """Whether a monitor ends the stage after this line of the log."""
-        return any(monitor.act and _reason(name, monitor, entry) for name, monitor in self.monitors.items())
+        return any(monitor.act and reason_to_stop(name, monitor, entry) for name, monitor in self.monitors.items())
 
 
 def of_stage(monitors: Sequence[Monitor], stage: str) -> dict[str, Monitor]:
@@ -168,7 +168,7 @@ def stops(monitors: Sequence[Monitor], stage: Stage, entries: list[dict]) -> lis
     """Where each monitor fired first in a stage that has ended, whether it acted or only noted it."""
     found = []
     for name, monitor in of_stage(monitors, stage.name).items():
-        fired = ((entry, reason) for entry in entries if (reason := _reason(name, monitor, entry)))
+        fired = ((entry, reason) for entry in entries if (reason := reason_to_stop(name, monitor, entry)))
         found += [_stop(name, *first, monitor.act) for first in itertools.islice(fired, 1)]
     if len(entries) < stage.steps and not any(stop["acted"] for stop in found):
         found += [_stop(YOU, entry, "finished by hand", True) for entry in entries[-1:]]
@@ -203,7 +203,7 @@ def best_step(name: str, monitor: Monitor, entries: list[dict]) -> int:
     return best["stage_step"]
 
 
-def _reason(name: str, monitor: Monitor, entry: dict) -> str:
+def reason_to_stop(name: str, monitor: Monitor, entry: dict) -> str:
     """Why to stop after this line of the log; "" for going on."""
     step, measure = entry["stage_step"], entry.get("measures", {}).get(name)
     if monitor.max_steps and step >= monitor.max_steps:
