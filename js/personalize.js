@@ -6,7 +6,10 @@ import { api } from "../../scripts/api.js";
 const NODE = "PersonalizeTrain";
 const MOST = 4000; // points; then the server is asked for a thinned history
 const PREVIEWS = 4;
-const COLORS = { mean: "#3d8fe8", fixed: "#e8842c", ratio: "#2fa37c", score: "#b069d6", stop: "#e0524d" };
+const COLORS = { mean: "#3d8fe8", fixed: "#e8842c", ratio: "#2fa37c", score: "#b069d6", stop: "#e0524d",
+  identity: "#3d8fe8", text: "#2fa37c" };
+const KEYS = ["ratio", "score", "identity", "text"]; // of what a monitor measures: each has a panel
+const LIMITS = { ratio: "stops below", score: "better from", identity: "floor", text: "floor" };
 const FINISH = "Ends the present stage after this step and keeps what it learned: later stages and the graph go on. "
   + "Cancel stops everything instead; queued again, the training goes on where it was.";
 const STYLE = `
@@ -190,12 +193,12 @@ function measured({ entries }, monitor, key) { // [step, value]; what was measur
   return found.map(([step, all]) => [step, all?.[monitor]?.[key]]).filter(([, value]) => value !== undefined);
 }
 
-function monitors({ entries }) { // those with something to draw: {name: what it compares with its threshold}
+function monitors({ entries }) { // those with something to draw: [name, what it compares with a threshold or a floor]
   const found = new Map();
   for (const [name, values] of entries.flatMap((entry) => Object.entries(entry.measures ?? {}))) {
-    if ("ratio" in values || "score" in values) found.set(name, "ratio" in values ? "ratio" : "score");
+    for (const key of KEYS) if (key in values) found.set(`${name} ${key}`, [name, key]);
   }
-  return [...found];
+  return [...found.values()];
 }
 
 function mean(entries) { // of the last twentieth, never across stages
@@ -216,11 +219,13 @@ function panels(run) {
     { name: "mean", color: COLORS.mean, width: 1.7, points: mean(run.entries) },
   ];
   const others = monitors(run).map(([monitor, key]) => {
-    const fixed = measured(run, monitor, "fixed_loss"), name = `${monitor.replace(" Early Stopping", "")} ${key}`;
+    const fixed = measured(run, monitor, "fixed_loss");
+    const name = `${monitor.replace(/ Early Stopping|Pick by Score/, "")} ${key}`.trim();
     if (fixed.length) lines.push({ name: "fixed batch", color: COLORS.fixed, width: 1.7, points: fixed });
     const value = { name, color: COLORS[key], width: 1.7, points: measured(run, monitor, key) };
-    const limit = { name: key === "ratio" ? "stops below" : "better from", color: COLORS.stop, dash: [5, 4] };
-    limit.points = measured(run, monitor, "threshold");
+    const limit = { name: LIMITS[key], color: COLORS.stop, dash: [5, 4] };
+    limit.points = measured(run, monitor, LIMITS[key] === "floor" ? `${key}_floor` : "threshold");
+    if (limit.points.length === 1) limit.points.push([run.entries.at(-1).step, limit.points[0][1]]); // a floor stays
     return { share: 1, lines: [value, limit].filter(({ points }) => points.length) };
   });
   return [{ share: 2, lines }, ...others];

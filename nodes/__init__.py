@@ -15,7 +15,7 @@ from .reports import WriteReport
 from .results import Save
 from .runs import Load, Runs
 from .score_images import ScoreImages
-from .stopping import CLIPEarlyStoppingStopper, DVARStopper, FixedStepsStopper
+from .stopping import CLIPEarlyStoppingStopper, DVARStopper, FixedStepsStopper, PickByScoreStopper
 from .train import Train
 
 
@@ -25,7 +25,7 @@ class Personalize(ComfyExtension):
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         making = [LoadReferences, *RECIPES, Train]
-        stopping = [DVARStopper, FixedStepsStopper, CLIPEarlyStoppingStopper]
+        stopping = [DVARStopper, FixedStepsStopper, CLIPEarlyStoppingStopper, PickByScoreStopper]
         keeping = [Save, Apply, Load, Runs, LoadFiles]
         looking = [PromptList, ShowAttention, PlotHistory]
         evaluating = [Evaluate, ScoreImages, WriteReport]

@@ -111,7 +111,7 @@ def chosen(method: str, presets: dict, preset: dict | None):
     if "captions" in values:
         values["captions"] = captions_of(host.text_in_input(values["captions"], "captions", "caption"))
     settings = replace(presets[name], **values)
-    if judge := getattr(settings, "clip", None):
+    for judge in getattr(settings, "judges", ()):
         host.backbones.check(judge)
     return settings
 

@@ -6,6 +6,7 @@ import time
 from comfy_api.latest import io, ui
 
 from ..trainers.folder import RunFolder
+from ..trainers.picking import PickByScore, picked
 from ..trainers.sentences import quoted
 from . import host
 from .apply import EXACT, apply
@@ -65,6 +66,12 @@ class Load(io.ComfyNode):
                     "run", options=labels(), tooltip="The newest first. A run that was broken off loads too."
                 ),
                 io.Boolean.Input("exact", default=False, advanced=True, optional=True, tooltip=EXACT),
+                io.Float.Input(
+                    "text_weight", default=PickByScore.text_weight, min=0.0, max=1.0, step=0.01, optional=True,
+                    display_mode=io.NumberDisplay.slider, advanced=True,
+                    tooltip="Of a run with Pick by Score: 0 loads the state with most likeness, 1 the one that follows "
+                    "words best.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model"),
@@ -72,7 +79,7 @@ class Load(io.ComfyNode):
                 ResultSocket.Output(display_name="result"),
             ],
             hidden=[io.Hidden.unique_id],
-        )
+        )  # fmt: skip
 
     @classmethod
     def validate_inputs(cls, run: str | None = None) -> bool | str:
@@ -85,13 +92,14 @@ class Load(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, model, clip, run, exact=False) -> io.NodeOutput:
+    def execute(cls, model, clip, run, exact=False, text_weight=PickByScore.text_weight) -> io.NodeOutput:
         folder = find(run)
         result = folder.result(partial=True)
         if result is None:
             raise ValueError(
                 f"The run {folder.path.name} holds nothing that can be loaded: queue its training again, or delete it."
             )
+        result = picked(result, text_weight)
         host.notices(cls.hidden.unique_id)(f"{result.placeholder_token}: {result.stop_reason}")
         return io.NodeOutput(*apply(model, clip, result, in_full_precision=exact), result)
 

@@ -43,7 +43,7 @@ def widgets(recipe) -> list[io.Input]:
 
 
 def _widget(field: dataclasses.Field, default) -> io.Input:
-    limits = dict(field.metadata)
+    limits = {name: value for name, value in field.metadata.items() if name != "later"}
     options = {"default": default, "tooltip": limits.pop("help"), "advanced": limits.pop("advanced", None)}
     options["optional"] = True
     if "options" in limits:
@@ -53,10 +53,12 @@ def _widget(field: dataclasses.Field, default) -> io.Input:
     if isinstance(default, int):
         return io.Int.Input(field.name, **limits, **options)
     if isinstance(default, float):
+        if limits.pop("slider", False):
+            return io.Float.Input(field.name, **limits, step=0.01, display_mode=io.NumberDisplay.slider, **options)
         step = 10.0 ** -(4 if default >= 0.1 or default == 0 else 6)  # fine enough for a learning rate
         return io.Float.Input(field.name, **limits, step=step, round=1e-8, **options)
     if isinstance(default, str):
-        return io.String.Input(field.name, **options)
+        return io.String.Input(field.name, multiline=limits.get("lines", False), **options)
     return io.String.Input(field.name, **options | {"default": ""})  # lines of text, by the name of a file
 
 

@@ -5,9 +5,11 @@ from comfy_api.latest import io
 from ..trainers import clip_stopping, dvar
 from ..trainers.clip_stopping import ClipEarlyStopping
 from ..trainers.dvar import DVAR
+from ..trainers.picking import PickByScore
 from ..trainers.stopping import FixedSteps
+from . import host
 from .recipes import chosen, preset_input
-from .schema import checked, widgets
+from .schema import checked, valid, widgets
 from .sockets import CATEGORY, StopperSocket
 
 JOINED = "Another monitor that watches as well; the first that fires ends the stage."
@@ -84,3 +86,41 @@ class FixedStepsStopper(io.ComfyNode):
     def execute(cls, steps=None, stage=None, act=None, stopper: tuple = ()) -> io.NodeOutput:
         given = {"steps": steps, "stage": stage, "act": act}
         return io.NodeOutput((*stopper, FixedSteps(**{k: v for k, v in given.items() if v is not None})))
+
+
+class PickByScoreStopper(io.ComfyNode):
+    """Settings of Pick by Score."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizePickByScore",
+            display_name=PickByScore.name,
+            category=CATEGORY,
+            description="Scores a training on its way, for likeness and for following words, and picks the best state.",
+            search_aliases=["best checkpoint", "overfitting", "evaluate", "clip-t", "dino", "early stopping"],
+            inputs=[*widgets(PickByScore()), StopperSocket.Input("stopper", optional=True, tooltip=JOINED)],
+            outputs=[StopperSocket.Output(display_name="stopper")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, prompts: str | None = None) -> bool | str:
+        return valid(lambda given: PickByScore(prompts=given), prompts)
+
+    @classmethod
+    @checked
+    def execute(
+        cls, text_weight=None, every=None, prompts=None, seeds=None, guidance=None, sampler_steps=None, identity=None,
+        stage=None, seed=None, clip_model=None, clip_weights=None, clip_download=None, dino_model=None,
+        dino_weights=None, dino_download=None, stopper: tuple = (),
+    ) -> io.NodeOutput:  # fmt: skip
+        given = {
+            "text_weight": text_weight, "every": every, "prompts": prompts, "seeds": seeds, "guidance": guidance,
+            "sampler_steps": sampler_steps, "identity": identity, "stage": stage, "seed": seed,
+            "clip_model": clip_model, "clip_weights": clip_weights, "clip_download": clip_download,
+            "dino_model": dino_model, "dino_weights": dino_weights, "dino_download": dino_download,
+        }  # fmt: skip
+        picker = PickByScore(**{k: v for k, v in given.items() if v is not None})
+        for judge in picker.judges:
+            host.backbones.check(judge)
+        return io.NodeOutput((*stopper, picker))

@@ -9,11 +9,12 @@ import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 
+from ..trainers import picking, training
 from ..trainers import run as runs
-from ..trainers import training
 from ..trainers.folder import RunFolder, RunResult
 from ..trainers.memory import Effort
 from ..trainers.previews import Preview
+from ..trainers.scoring import described
 from ..trainers.trainables import check_words
 from . import carry, host, weights
 from .apply import EXACT, apply, fits
@@ -112,6 +113,8 @@ class Train(io.ComfyNode):
         if unseen := warning(model, clip):
             warn(unseen)
         result = train(model, clip, vae, run, say, hidden=cls.hidden, warn=warn, **options)
+        if (weight := picking.weight_of(stopper)) is not None:
+            result = picking.picked(result, weight)
         end = f"run {result.folder.name}: {result.stop_reason}, {result.seconds / 60:.1f} minutes of training"
         say(". ".join([end, *warnings]))
         trained_model, trained_clip = apply(model, clip, result, in_full_precision=exact)
@@ -174,15 +177,14 @@ def _train(
 
 
 def load_judges(run: runs.Run, say) -> None:
-    """The CLIPs that the recipe and the monitors ask, before anything that takes long.
+    """What the recipe and the monitors ask, before anything that takes long.
 
     Raises:
         ValueError: one of them cannot be loaded.
     """
-    for part in (run.recipe, *run.stopper):
-        if choice := getattr(part, "clip", None):
-            say(f"reading CLIP {choice.clip_weights or choice.clip_model}")
-            host.backbones.load(choice)
+    for choice in run.judges():
+        say(f"reading {described(choice)}")
+        host.backbones.load(choice)
 
 
 def previews(result: RunResult) -> torch.Tensor:

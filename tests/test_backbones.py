@@ -20,6 +20,7 @@ from personalize.demo import evaluators
 from personalize.tests import judge
 from personalize.trainers import backbones, evaluation
 from personalize.trainers.backbones import Backbones, ClipChoice
+from personalize.trainers.settings import part
 
 open_clip = pytest.importorskip("open_clip")
 PROMPTS = ["a dog", "a red cat in the snow", "", "two houses and a very long row of words " * 9]
@@ -259,6 +260,6 @@ def test_quick_gelu_reaches_the_model(folder):
 def test_a_choice_is_part_of_other_settings():
     from personalize.trainers.clip_stopping import ClipEarlyStopping
 
-    assert ClipChoice.of(ClipEarlyStopping(clip_model="ViT-L-14", clip_weights="a", clip_download=True)) == ClipChoice(
-        clip_model="ViT-L-14", clip_weights="a", clip_download=True
-    )
+    assert part(
+        ClipChoice, ClipEarlyStopping(clip_model="ViT-L-14", clip_weights="a", clip_download=True)
+    ) == ClipChoice(clip_model="ViT-L-14", clip_weights="a", clip_download=True)

@@ -39,7 +39,7 @@ def sight(shelf, seed=0):
     made, generator = models(shelf), torch.Generator().manual_seed(seed)
     stage = next(FAST.stages(made, concept(), generator))
     device = SingleDevice(device=torch.device("cpu"))
-    return Sight(models=made, stage=stage, concept=concept(), device=device, generator=generator)
+    return Sight(models=made, stage=stage, concept=concept(), device=device, generator=generator, subject="<concept>")
 
 
 def train(shelf, folder, *stopper, recipe=FAST, **options):

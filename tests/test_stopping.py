@@ -54,7 +54,7 @@ def sight(recipe=FAST, models=None, seed=0):
     concept = Concept(images=(picture,), resolution=32)
     stage = next(recipe.stages(models, concept, generator))
     device = SingleDevice(device=torch.device("cpu"))
-    return Sight(models=models, stage=stage, concept=concept, device=device, generator=generator)
+    return Sight(models=models, stage=stage, concept=concept, device=device, generator=generator, subject="<concept>")
 
 
 # -- the ratio

@@ -111,9 +111,8 @@ def _run(
     if finished := folder.result():
         say(f"{finished.stop_reason}; it is complete and not trained again")
         return finished
-    for part in (asked.recipe, *asked.stopper):
-        if choice := getattr(part, "clip", None):
-            models.backbones.load(choice)
+    for choice in asked.judges():
+        models.backbones.load(choice)
     result = training.train(
         asked, models, folder,
         model=model,

@@ -8,7 +8,7 @@ evaluation.py's business; which folders are allowed is the caller's (in the grap
 import contextlib
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol
@@ -43,13 +43,11 @@ class ClipChoice:
         advanced=True,
     )
     clip_download: bool = setting(
-        False, "Where no file is named: download the published weights, once (600 MB for ViT-B-32).", advanced=True
+        False,
+        "Where no file is named: download the published weights, once (600 MB for ViT-B-32).",
+        advanced=True,
+        later=True,
     )
-
-    @classmethod
-    def of(cls, settings: object) -> "ClipChoice":
-        """The choice in settings that have these three fields among others."""
-        return cls(**{each.name: getattr(settings, each.name) for each in fields(cls)})
 
     @property
     def key(self) -> "ClipChoice":

@@ -17,9 +17,8 @@ from . import sampling
 from .backbones import ClipChoice
 from .evaluation import unit_features
 from .loop import Stage
-from .memory import is_out_of_memory
 from .previews import to_pil
-from .settings import same, setting
+from .settings import part, same, setting
 from .stopping import KEEP, FixedSteps, Measure, Meter, Sight
 
 
@@ -47,8 +46,11 @@ class ClipEarlyStopping:
 
     @property
     def clip(self) -> ClipChoice:
-        """The judge."""
-        return ClipChoice.of(self)
+        return part(ClipChoice, self)
+
+    @property
+    def judges(self) -> tuple[ClipChoice, ...]:
+        return (self.clip,)
 
     def meter(self, sight: Sight) -> Meter:
         look = PictureScore(self, sight)
@@ -119,18 +121,12 @@ class PictureScore:
         return float((found * self.references).sum(dim=1).mean())
 
     def draw(self) -> Tensor:
-        """`[images, 3, h, w]` in 0..1; half of them at once, and so on, where memory runs out."""
-        settings, at_once = self.settings, self.settings.images
+        """`[images, 3, h, w]` in 0..1."""
+        settings = self.settings
         seeds = [(settings.seed + i) % 2**63 for i in range(settings.images)]
         options = {"size": self.size, "steps": settings.sampler_steps, "guidance": settings.guidance}
-        while True:
-            try:
-                with self.device.autocast():
-                    return sampling.sample_ids(self.models, self.input_ids, seeds, **options, batch_size=at_once)
-            except (MemoryError, RuntimeError) as error:
-                if at_once == 1 or not is_out_of_memory(error):
-                    raise
-            at_once = -(-at_once // 2)
+        with self.device.autocast():
+            return sampling.sample_as_fits(self.models, self.input_ids, seeds, **options)
 
 
 TEXTUAL_INVERSION = ClipEarlyStopping()

@@ -113,6 +113,10 @@ class SharedFolder(RunFolder):
         if self.writes:
             super().save_state(stages)
 
+    def save_result(self, result: RunResult, step: int) -> None:
+        if self.writes:
+            super().save_result(result, step)
+
     def finish(self, result: RunResult, stages: tuple[StageState, ...], about: dict) -> None:
         if self.writes:
             super().finish(result, stages, about)

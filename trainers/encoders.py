@@ -41,7 +41,10 @@ class DinoChoice:
         advanced=True,
     )
     dino_download: bool = setting(
-        False, "Where no file is named: download the published weights, once (90 MB for ViT-S/16).", advanced=True
+        False,
+        "Where no file is named: download the published weights, once (90 MB for ViT-S/16).",
+        advanced=True,
+        later=True,
     )
 
     @property

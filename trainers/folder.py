@@ -1,6 +1,7 @@
 """A run's folder: what is written while it trains, how a broken-off run goes on, and what a finished one left.
 
     run.json  images/  previews/  steps.jsonl  checkpoints/  lora.safetensors  clip.safetensors  last.safetensors
+    states/step_000050/lora.safetensors, clip.safetensors    states to pick from, where a monitor scores them
 
 Every file but the log is written beside and renamed. A process that is killed at any moment leaves a folder that can
 be resumed or, if nothing was learned yet, begun again. Its pictures are kept.py's.
@@ -11,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -46,6 +47,12 @@ class RunResult:
     complete: bool = True  # False: broken off; queued again it goes on
     origin: dict[str, str] = field(default_factory=dict)  # what else its files say of it: see metadata.origin
     stops: list[dict] = field(default_factory=list)  # where monitors fired: see stopping.stops
+    picked: int = 0  # the step whose state this is, where it was picked among several; 0: the last
+
+    @property
+    def steps(self) -> int:
+        """How many led to what was learned."""
+        return self.picked or len(self.history)
 
     @property
     def placeholder_token(self) -> str:
@@ -56,7 +63,7 @@ class RunResult:
         """What files hold.
 
         Args:
-            about: as in run.json: settings, dataset, stop_reason, seconds, complete; in newer ones origin, stops.
+            about: as in run.json: settings, dataset, stop_reason, seconds, complete; newer ones: origin, stops, picked.
             learned: as `export.carried` gives it.
 
         Raises:
@@ -79,6 +86,7 @@ class RunResult:
             complete=about["complete"],
             origin={str(name): str(value) for name, value in dict(about.get("origin", {})).items()},
             stops=[dict(stop) for stop in about.get("stops", [])],
+            picked=int(about.get("picked", 0)),
         )
 
     def learned(self) -> dict[str, Tensor]:
@@ -87,7 +95,7 @@ class RunResult:
 
     def metadata(self, name: str = "", kind: str = "lora") -> dict[str, str]:
         """What the safetensors files say about themselves: how they were made, and what LoRA browsers look for."""
-        about = {"settings": self.settings, "dataset": self.dataset, "steps": len(self.history)}
+        about = {"settings": self.settings, "dataset": self.dataset, "steps": self.steps}
         own = {"personalize": json.dumps({**about, "stop_reason": self.stop_reason})}
         return own | metadata.describe(self, name, kind)
 
@@ -162,6 +170,14 @@ class RunFolder:
         for old in sorted(folder.glob("step_*.safetensors"))[:-CHECKPOINTS_KEPT]:
             old.unlink()
 
+    def save_result(self, result: RunResult, step: int) -> None:
+        """Keep what was learned after a step, to be picked from."""
+        self._of_step(step).mkdir(parents=True, exist_ok=True)
+        self._save_learned(result, self._of_step(step))
+
+    def _of_step(self, step: int) -> Path:
+        return self.path / "states" / f"step_{step:06d}"
+
     def last_state(self, before: int | None = None) -> tuple[StageState, ...]:
         """The newest checkpoint that is not damaged, whose steps the log has, and not later than step `before`.
 
@@ -202,9 +218,7 @@ class RunFolder:
         The checkpoints of a complete run, with the optimizer's moments, are deleted; its last state stays for a run
         with more steps. A broken-off one keeps them beside what it learned.
         """
-        header = result.metadata()
-        self._save_tensors(result.lora, "lora", header)
-        self._save_tensors(result.learned(), "clip", header)
+        self._save_learned(result, self.path)
         if result.complete and sum(p.nbytes for stage in stages for p in stage.params) <= LAST_AT_MOST:
             state.save(stages, self.path / "last.safetensors")
         end = {"complete": result.complete, "stop_reason": result.stop_reason, "seconds": result.seconds}
@@ -212,18 +226,21 @@ class RunFolder:
         if result.complete:
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
-    def result(self, partial: bool = False) -> RunResult | None:
+    def result(self, partial: bool = False, step: int = 0) -> RunResult | None:
         """What the run learned, or `None` if it holds no complete result that can be read.
 
-        With `partial`, also what a run learned before it was broken off.
+        Args:
+            partial: also what a run learned before it was broken off.
+            step: what `save_result` kept after this step; 0 for the end.
         """
         about = self.about()
         if not about.get("complete") and not (partial and "stop_reason" in about):
             return None
         try:
-            lora, learned = (files.tensors(self.path / f"{name}.safetensors")[0] for name in ("lora", "clip"))
+            place = self._of_step(step) if step else self.path
+            lora, learned = (files.tensors(place / f"{name}.safetensors")[0] for name in ("lora", "clip"))
             result = RunResult.read(about, lora, learned, self.path, self.history(about["steps"]))
-            return result if result.tokens else None
+            return replace(result, picked=step) if result.tokens else None
         except (OSError, SafetensorError, LookupError, TypeError, ValueError):
             return None
 
@@ -240,9 +257,11 @@ class RunFolder:
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         shutil.rmtree(self.path)
 
-    def _save_tensors(self, tensors: dict[str, Tensor], name: str, header: dict[str, str]) -> None:
-        with files.replaced(self.path / f"{name}.safetensors") as beside:
-            save_file(tensors, beside, metadata=header)
+    def _save_learned(self, result: RunResult, place: Path) -> None:
+        header = result.metadata()
+        for name, tensors in (("lora", result.lora), ("clip", result.learned())):
+            with files.replaced(place / f"{name}.safetensors") as beside:
+                save_file(tensors, beside, metadata=header)
 
     def _write_json(self, data: dict) -> None:
         with files.replaced(self.path / "run.json") as beside:

@@ -158,15 +158,18 @@ def _cost(history: list[dict], monitor: str, seconds: float) -> str:
 
 
 def stops(result: RunResult) -> list[dict]:
-    """Where monitors fired, in the order of steps; what is at no step is left out."""
+    """Where monitors fired and which state was picked, in the order of steps; what is at no step is left out."""
     steps = {entry["step"] for entry in entries(result)}
     known = [each for each in result.stops if isinstance(each, dict) and type(each.get("step")) is int]
+    known += [{"step": result.picked, "acted": True, "picked": True}] if result.picked else []
     known = [each for each in known if each["step"] in steps]
     return sorted(known, key=lambda each: each["step"])
 
 
 def stop(each: dict) -> str:
     """One of `stops` as a sentence."""
+    if each.get("picked"):
+        return f"Step {each['step']}: its state was picked, by score."
     monitor, why = str(each.get("monitor", "")), str(each.get("reason", ""))
     why = why.removeprefix(f"{monitor}: ")
     did = "stopped" if each.get("acted") else "would have stopped"

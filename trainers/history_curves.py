@@ -54,6 +54,8 @@ def panels(histories: list[list[dict]], mean_of: int, log: bool) -> list[Panel]:
         ("Variance ratio of that loss", False, [_ratio(history) for history in histories]),
         ("Loss on the fixed batch by timesteps", log, [_intervals(history) for history in histories]),
         ("CLIP score of sampled pictures", False, [_score(history) for history in histories]),
+        ("Likeness of scored pictures", False, [_scored(history, "identity") for history in histories]),
+        ("How they follow their words", False, [_scored(history, "text") for history in histories]),
     ]
     return [Panel(heading, curves, scale) for heading, scale, curves in made if any(curves)]
 
@@ -95,6 +97,10 @@ def _score(history: list[dict]) -> list[Curve]:
     curves = _measured(history, "score", "score", "looks")
     curves += _measured(history, "best", "best", "best", beside="score")
     return curves + _measured(history, "threshold", "best + eps", "limit", beside="score")
+
+
+def _scored(history: list[dict], name: str) -> list[Curve]:
+    return [*_measured(history, name, name, "looks"), *_measured(history, f"{name}_floor", "floor", "limit")]
 
 
 def _measured(history: list[dict], name: str, label: str, style: str, *, hue="", beside="") -> list[Curve]:

@@ -185,8 +185,19 @@ def _vectors(tensor: Tensor, width: int) -> Tensor:
 
 def complete(result: RunResult, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Everything a run learned as one file's tensors and header."""
-    names = ("settings", "dataset", "history", "stop_reason", "seconds", "complete", "origin", "stops")
-    about = {each: getattr(result, each) for each in names} | {"steps": len(result.history)}
+    names = (
+        "settings",
+        "dataset",
+        "history",
+        "stop_reason",
+        "seconds",
+        "complete",
+        "origin",
+        "stops",
+        "picked",
+        "steps",
+    )
+    about = {each: getattr(result, each) for each in names}
     header = result.metadata(name) | {"personalize": json.dumps(about)}
     return export.complete(result.lora, result.learned()), header
 

@@ -65,7 +65,7 @@ def describe(result: "RunResult", name: str, kind: str) -> dict[str, str]:
     """
     facts = {**_settings(result), **_layers(result), **result.origin}
     if result.history:
-        facts["ss_steps"] = str(len(result.history))
+        facts["ss_steps"] = str(result.steps)
     if result.placeholder_token in result.tokens:
         facts["modelspec.trigger_phrase"] = result.placeholder_token
     if "modelspec.architecture" in facts:

@@ -11,6 +11,7 @@ from .clip_stopping import ClipEarlyStopping
 from .data import Concept
 from .dvar import DVAR
 from .models import Models
+from .picking import PickByScore
 from .recipes import METHODS
 from .run import NOT_WORDS, RUN_FORMAT, Run, encoded_sample, starting_point
 from .sentences import quoted
@@ -18,7 +19,7 @@ from .settings import changed, checked
 from .stopping import FixedSteps, Monitor
 
 RECIPES = {type(preset).__name__: type(preset) for presets in METHODS.values() for preset in presets.values()}
-MONITORS = {monitor.name: monitor for monitor in (DVAR, ClipEarlyStopping, FixedSteps)}
+MONITORS = {monitor.name: monitor for monitor in (DVAR, ClipEarlyStopping, FixedSteps, PickByScore)}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ROUNDING = 1e-2  # of latents of about 1: half precision makes less, another autoencoder more
 CROPS = ("center", "random", "bucket")

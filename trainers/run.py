@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .backbones import Choice
 from .data import Concept
 from .models import Models
+from .settings import decisive
 from .stopping import Monitor
 
 RUN_FORMAT = 1  # raised only when the same inputs give other results; part of every digest
@@ -28,20 +30,20 @@ class Run:
     dtype: torch.dtype = torch.float32
 
     def settings(self) -> dict:
-        """All but the pictures, as JSON knows it."""
+        """All but the pictures that decides what is learned, as JSON knows it."""
         words = {f.name: getattr(self.concept, f.name) for f in dataclasses.fields(Concept)}
         if not self.concept.class_captions:  # younger than the format: without them a digest is what it was
             words.pop("class_captions")
         settings = {
             "run_format": RUN_FORMAT,
             "method": type(self.recipe).__name__,
-            "recipe": dataclasses.asdict(self.recipe),
+            "recipe": decisive(self.recipe),
             "concept": {name: value for name, value in words.items() if name not in NOT_WORDS},
             "seed": self.seed,
             "precision": str(self.dtype).removeprefix("torch."),
         }
         if self.stopper:  # a run without has the digest that it had before there were any
-            settings["stopper"] = [{"monitor": monitor.name, **dataclasses.asdict(monitor)} for monitor in self.stopper]
+            settings["stopper"] = [{"monitor": monitor.name, **decisive(monitor)} for monitor in self.stopper]
         return json.loads(json.dumps(settings))
 
     def dataset(self) -> str:
@@ -49,6 +51,10 @@ class Run:
         classes = self.concept.class_images
         own = [*self.concept.images, *(self.concept.masks or ())]
         return digest_of([*own, *classes], [f"{len(classes)} class pictures"] if classes else [])
+
+    def judges(self) -> list[Choice]:
+        """The backbones that recipe and monitors ask: those that have some."""
+        return [choice for part in (self.recipe, *self.stopper) for choice in getattr(part, "judges", ())]
 
     def digest(self, model: str) -> str:
         """16 hexadecimal digits that name the run's folder: same digest, same result.

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .memory import is_out_of_memory
 from .models import Models
 
 LEAST_ALPHA = 2**-25  # below what ComfyUI (4.9e-8) and diffusers (6e-8) put in the place of zero
@@ -51,6 +52,18 @@ def sample_ids(
         raise ValueError(f"{len(input_ids)} prompts but {len(seeds)} seeds: each picture needs one of its own")
     parts = [slice(start, start + batch_size) for start in range(0, len(seeds), batch_size)]
     return torch.cat([_sample_chunk(models, input_ids[part], seeds[part], size, steps, guidance) for part in parts])
+
+
+def sample_as_fits(models: Models, input_ids: Tensor, seeds: Sequence[int], **options) -> Tensor:
+    """The same, all at once; half of them at once, and so on, where memory runs out."""
+    at_once = len(seeds)
+    while True:
+        try:
+            return sample_ids(models, input_ids, seeds, **options, batch_size=at_once)
+        except (MemoryError, RuntimeError) as error:
+            if at_once == 1 or not is_out_of_memory(error):
+                raise
+        at_once = -(-at_once // 2)
 
 
 def _sample_chunk(models, input_ids, seeds, size: tuple[int, int], steps: int, guidance: float) -> Tensor:

@@ -6,7 +6,7 @@ Pictures and words in, a Report out; how the pictures came about is the caller's
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from PIL import Image
@@ -17,7 +17,7 @@ from .backbones import Backbones, Choice, ClipChoice
 from .encoders import LPIPS_NAME, DinoChoice, LpipsChoice
 from .evaluation import Backbone
 from .report import CLIP_T, DIVERSITY, Report, Scored
-from .settings import same, setting
+from .settings import part, same, setting
 
 LPIPS, ENCODER, OFF = "LPIPS", "DINO encoder", "off"
 GRAY = (128, 128, 128)
@@ -43,11 +43,11 @@ class Judges:
 
     @property
     def clip(self) -> ClipChoice:
-        return ClipChoice.of(self)
+        return part(ClipChoice, self)
 
     @property
     def dino(self) -> DinoChoice:
-        return DinoChoice(**{each.name: getattr(self, each.name) for each in fields(DinoChoice)})
+        return part(DinoChoice, self)
 
     @property
     def lpips(self) -> LpipsChoice:

@@ -1,6 +1,6 @@
 """One definition per setting: a dataclass field with the text and the limits that its widget shows."""
 
-from dataclasses import Field, field, fields, replace
+from dataclasses import Field, asdict, field, fields, replace
 
 from .sentences import quoted
 
@@ -8,7 +8,10 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 
 def setting(default, help: str, **limits):
-    """A hyperparameter with the text and the limits that its widget shows."""
+    """A hyperparameter with the text and the limits that its widget shows.
+
+    Among the limits, `later=True` says that another value asks for no other training: see `decisive`.
+    """
     return field(default=default, metadata={"help": help, **limits})
 
 
@@ -16,6 +19,17 @@ def same(owner: type, name: str, *default):
     """Another dataclass's setting of that name, with its default or a new one."""
     known = owner.__dataclass_fields__[name]
     return field(default=default[0] if default else known.default, metadata=known.metadata)
+
+
+def part(kind: type, settings):
+    """The values of a smaller dataclass of settings out of one that has its fields among others."""
+    return kind(**{each.name: getattr(settings, each.name) for each in fields(kind)})
+
+
+def decisive(settings) -> dict:
+    """The values of a dataclass of settings that decide what is learned."""
+    later = {each.name for each in fields(settings) if each.metadata.get("later")}
+    return {name: value for name, value in asdict(settings).items() if name not in later}
 
 
 def changed(settings, values: dict, what: str = ""):

@@ -97,7 +97,10 @@ class Training:
 
     def _announce(self, stage: Stage) -> None:
         """Say what the stage will take; stop here if the disk or the memory cannot hold it."""
-        most = bytes_per_value(stage.moment_bits) * trained_values(stage) * (CHECKPOINTS_KEPT + 1)  # one being written
+        kept = bytes_per_value(stage.moment_bits) * (CHECKPOINTS_KEPT + 1)  # one being written
+        watching = stopping.of_stage(self.run.stopper, stage.name).values()
+        kept += sum(4 * -(-stage.steps // monitor.every) for monitor in watching if monitor.keep == "all")
+        most = kept * trained_values(stage)
         free = shutil.disk_usage(self.folder.path).free
         sizes = f"{most / 2**20:.1f} MB of disk for checkpoints, {free / 2**30:.1f} GB are free"
         if most > free:
@@ -129,8 +132,9 @@ class Training:
     def _watch(self, stage: Stage, generator: torch.Generator, begin: StageState) -> None:
         """Set the monitors on a stage, and let them see it before its first step."""
         sight = Sight(
-            models=self.models, stage=stage, concept=self.run.concept, device=self.device, generator=generator
-        )
+            models=self.models, stage=stage, concept=self.run.concept, device=self.device, generator=generator,
+            subject=self.run.recipe.subject(self.run.concept),
+        )  # fmt: skip
         state.restore(begin, stage.parameters(), generator)
         self.watch = StageWatch(self.run.stopper, sight, self._entries(), begin.best)
         self.watch.start = self.device.agreed(self.watch.start)
@@ -177,6 +181,8 @@ class Training:
         def whole() -> StageState:
             return dataclasses.replace(capture(), best=self.watch.best)
 
+        if self.watch.keeps(entry):  # before any checkpoint of this step: who goes on from there needs it
+            self.folder.save_result(self._result(entry["seconds"], "", False), len(self.log))
         try:
             if self.checkpoint_every and len(self.log) % self.checkpoint_every == 0:
                 self.folder.save_state((*self.done, whole()))
@@ -215,8 +221,14 @@ class Training:
             self.watcher.on_preview(step, picture)
 
     def _finish(self, stages: tuple[StageState, ...], reason: str, complete: bool = True) -> RunResult:
+        result = self._result(sum(stage.seconds for stage in stages), reason, complete)
+        self.folder.finish(result, stages, self.about)
+        return result
+
+    def _result(self, seconds: float, reason: str, complete: bool) -> RunResult:
+        """What the models have learned by now."""
         encoders = self.models.text_encoders
-        result = RunResult(
+        return RunResult(
             folder=self.folder.path,
             settings=self.about["settings"],
             dataset=self.about["dataset"],
@@ -226,10 +238,8 @@ class Training:
             adapters=causal.tensors(self.models),
             history=self.log.entries,
             stop_reason=reason,
-            seconds=sum(stage.seconds for stage in stages),
+            seconds=seconds,
             complete=complete,
             origin=self.about["origin"],
             stops=self.stops,
         )
-        self.folder.finish(result, stages, self.about)
-        return result

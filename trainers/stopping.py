@@ -38,7 +38,7 @@ class Monitor(Protocol):
     min_steps: int  # of a stage; earlier it does not fire
     max_steps: int  # of a stage; 0 for the stage's own
     act: bool  # False: only notes where it would have stopped
-    keep: str  # "last", or "best": what is returned is the state that it liked best
+    keep: str  # "last"; "best": what is returned is the state that it liked best; "all": each that it looked at stays
 
     def meter(self, sight: "Sight") -> Meter:
         """What measures one stage. `sight` may be looked at only."""
@@ -62,6 +62,7 @@ class Sight:
     concept: Concept
     device: SingleDevice
     generator: Generator  # the run's own: see `borrowed`
+    subject: str  # as it stands in prompts
 
     def batch(self, size: int, seed: int) -> Batch:
         """`size` samples such as the stage learns from, all of one shape; another seed gives others.
@@ -148,6 +149,11 @@ class StageWatch:
         """Copy the parameters where the state after the last line is the best one so far."""
         if self.keeper and best_step(self.keeper, self.monitors[self.keeper], entries) == entries[-1]["stage_step"]:
             self.best = tuple(parameter.detach().to("cpu", copy=True) for parameter in self.params)
+
+    def keeps(self, entry: dict) -> bool:
+        """Whether a monitor wants the state after this line of the log to be kept beside others."""
+        found = entry.get("measures", {})
+        return any(monitor.keep == "all" and name in found for name, monitor in self.monitors.items())
 
     def acts(self, entry: dict) -> bool:
         """Whether a monitor ends the stage after this line of the log."""

@@ -18,7 +18,7 @@ from ..backbones import ClipChoice
 from ..data import Concept
 from ..loop import Stage
 from ..models import Models
-from ..settings import same, setting
+from ..settings import part, same, setting
 from ..templates import TEMPLATES
 from ..views import PairedViews
 from .textboost import TextBoost
@@ -59,7 +59,11 @@ class TextualInversion:
     @property
     def clip(self) -> ClipChoice | None:
         """The CLIP that chooses the word to start from; `None` where none is asked."""
-        return ClipChoice.of(self) if self.initializer_strategy in ("best", "worst") else None
+        return part(ClipChoice, self) if self.initializer_strategy in ("best", "worst") else None
+
+    @property
+    def judges(self) -> tuple[ClipChoice, ...]:
+        return (self.clip,) if self.clip else ()
 
     def subject(self, concept: Concept) -> str:
         """What `{}` in a prompt stands for."""
