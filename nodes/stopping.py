@@ -111,12 +111,12 @@ class PickByScoreStopper(io.ComfyNode):
     @checked
     def execute(
         cls, text_weight=None, every=None, prompts=None, seeds=None, guidance=None, sampler_steps=None, identity=None,
-        stage=None, seed=None, clip_model=None, clip_weights=None, clip_download=None, dino_model=None,
+        stage=None, first_seed=None, clip_model=None, clip_weights=None, clip_download=None, dino_model=None,
         dino_weights=None, dino_download=None, stopper: tuple = (),
     ) -> io.NodeOutput:  # fmt: skip
         given = {
             "text_weight": text_weight, "every": every, "prompts": prompts, "seeds": seeds, "guidance": guidance,
-            "sampler_steps": sampler_steps, "identity": identity, "stage": stage, "seed": seed,
+            "sampler_steps": sampler_steps, "identity": identity, "stage": stage, "first_seed": first_seed,
             "clip_model": clip_model, "clip_weights": clip_weights, "clip_download": clip_download,
             "dino_model": dino_model, "dino_weights": dino_weights, "dino_download": dino_download,
         }  # fmt: skip

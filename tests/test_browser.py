@@ -67,6 +67,33 @@ def test_the_editor_runs_the_workflow(server, object_info, tmp_path):
     assert seen["progress"] > 3
 
 
+def test_a_second_queue_asks_for_the_same(server, object_info, tmp_path):
+    """The editor draws a new number at each queue for what is called a seed, unless it is told not to: no value of our
+    nodes may change by itself, or a training that is finished is another one.
+    """
+    ours = [name for name in object_info if name.startswith("Personalize")]
+    seen = in_editor(
+        server,
+        tmp_path,
+        f"""
+        const changing = [];
+        for (const type of {json.dumps(ours)}) {{
+          const node = LiteGraph.createNode(type);
+          app.graph.add(node);
+          const preset = node.widgets?.find(widget => widget.name === 'preset');
+          for (const value of preset?.options.values ?? ['']) {{
+            if (preset) {{ preset.value = value; preset.callback?.(value); }}
+            for (const widget of node.widgets ?? []) {{
+              if (widget.name.includes('control') && widget.value !== 'fixed') changing.push(`${{type}} ${{value}}`);
+            }}
+          }}
+        }}
+        return changing
+        """,
+    )
+    assert len(ours) > 20 and seen == []
+
+
 def test_core_nodes_convert_as_the_editor_does(server, object_info, tmp_path):
     """A workflow that the editor itself saves: a seed, a list of choices, dynamic inputs, a bypassed node, a note."""
     build = """

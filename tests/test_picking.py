@@ -114,7 +114,7 @@ def test_the_scores_are_the_judges_own(shelf, identity):
     seen = Sight(
         models=made, stage=stage, concept=concept(), device=device, generator=generator, subject="<concept> dog"
     )
-    look = Scores(replace(QUICK, identity=identity, seed=5), seen)
+    look = Scores(replace(QUICK, identity=identity, first_seed=5), seen)
     measured, floors = look(), look.floors()
 
     clip, dino = (shelf.load(choice) for choice in QUICK.judges)
@@ -184,7 +184,7 @@ def test_only_what_decides_what_is_learned_names_a_run():
         return runs.Run(concept=concept(), recipe=FAST, stopper=(replace(QUICK, **changes),)).digest("model")
 
     assert digest(text_weight=0.9) == digest() == digest(clip_download=True) == digest(dino_download=True)
-    assert len({digest(), digest(every=3), digest(prompts="a {}"), digest(clip_weights="x"), digest(seed=1)}) == 5
+    assert len({digest(), digest(every=3), digest(prompts="a {}"), digest(clip_weights="x"), digest(first_seed=1)}) == 5
     run = runs.Run(concept=concept(), recipe=FAST, stopper=(QUICK,))
     assert run.judges() == [*QUICK.judges] and not run.lineage("model")
     assert repeat.monitors(run.settings()["stopper"]) == (QUICK,)

@@ -86,6 +86,22 @@ def test_everything_that_monitors_measured_has_its_panel():
     assert panels["denoising"].get_yscale() == "log"
 
 
+def test_scores_to_pick_by_stand_over_their_floors():
+    lines = made.plain(8)
+    lines[0]["start"] = {"Pick by Score": {"identity_floor": 0.1, "text_floor": 0.2, "seconds": 1.0}}
+    for line in lines[3::4]:
+        found = {"identity": line["step"] / 10, "text": 1 - line["step"] / 10, "seconds": 1.0}
+        line["measures"] = {"Pick by Score": found}
+    result = dataclasses.replace(made.result(lines), picked=4)
+    panels = axes_of(figure(result))
+    assert points(panels["identity"], "identity") == [(4, 0.4), (8, 0.8)]
+    assert points(panels["identity"], "floor") == [(0, 0.1), (8, 0.1)]
+    assert points(panels["text"], "text") == [(4, 0.6), (8, pytest.approx(0.2))]
+    assert points(panels["text"], "floor") == [(0, 0.2), (8, 0.2)]
+    assert "Step 4: its state was picked, by score." in told.summary(result)
+    assert len(stop_lines(panels["identity"])) == 1
+
+
 def test_values_and_their_mean_where_a_monitor_has_both():
     lines = [line | {"measures": {"DVAR": made.dvar(line["step"], smoothed=0.5)}} for line in made.plain(4)]
     panels = axes_of(figure(made.result(lines)))

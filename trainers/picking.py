@@ -45,7 +45,10 @@ class PickByScore:
     sampler_steps: int = setting(20, "Sampler steps of these pictures: most of what a score costs.", min=1, max=1000)
     identity: str = setting(DINO, "What tells how alike a picture is to the references.", options=(DINO, CLIP_I))
     stage: str = same(FixedSteps, "stage", "all")
-    seed: int = setting(0, "Of these pictures; the others of a prompt follow it.", min=0, max=2**63 - 65, advanced=True)
+    # Not "seed": the editor would draw another one at each queue, and train again.
+    first_seed: int = setting(
+        0, "Of these pictures; the others of a prompt follow it.", min=0, max=2**63 - 65, advanced=True
+    )
     clip_model: str = same(ClipChoice, "clip_model")
     clip_weights: str = same(ClipChoice, "clip_weights")
     clip_download: bool = same(ClipChoice, "clip_download")
@@ -120,7 +123,7 @@ class Scores:
         }
 
     def draw(self, prompts: Sequence[str]) -> list[Image.Image]:
-        count, first = self.settings.seeds, self.settings.seed
+        count, first = self.settings.seeds, self.settings.first_seed
         seeds = [first + i % count for i in range(len(prompts))]
         options = {"size": self.size, "steps": self.settings.sampler_steps, "guidance": self.settings.guidance}
         with self.device.autocast():
