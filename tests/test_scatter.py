@@ -90,7 +90,7 @@ def boxes(figure, gid):
 @pytest.mark.parametrize("count", [1, 2, 16])
 def test_no_label_lies_on_another_or_on_a_dot(count):
     """Equal places, equal labels that are long and would be a formula in matplotlib."""
-    guides = [report("base $x$" * 20, 0.1, role=FLOOR), report("real " * 40, 0.11, role=CEILING)]
+    guides = [report("base $x$" * 20, 0.1, role=FLOOR), report("real " * 40, 0.101, role=CEILING)]
     figure = report_scatter.figure([*guides, *(report("a label without end $x_2$ " * 5, 0.1) for _ in range(count))])
     labels = [each.get_text() for each in artists(figure, "label")]
     assert len({*labels}) == count and all(text.startswith("a label without end $x_2$") for text in labels)
