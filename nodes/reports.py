@@ -34,7 +34,7 @@ class WriteReport(io.ComfyNode):
                 io.Autogrow.Input(
                     "reports",
                     template=io.Autogrow.TemplatePrefix(
-                        ReportSocket.Input("report"), prefix="report", min=1, max=16
+                        ReportSocket.Input("report"), prefix="report", min=0, max=16
                     ),
                     tooltip="Of Evaluate or Score Images, such as the untrained model's and the trained one's.",
                 ),

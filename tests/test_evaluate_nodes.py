@@ -343,7 +343,7 @@ def test_floor_first_ceiling_last(evaluate, graph, folders):
     assert [*dict.fromkeys(row["report"] for row in rows)] == ["base (floor)", "one", "real (ceiling)"]
     html = (folder / "report.html").read_text(encoding="utf-8")
     assert html.index("base (floor)") < html.index("real (ceiling)") and "class=best" not in html
-    assert html.count('class="plot"') == 1 and base.role == ""
+    assert html.count('class="card plot"') == 1 and base.role == ""
     for name, picture in (("table", table), ("grid", grid), ("scatter", scatter)):
         with Image.open(folder / f"{name}.png") as image:
             assert image.size == (picture.shape[2], picture.shape[1])
@@ -353,7 +353,8 @@ def test_floor_first_ceiling_last(evaluate, graph, folders):
     ).read_text(encoding="utf-8")
     alone = written(one, folders)[1]
     assert (
-        'class="plot"' not in (alone / "report.html").read_text(encoding="utf-8") and (alone / "scatter.png").exists()
+        'class="card plot"' not in (alone / "report.html").read_text(encoding="utf-8")
+        and (alone / "scatter.png").exists()
     )
 
 

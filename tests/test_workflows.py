@@ -193,8 +193,15 @@ def test_five_methods_in_one_queue(server, compared):
         with Image.open(folder / f"{name}.png") as kept:
             assert kept.convert("RGB").tobytes() == shown.convert("RGB").tobytes()
 
+    # Another prompt, and the first method left out as a muted Evaluate leaves it out.
     other = override(compared, {"Prompts": {"value": "a photo of a {} at night"}})
-    assert beside_each_other(server, other)[2] != folder
+    del other[show.node_titled(other, "Evaluate: TextBoost")]
+    del other[show.node_titled(other, "Report")]["inputs"]["reports.report0"]
+    elsewhere = beside_each_other(server, other)[2]
+    assert [each["label"] for each in show.read_json(elsewhere / "report.json")["reports"]] == [
+        "untrained",
+        *METHODS[1:],
+    ]
     # The host has forgotten, the folders of the runs have not.
     server.client.post("/free", {"unload_models": True, "free_memory": True})
     assert beside_each_other(server, compared)[2].parent == folder.parent

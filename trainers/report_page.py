@@ -47,7 +47,7 @@ details { margin-top: 12px; } summary { cursor: pointer; color: var(--pale); }
 figure { margin: 0; } figure img { width: 100%; display: block; border-radius: 8px; background: var(--ground); }
 .tiny img { image-rendering: pixelated; }
 figcaption { font-size: 12px; line-height: 1.35; margin-top: 4px; font-variant-numeric: tabular-nums; }
-.plot { display: block; max-width: 100%; margin: 0 auto; border-radius: 8px; }
+.plot { margin-top: 28px; } .plot img { display: block; max-width: 100%; margin: 0 auto; border-radius: 8px; }
 .references { grid-template-columns: repeat(auto-fill, minmax(112px, 132px)); }
 """
 
@@ -110,9 +110,8 @@ def _judges(reports: list[Report]) -> str:
 
 
 def _scatter(picture: Image.Image) -> str:
-    return (
-        f'<h2>Identity against text</h2><div class="card"><img class="plot" src="{_data(picture, "png")}" alt=""></div>'
-    )
+    """With its heading in the picture."""
+    return f'<div class="card plot"><img src="{_data(picture, "png")}" alt="Identity against text"></div>'
 
 
 def _references(report: Report) -> str:
