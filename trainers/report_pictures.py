@@ -108,13 +108,9 @@ def _block(sheet: Image.Image, report: Report, left: int, size: tuple[int, int],
     draw.text((left, 8), _fitting(report.title, len(report.seeds()) * (width + GAP), 18), fill=INK, font=_font(18))
     for row, prompt in enumerate(own):
         top = 34 + row * (height + GAP + 26)
-        pictures = {each.seed: each.image for each in report.of_prompt(prompt)}
         words = _fitting(prompt, len(report.seeds()) * (width + GAP) - GAP, SMALL)
         draw.text((left, top + 3), words, fill=PALE, font=_font(SMALL))
-        for column, seed in enumerate(report.seeds()):
-            if seed in pictures:
-                fitted = _within(pictures[seed], size)
-                sheet.paste(fitted, (left + column * (width + GAP), top + 24))
+        _seeds(sheet, report, prompt, (left, top + 24), size)
 
 
 def by_report(reports: list[Report]) -> Tensor:
@@ -122,31 +118,39 @@ def by_report(reports: list[Report]) -> Tensor:
 
     Above a column stands what its pictures were compared with; where a report was asked something else, that report's.
     """
-    (width, height), pairs = _tile(reports), paired_prompts(reports)
-    seeds = max(1, *(len(report.seeds()) for report in reports))
+    size, pairs = _tile(reports), paired_prompts(reports)
+    seeds = max(len(report.seeds()) for report in reports)
     names = max(_width(_short(report.title), 18) for report in reports) + 2 * MARGIN
-    block, row = seeds * (width + GAP) + GAP, height + GAP
+    block, row = seeds * (size[0] + GAP) + GAP, size[1] + GAP
     texts = [[_text(report, pair[i]) for pair in pairs] for i, report in enumerate(reports)]
     heads = [next(filter(None, column), "") for column in zip(*texts, strict=True)]
-    own = 22 * any(text and text != heads[i] for row in texts for i, text in enumerate(row))
-    sheet = Image.new("RGB", (names + len(pairs) * block, 34 + len(reports) * (row + own)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, head in enumerate(heads):
-        draw.text((names + i * block, 8), _fitting(head, block - 2 * GAP, SMALL), fill=INK, font=_font(SMALL))
+    own = [[text if text != head else "" for text, head in zip(line, heads, strict=True)] for line in texts]
+    above = 22 if any(map(any, own)) else 0
+    sheet = Image.new("RGB", (names + len(pairs) * block, 34 + len(reports) * (row + above)), "white")
+    _captions(sheet, heads, names, 8, block, INK)
     for number, report in enumerate(reports):
-        top = 34 + number * (row + own)
-        place = MARGIN, top + own + height / 2
-        draw.text(place, _short(report.title), fill=INK, font=_font(18), anchor="lm")
+        top = 34 + number * (row + above)
+        middle = MARGIN, top + above + size[1] / 2
+        ImageDraw.Draw(sheet).text(middle, _short(report.title), fill=INK, font=_font(18), anchor="lm")
+        _captions(sheet, own[number], names, top, block, PALE)
         for i, pair in enumerate(pairs):
-            left, text = names + i * block, texts[number][i]
-            if text and text != heads[i]:
-                draw.text((left, top), _fitting(text, block - 2 * GAP, SMALL), fill=PALE, font=_font(SMALL))
-            pictures = {each.seed: each.image for each in report.of_prompt(pair[number])}
-            for column, seed in enumerate(report.seeds()):
-                if seed in pictures:
-                    fitted = _within(pictures[seed], (width, height))
-                    sheet.paste(fitted, (left + column * (width + GAP), top + own))
+            _seeds(sheet, report, pair[number], (names + i * block, top + above), size)
     return _tensor(sheet)
+
+
+def _captions(sheet: Image.Image, texts: list[str], left: int, top: int, block: int, colour: str) -> None:
+    """A text above each column."""
+    for i, text in enumerate(texts):
+        words = _fitting(text, block - 2 * GAP, SMALL)
+        ImageDraw.Draw(sheet).text((left + i * block, top), words, fill=colour, font=_font(SMALL))
+
+
+def _seeds(sheet: Image.Image, report: Report, prompt: str, corner: tuple[int, int], size: tuple[int, int]) -> None:
+    """A prompt's pictures beside each other, each seed at its place."""
+    pictures = {each.seed: each.image for each in report.of_prompt(prompt)}
+    for column, seed in enumerate(report.seeds()):
+        if seed in pictures:
+            sheet.paste(_within(pictures[seed], size), (corner[0] + column * (size[0] + GAP), corner[1]))
 
 
 def _text(report: Report, prompt: str) -> str:

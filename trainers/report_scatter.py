@@ -74,27 +74,39 @@ def figure(reports: Sequence[Report]):
     about = "A dot is the mean over a report's pictures, the bars are the standard error of that mean."
     header = [Line("Identity against text", BIG, weight="bold"), Line(about, colour=PALE)]
     sheet.begin(1, header, _footer(sheet, reports, column, missing), labels=1 if guides else 0)
-    axes = sheet.panels[0]
-    room = max((sheet.length(guide.name) for guide in guides), default=0)
-    box = axes.get_position()
+    _axes(sheet, column, found, max((sheet.length(guide.name) for guide in guides), default=0))
+    _guides(sheet, guides)
+    _dots(sheet, dots)
+    _labels(sheet, dots, guides)
+    return sheet.figure
+
+
+def _axes(sheet: Sheet, column: str, found: list[Point], room: float) -> None:
+    """Names and limits, and room for names on the right."""
+    axes, box = sheet.panels[0], sheet.panels[0].get_position()
     axes.set_position([LEFT / WIDTH, box.y0, 1 - (LEFT + RIGHT + room) / WIDTH, box.height])
     axes.set_xlabel(f"identity: {column}", fontsize=SMALL, color=INK)
-    axes.set_ylabel("text: CLIP-T", fontsize=SMALL, color=INK)
+    axes.set_ylabel(f"text: {CLIP_T}", fontsize=SMALL, color=INK)
     axes.set_xlim(*_limits([each.identity for each in found]))
     axes.set_ylim(*_limits([each.text for each in found]))
+
+
+def _guides(sheet: Sheet, guides: list[Point]) -> None:
     for guide in guides:
         style = {"color": GUIDES[guide.role], "linewidth": 1.3, "linestyle": (0, (5, 3)), "gid": guide.role}
-        axes.axvline(guide.identity.mean, **style)
-        axes.axhline(guide.text.mean, **style)
+        sheet.panels[0].axvline(guide.identity.mean, **style)
+        sheet.panels[0].axhline(guide.text.mean, **style)
     _guide_names(sheet, guides)
+
+
+def _dots(sheet: Sheet, dots: list[Point]) -> None:
+    axes = sheet.panels[0]
     for number, dot in enumerate(dots):
         place, colour = (dot.identity.mean, dot.text.mean), HUES[number % len(HUES)]
         axes.plot(*place, "o", color=colour, markersize=9, markeredgecolor="white", zorder=4, gid="dot")
         bars = axes.errorbar(*place, _error(dot.text), _error(dot.identity), ecolor=colour, elinewidth=1, fmt="none")
         for line in bars.lines[2]:
             line.set(alpha=0.55, gid="bars")
-    _labels(sheet, dots, guides)
-    return sheet.figure
 
 
 def _error(spread: Spread) -> float:
