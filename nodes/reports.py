@@ -1,16 +1,17 @@
 """Report: one or several REPORTs as a table, a grid, files for other programs, and a page for people."""
 
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import torch
 from comfy_api.latest import io, ui
-from PIL import Image
+from torch import Tensor
 
-from ..trainers import report_files, report_page, report_pictures
-from ..trainers.files import replaced
+from ..trainers import report_files, report_page, report_pictures, report_scatter
+from ..trainers.files import replaced, save_png
+from ..trainers.previews import to_pil
 from ..trainers.prompt_list import folder_of
-from ..trainers.report import Report
+from ..trainers.report import CEILING, FLOOR, Report
+from ..trainers.report_pictures import PROMPTS, REPORTS
 from ..trainers.sentences import reason
 from . import host
 from .schema import checked, valid
@@ -33,13 +34,25 @@ class WriteReport(io.ComfyNode):
                 io.Autogrow.Input(
                     "reports",
                     template=io.Autogrow.TemplatePrefix(
-                        ReportSocket.Input("report"), prefix="report", min=1, max=16
+                        ReportSocket.Input("report"), prefix="report", min=0, max=16
                     ),
                     tooltip="Of Evaluate or Score Images, such as the untrained model's and the trained one's.",
                 ),
                 io.String.Input(
                     "prefix", default="personalize/reports",
                     tooltip="Where the files go, in the output folder: into a folder named by the labels.",
+                ),
+                io.Combo.Input(
+                    "rows", options=[PROMPTS, REPORTS], default=PROMPTS, optional=True,
+                    tooltip="What a row of the grid is: a prompt, or a report with a column for each prompt.",
+                ),
+                ReportSocket.Input(
+                    "floor", optional=True,
+                    tooltip="The untrained model's: what is reached without learning. A line in the scatter.",
+                ),
+                ReportSocket.Input(
+                    "ceiling", optional=True,
+                    tooltip="Of real pictures of the subject, such as Score Images gives: as good as it can get.",
                 ),
             ],
             outputs=[
@@ -48,6 +61,7 @@ class WriteReport(io.ComfyNode):
                 io.String.Output(display_name="page"),
                 io.String.Output(display_name="csv"),
                 io.String.Output(display_name="summary"),
+                io.Image.Output(display_name="scatter"),
             ],
         )  # fmt: skip
 
@@ -58,32 +72,44 @@ class WriteReport(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, prefix, reports: dict | None = None) -> io.NodeOutput:
-        found = [report for report in (reports or {}).values() if report is not None]
+    def execute(cls, prefix, reports: dict | None = None, rows=None, floor=None, ceiling=None) -> io.NodeOutput:
+        found = ordered([*(reports or {}).values()], floor, ceiling)
         if not found:
             raise ValueError("There is no report to write: connect one of Evaluate or Score Images.")
         name = f"{folder_of(prefix)}/{report_files.folder_name(found)}"
-        table, grid = report_pictures.table(found)[None], report_pictures.grid(found)[None]
-        _write(Path(host.inside_output(name)), found, table[0], grid[0])
+        pictures = {
+            "table": report_pictures.table(found),
+            "grid": report_pictures.grid(found, rows or PROMPTS),
+            "scatter": report_scatter.picture(found),
+        }
+        _write(Path(host.inside_output(name)), found, pictures)
+        table, grid, scatter = (picture[None] for picture in pictures.values())
         summary = "\n\n".join(report.summary() for report in found)
         shown = ui.PreviewImage(table, cls=cls).as_dict() | ui.PreviewText(f"{name}/report.html\n\n{summary}").as_dict()
-        return io.NodeOutput(table, grid, f"{name}/report.html", f"{name}/report.csv", summary, ui=shown)
+        return io.NodeOutput(table, grid, f"{name}/report.html", f"{name}/report.csv", summary, scatter, ui=shown)
 
 
-def _write(folder: Path, reports: list[Report], table: torch.Tensor, grid: torch.Tensor) -> None:
+def ordered(reports: list[Report | None], floor: Report | None, ceiling: Report | None) -> list[Report]:
+    """Those that are connected: the floor first, the ceiling last, each knowing what it is."""
+    first = [] if floor is None else [replace(floor, role=FLOOR)]
+    last = [] if ceiling is None else [replace(ceiling, role=CEILING)]
+    return [*first, *(report for report in reports if report is not None), *last]
+
+
+def _write(folder: Path, reports: list[Report], pictures: dict[str, Tensor]) -> None:
+    images = {name: to_pil(picture.movedim(-1, 0)) for name, picture in pictures.items()}
     texts = {
         "report.csv": report_files.as_csv(reports),
         "report.json": report_files.as_json(reports),
-        "report.html": report_page.page(reports),
+        "report.html": report_page.page(reports, images["scatter"] if len(reports) > 1 else None),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for file, text in texts.items():
             with replaced(folder / file) as beside:
                 beside.write_text(text, encoding="utf-8", newline="\n")
-        for file, picture in (("table.png", table), ("grid.png", grid)):
-            with replaced(folder / file) as beside:
-                Image.fromarray((picture.numpy() * 255).round().astype(np.uint8)).save(beside, "png")
+        for name, image in images.items():
+            save_png(image, folder / f"{name}.png")
     except OSError as error:
         raise RuntimeError(
             f"The report cannot be written ({reason(error)}): make room, or choose another prefix."

@@ -27,7 +27,7 @@ def write(folder):
 def write_for_server(folder):
     """The same for a ComfyUI in another process, which knows no architecture of the world's CLIP but its folder's."""
     evaluators.register()
-    (folder / "world").mkdir(parents=True, exist_ok=True)
+    (folder / "world").mkdir(parents=True, exist_ok=True)  # other tests may have asked for the same server
     evaluators.expand_clip(evaluators.WEIGHTS / "evaluator_clip.safetensors", folder / "world" / judge.FILE)
     config = {"model_cfg": json.loads(evaluators.CLIP_CONFIG.read_text()), "preprocess_cfg": {}}
     (folder / "world" / "open_clip_config.json").write_text(json.dumps(config))

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from personalize.tests import evaluating, judge
 from personalize.trainers import evaluation
@@ -295,9 +296,11 @@ def test_two_reports_beside_each_other(evaluate, graph, folders):
 
     base = evaluate(clip=graph[3], token_format="C", label="base <&>")[0]
     trained = evaluate(label="trained")[0]
-    (table, grid, page, path, summary), folder = written(None, folders, reports={"report0": base, "report1": trained})
+    (table, grid, page, path, summary, scatter), folder = written(
+        None, folders, reports={"report0": base, "report1": trained}
+    )
     assert sorted(each.name for each in folder.iterdir()) == [
-        "grid.png", "report.csv", "report.html", "report.json", "table.png",
+        "grid.png", "report.csv", "report.html", "report.json", "scatter.png", "table.png",
     ]  # fmt: skip
     assert page.startswith("personalize/reports/base_trained_") and path.endswith("/report.csv")
     assert summary == f"{base.summary()}\n\n{trained.summary()}"
@@ -318,6 +321,41 @@ def test_two_reports_beside_each_other(evaluate, graph, folders):
     assert told[1]["settings"]["sampler"] == "dpmpp_2m, karras"
     again = written(None, folders, reports={"report0": base, "report1": trained})[1]
     assert again == folder  # the same reports, the same folder
+
+
+def test_floor_first_ceiling_last(evaluate, graph, folders):
+    """Among what is compared they have no best; a saved graph without them gives what it always gave."""
+    import csv
+
+    from personalize.trainers import report_pictures
+
+    base, one = evaluate(clip=graph[3], token_format="C", label="base")[0], evaluate(label="one")[0]
+    links = {"reports": {"report0": one}, "floor": base, "ceiling": replace(base, label="real")}
+    (table, grid, page, *_, scatter), folder = written(None, folders, rows="reports", **links)
+    assert page.startswith("personalize/reports/base_one_real_")
+    told = json.loads((folder / "report.json").read_text(encoding="utf-8"))["reports"]
+    assert [(each["label"], each.get("role")) for each in told] == [
+        ("base", "floor"),
+        ("one", None),
+        ("real", "ceiling"),
+    ]
+    rows = csv.DictReader((folder / "report.csv").read_text(encoding="utf-8").splitlines())
+    assert [*dict.fromkeys(row["report"] for row in rows)] == ["base (floor)", "one", "real (ceiling)"]
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    assert html.index("base (floor)") < html.index("real (ceiling)") and "class=best" not in html
+    assert html.count('class="card plot"') == 1 and base.role == ""
+    for name, picture in (("table", table), ("grid", grid), ("scatter", scatter)):
+        with Image.open(folder / f"{name}.png") as image:
+            assert image.size == (picture.shape[2], picture.shape[1])
+    plain, elsewhere = written(None, folders, reports={"report0": base, "report1": one})
+    assert torch.equal(plain[1][0], report_pictures.by_prompt([base, one])) and "role" not in (
+        elsewhere / "report.json"
+    ).read_text(encoding="utf-8")
+    alone = written(one, folders)[1]
+    assert (
+        'class="card plot"' not in (alone / "report.html").read_text(encoding="utf-8")
+        and (alone / "scatter.png").exists()
+    )
 
 
 def test_the_page_needs_nothing_else_and_runs_nothing(evaluate, graph, folders):

@@ -83,7 +83,7 @@ def test_base_and_trained_in_one_report(server, build, tmp_path):
     shown, asked, errors = asyncio.run(
         photograph(folder / "report.html", tmp_path / "profile", tmp_path / "page.png", (1280, 1400))
     )
-    assert (shown, asked, errors) == (2 * 2 * 2 + 1, 0, [])
+    assert (shown, asked, errors) == (2 * 2 * 2 + 2, 0, [])  # with the reference and the scatter
     with Image.open(tmp_path / "page.png") as picture:
         assert len(picture.convert("RGB").getcolors(2**24)) > 100
 

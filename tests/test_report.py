@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -105,6 +106,50 @@ def test_the_grid_has_each_picture_at_its_place(report):
             assert grid[y, x].tolist() == pytest.approx([column * 40 / 255, 90 / 255, 200 / 255], abs=0.01)
     assert report_pictures.paired_prompts([report, other]) == [("a", "c"), ("b", "")]
     assert report_pictures.table([report, other]).shape[2] == 3
+
+
+def test_a_row_per_report_has_each_picture_at_its_place(report):
+    """A column per prompt, seeds side by side in it; pictures that are not there leave white."""
+    colours = {("x", 7): (10, 20, 30), ("x", 8): (40, 50, 60), ("y", 7): (70, 80, 90)}
+    pictures = tuple(
+        Scored(prompt=f"{prompt} <v>", text=prompt, seed=seed, image=Image.new("RGB", (40, 24), colour), scores={})
+        for (prompt, seed), colour in colours.items()
+    )
+    other = Report(label="another label that is longer", pictures=pictures, role="ceiling")
+    grid = report_pictures.grid([report, other], report_pictures.REPORTS)
+    names = report_pictures._width(report_pictures._short(other.title), 18) + 2 * 18
+    width, height, head, own = 128, 77, 34, 22
+    block = 2 * (width + 6) + 6
+    assert grid.shape == (head + 2 * (own + height + 6), names + 2 * block, 3)
+
+    def middle(row, column, seed):
+        y = head + row * (own + height + 6) + own + height // 2
+        return (grid[y, names + column * block + seed * (width + 6) + width // 2] * 255).round().int().tolist()
+
+    assert [middle(0, column, seed) for column in (0, 1) for seed in (0, 1)] == [[0, 90, 200], [40, 90, 200]] * 2
+    assert [middle(1, column, seed) for column in (0, 1) for seed in (0, 1)] == [
+        *map(list, colours.values()),
+        [255] * 3,
+    ]
+
+
+def test_prompts_stand_above_the_columns_once_where_all_were_asked_the_same(report):
+    """Each report draws its own words; what they were compared with is the same."""
+    drawn = tuple(replace(each, prompt=f"<v> {each.prompt}") for each in report.pictures)
+    same = report_pictures.by_report([report, replace(report, pictures=drawn)])
+    told = tuple(replace(each, text=f"<v> {each.text}") for each in report.pictures)
+    different = report_pictures.by_report([report, replace(report, pictures=told)])
+    assert different.shape[0] - same.shape[0] == 2 * 22
+
+
+def test_floor_and_ceiling_are_never_the_best(report):
+    high = Report(label="high", pictures=(scored("a", 0, DINO_seen=0.9),))
+    low = Report(label="low", pictures=(scored("a", 0, DINO_seen=0.1),))
+    ceiling = replace(high, role="ceiling")
+    assert report_pictures.best_of([low, report, high]) == {"DINO seen": 2}
+    assert report_pictures.best_of([low, report, ceiling]) == {"DINO seen": 1}
+    assert report_pictures.best_of([report, ceiling]) == {}
+    assert ceiling.summary().startswith("high (ceiling): 1 pictures")
 
 
 def test_a_picture_is_encoded_once():

@@ -1,14 +1,17 @@
 """Each workflow on a real server with the tiny model: does it train, draw, and use a finished training again?"""
 
+import csv
+import io
 import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from personalize.demo import client as api
 from personalize.demo import show
 from personalize.demo.workflow import override, to_api
-from personalize.tests import host
+from personalize.tests import evaluating, host
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.comfy]
@@ -136,6 +139,73 @@ def test_a_monitor_ends_the_training_and_the_graph_goes_on(server, dvar):
     assert about["stops"][0]["monitor"] == "DVAR" and about["stops"][0]["step"] == len(entries)
     history = server.client.get(f"/personalize/runs/{log.parent.name}")
     assert history["stops"] == about["stops"] and len(history["entries"]) == len(entries)
+
+
+METHODS = ["TextBoost", "AttnDreamBooth", "Textual Inversion", "DreamBooth-LoRA", "Custom Diffusion"]
+SHORT = {"preset.steps": 3, "preset.batch_size": 2, "preset.views": 4}
+
+
+@pytest.fixture(scope="module")
+def compared(server, object_info):
+    """The API prompt of workflows/compare_methods.json with the demo's picture, each method cut to a few steps."""
+    prompt = to_api(show.read_json(ROOT / "workflows" / "compare_methods.json"), object_info)
+    judges = evaluating.write_for_server(server.base / "models" / "clip_vision")
+    stages = {f"preset.{name}_{stage}": 2 for name in ("steps", "batch_size") for stage in (1, 2, 3)}
+    return override(prompt, {
+        **{kind: host.demo_overrides()[kind] for kind in ("CheckpointLoaderSimple", "LoadImage")},
+        "PersonalizeLoadReferences": {"resolution": 128, "class_word": "dog"},
+        **{f"Personalize{name}": SHORT for name in ("TextBoost", "TextualInversion", "DreamBoothLoRA")},
+        "PersonalizeCustomDiffusion": SHORT | {"preset.class_images": 2, "preset.class_image_steps": 2},
+        "PersonalizeAttnDreamBooth": {**stages, "preset.views": 4},
+        "PersonalizeEvaluate": {**judges, "steps": 2},
+        "Prompts": {"value": "a photo of a {} on the beach\na sketch of a {}"},
+    })  # fmt: skip
+
+
+def beside_each_other(server, prompt):
+    """The scatter, the grid, and the folder of the report."""
+    history = server.run(prompt)
+    images = server.images(history)
+    told = "\n".join(history["outputs"][show.node_titled(prompt, "Report")]["text"])
+    folder = server.base / "output" / Path(told.split("\n")[0]).parent
+    return *(images[show.node_titled(prompt, title)][0] for title in ("Scatter", "Grid")), folder
+
+
+def test_five_methods_in_one_queue(server, compared):
+    earlier = logs(server)
+    scatter, grid, folder = beside_each_other(server, compared)
+    trained = logs(server)
+    assert len(trained.keys() - earlier.keys()) == 5
+    files = {"report.csv", "report.json", "report.html", "table.png", "grid.png", "scatter.png"}
+    assert {each.name for each in folder.iterdir()} == files and folder.parent.name == "reports"
+    told = show.read_json(folder / "report.json")["reports"]
+    assert [each["label"] for each in told] == ["untrained", *METHODS] and told[0]["role"] == "floor"
+    subjects = ["dog", "<concept>", "<concept> dog", "<concept>", "<concept>", "<concept> dog"]
+    assert [each["prompts"][1]["prompt"] for each in told] == [f"a sketch of a {subject}" for subject in subjects]
+    assert all(each["scores"][name]["n"] == 4 for each in told for name in ("CLIP-T", "DINO seen"))
+    means = [row for row in csv.DictReader(io.StringIO((folder / "report.csv").read_text())) if row["of"] == "mean"]
+    assert [row["report"] for row in means] == ["untrained (floor)", *METHODS]
+    # Six rows, one of which learned nothing; two prompts of two seeds, 128 pixels each.
+    assert grid.size[1] == 34 + 6 * (128 + 6) and grid.size[0] > 4 * 128
+    rows = [grid.crop((grid.size[0] - 134, 34 + 134 * i, grid.size[0] - 20, 34 + 134 * i + 128)) for i in range(6)]
+    assert len({row.tobytes() for row in rows}) == 6
+    for name, shown in (("scatter", scatter), ("grid", grid)):
+        with Image.open(folder / f"{name}.png") as kept:
+            assert kept.convert("RGB").tobytes() == shown.convert("RGB").tobytes()
+
+    # Another prompt, and the first method left out as a muted Evaluate leaves it out.
+    other = override(compared, {"Prompts": {"value": "a photo of a {} at night"}})
+    del other[show.node_titled(other, "Evaluate: TextBoost")]
+    del other[show.node_titled(other, "Report")]["inputs"]["reports.report0"]
+    elsewhere = beside_each_other(server, other)[2]
+    assert [each["label"] for each in show.read_json(elsewhere / "report.json")["reports"]] == [
+        "untrained",
+        *METHODS[1:],
+    ]
+    # The host has forgotten, the folders of the runs have not.
+    server.client.post("/free", {"unload_models": True, "free_memory": True})
+    assert beside_each_other(server, compared)[2].parent == folder.parent
+    assert logs(server) == trained
 
 
 def test_every_workflow_has_a_note_and_its_picture():

@@ -9,6 +9,7 @@ from PIL import Image
 CLIP_T, DIVERSITY = "CLIP-T", "diversity"
 COLUMNS = (CLIP_T, "CLIP-I seen", "CLIP-I unseen", "DINO seen", "DINO unseen", DIVERSITY)
 NOT_MEASURED = "not measured"
+FLOOR, CEILING = "floor", "ceiling"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,7 @@ class Report:
         references: the subject, as CLIP-I and DINO saw it: "seen" in training, "unseen".
         settings: how the pictures were drawn and scored.
         drawing_seconds, scoring_seconds: per picture, without loading the models; 0 where nothing was drawn.
+        role: FLOOR or CEILING where others are measured against it, else "".
     """
 
     label: str
@@ -62,6 +64,12 @@ class Report:
     settings: dict[str, str | int | float | bool] = field(default_factory=dict)
     drawing_seconds: float = 0.0
     scoring_seconds: float = 0.0
+    role: str = ""
+
+    @property
+    def title(self) -> str:
+        """The label, and the role where there is one."""
+        return f"{self.label} ({self.role})" if self.role else self.label
 
     def prompts(self) -> list[str]:
         return [*dict.fromkeys(each.prompt for each in self.pictures)]
@@ -95,7 +103,7 @@ class Report:
     def summary(self) -> str:
         """Label, scores and time, in lines of text."""
         count = f"{len(self.prompts())} prompts x {len(self.seeds())} seeds"
-        lines = [f"{self.label}: {len(self.pictures)} pictures, {count}"]
+        lines = [f"{self.title}: {len(self.pictures)} pictures, {count}"]
         for column in COLUMNS:
             by = self.judges.get(column) or self.missing.get(column, "")
             lines.append(f"{column}: {self.cell(column)}" + (f" ({by})" if by else ""))

@@ -27,7 +27,7 @@ def as_csv(reports: list[Report]) -> str:
     writer = csv.DictWriter(text, [*FIRST, *COLUMNS], lineterminator="\n")
     writer.writeheader()
     for report in reports:
-        writer.writerows({"report": report.label, **row} for row in _rows(report))
+        writer.writerows({"report": report.title, **row} for row in _rows(report))
     return text.getvalue()
 
 
@@ -63,6 +63,7 @@ def as_json(reports: list[Report]) -> str:
 def _told(report: Report) -> dict:
     return {
         "label": report.label,
+        **({"role": report.role} if report.role else {}),
         "scores": _spreads(report),
         "judges": report.judges,
         NOT_MEASURED: report.missing,

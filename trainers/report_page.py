@@ -47,18 +47,21 @@ details { margin-top: 12px; } summary { cursor: pointer; color: var(--pale); }
 figure { margin: 0; } figure img { width: 100%; display: block; border-radius: 8px; background: var(--ground); }
 .tiny img { image-rendering: pixelated; }
 figcaption { font-size: 12px; line-height: 1.35; margin-top: 4px; font-variant-numeric: tabular-nums; }
+.plot { margin-top: 28px; } .plot img { display: block; max-width: 100%; margin: 0 auto; border-radius: 8px; }
 .references { grid-template-columns: repeat(auto-fill, minmax(112px, 132px)); }
 """
 
 
-def page(reports: list[Report]) -> str:
+def page(reports: list[Report], scatter: Image.Image | None = None) -> str:
     """The whole page; all that users wrote is escaped."""
-    title = escape(" and ".join(dict.fromkeys(report.label for report in reports)))
+    *some, last = dict.fromkeys(report.label for report in reports)
+    title = escape(" and ".join([", ".join(some), last] if some else [last]))
     first = reports[0]
     count = f"{len(first.prompts())} prompts, {len(first.seeds())} seeds, {len(first.pictures)} pictures each"
     body = [
         f'<h1>{title}</h1><p class="lead">{count if len(reports) > 1 else count.removesuffix(" each")}</p>',
         f'<div class="card">{_scores(reports)}</div>{_judges(reports)}',
+        _scatter(scatter) if scatter else "",
         _references(first),
         "<h2>Pictures</h2>",
         *(_row(reports, prompts) for prompts in paired_prompts(reports)),
@@ -83,7 +86,7 @@ def _scores(reports: list[Report]) -> str:
     rows = []
     for number, report in enumerate(reports):
         cells = [_cell(report, name, longest[name], best.get(name) == number) for name in COLUMNS]
-        rows.append(f"<tr><td>{escape(report.label)}</td>{''.join(cells)}</tr>")
+        rows.append(f"<tr><td>{escape(report.title)}</td>{''.join(cells)}</tr>")
     return _table(["", *COLUMNS], rows)
 
 
@@ -106,6 +109,11 @@ def _judges(reports: list[Report]) -> str:
     return f'<p class="note">{"<br>".join(map(escape, lines))}</p>'
 
 
+def _scatter(picture: Image.Image) -> str:
+    """With its heading in the picture."""
+    return f'<div class="card plot"><img src="{_data(picture, "png")}" alt="Identity against text"></div>'
+
+
 def _references(report: Report) -> str:
     figures = [_figure(image, kind) for kind, images in report.references.items() for image in images]
     return f'<h2>References</h2><div class="pictures references">{"".join(figures)}</div>' if figures else ""
@@ -118,7 +126,7 @@ def _row(reports: list[Report], prompts: tuple[str, ...]) -> str:
 
 def _side(report: Report, prompt: str) -> str:
     figures = [_figure(each.image, f"seed {each.seed}", *_lines(each.scores)) for each in report.of_prompt(prompt)]
-    head = f'<p class="label">{escape(report.label)}</p><p>{escape(prompt)}</p>'
+    head = f'<p class="label">{escape(report.title)}</p><p>{escape(prompt)}</p>'
     return f'<div class="side">{head}<div class="pictures">{"".join(figures)}</div></div>'
 
 
@@ -137,10 +145,15 @@ def _figure(image: Image.Image, *lines: str) -> str:
 
 def data_uri(image: Image.Image) -> str:
     """PNG of small pictures, JPEG of larger ones."""
-    kept, file = image.convert("RGB"), io.BytesIO()
+    kept = image.convert("RGB")
     kind, options = ("png", {}) if max(image.size) <= SMALL_PICTURE else ("jpeg", {"quality": 88})
     kept.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    kept.save(file, kind, **options)
+    return _data(kept, kind, **options)
+
+
+def _data(image: Image.Image, kind: str, **options: int) -> str:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
@@ -148,7 +161,7 @@ def _details(report: Report) -> str:
     names = [name for name in COLUMNS if report.spread(name)]
     rows = [_means(report, prompt, names, prompt=prompt) for prompt in report.prompts()]
     rows += [_means(report, f"seed {seed}", names, seed=seed) for seed in report.seeds()]
-    return _folded(report.label, _table(["", *names], rows))
+    return _folded(report.title, _table(["", *names], rows))
 
 
 def _means(report: Report, title: str, names: list[str], prompt: str | None = None, seed: int | None = None) -> str:
@@ -165,7 +178,7 @@ def _settings(report: Report) -> str:
     if report.drawing_seconds:
         told |= {"seconds to draw a picture": round(report.drawing_seconds, 4)}
     rows = [f"<tr><td>{escape(str(name))}</td><td>{escape(str(value))}</td></tr>" for name, value in told.items()]
-    return _folded(report.label, _table(["", ""], rows))
+    return _folded(report.title, _table(["", ""], rows))
 
 
 def _folded(title: str, body: str) -> str:

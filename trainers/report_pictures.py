@@ -1,4 +1,4 @@
-"""Reports as pictures: a table of scores, and a grid with a row per prompt. Tensors `[H, W, 3]` in 0..1."""
+"""Reports as pictures: a table of scores, and grids of what was drawn. Tensors `[H, W, 3]` in 0..1."""
 
 import textwrap
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .report import COLUMNS, DIVERSITY, NOT_MEASURED, Report
 
+PROMPTS, REPORTS = "prompts", "reports"  # what a row of the grid is
 INK, PALE, LINE, BAND, BEST = "#1f2937", "#6b7280", "#d1d5db", "#f3f6fb", "#1d4ed8"
 TILE, GAP, MARGIN = 256, 6, 18
 ROW, SIZE, SMALL = 40, 20, 15
@@ -20,7 +21,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 def table(reports: list[Report]) -> Tensor:
     """A row per report, a column per score: mean ± standard deviation, the highest means in blue."""
-    rows = [["", *COLUMNS], *([report.label, *(report.cell(name) for name in COLUMNS)] for report in reports)]
+    rows = [["", *COLUMNS], *([report.title, *(report.cell(name) for name in COLUMNS)] for report in reports)]
     widths = [max(_width(_short(row[i]), SIZE) for row in rows) + 2 * MARGIN for i in range(len(rows[0]))]
     footer = [line for note in notes(reports) for line in textwrap.wrap(note, max(40, sum(widths) // 8))]
     height = ROW * len(rows) + 2 * MARGIN + 22 * len(footer) + (MARGIN if footer else 0)
@@ -45,10 +46,15 @@ def table(reports: list[Report]) -> Tensor:
 
 
 def best_of(reports: list[Report]) -> dict[str, int]:
-    """Column -> the report with the highest mean, where there are several; diversity has no best."""
+    """Column -> the report with the highest mean, where there are several; diversity has no best.
+
+    Floor and ceiling only show where the others lie.
+    """
     found = {}
     for name in COLUMNS:
-        means = {i: spread.mean for i, report in enumerate(reports) if (spread := report.spread(name))}
+        means = {
+            i: spread.mean for i, report in enumerate(reports) if not report.role and (spread := report.spread(name))
+        }
         if name != DIVERSITY and len(means) > 1:
             found[name] = max(means, key=means.get)
     return found
@@ -78,7 +84,12 @@ def _width(text: str, size: int) -> int:
     return round(_font(size).getlength(text))
 
 
-def grid(reports: list[Report]) -> Tensor:
+def grid(reports: list[Report], rows: str = PROMPTS) -> Tensor:
+    """All pictures, a row per prompt or per report."""
+    return by_prompt(reports) if rows == PROMPTS else by_report(reports)
+
+
+def by_prompt(reports: list[Report]) -> Tensor:
     """A row per prompt; in it each report's pictures, a column per seed, below the report's label."""
     width, height = _tile(reports)
     prompts = paired_prompts(reports)
@@ -94,16 +105,56 @@ def grid(reports: list[Report]) -> Tensor:
 
 def _block(sheet: Image.Image, report: Report, left: int, size: tuple[int, int], own: list[str], pairs: list) -> None:
     draw, (width, height) = ImageDraw.Draw(sheet), size
-    draw.text((left, 8), _fitting(report.label, len(report.seeds()) * (width + GAP), 18), fill=INK, font=_font(18))
+    draw.text((left, 8), _fitting(report.title, len(report.seeds()) * (width + GAP), 18), fill=INK, font=_font(18))
     for row, prompt in enumerate(own):
         top = 34 + row * (height + GAP + 26)
-        pictures = {each.seed: each.image for each in report.of_prompt(prompt)}
         words = _fitting(prompt, len(report.seeds()) * (width + GAP) - GAP, SMALL)
         draw.text((left, top + 3), words, fill=PALE, font=_font(SMALL))
-        for column, seed in enumerate(report.seeds()):
-            if seed in pictures:
-                fitted = _within(pictures[seed], size)
-                sheet.paste(fitted, (left + column * (width + GAP), top + 24))
+        _seeds(sheet, report, prompt, (left, top + 24), size)
+
+
+def by_report(reports: list[Report]) -> Tensor:
+    """A row per report, its name on the left; a column per prompt, in it a report's pictures, one per seed.
+
+    Above a column stands what its pictures were compared with; where a report was asked something else, that report's.
+    """
+    size, pairs = _tile(reports), paired_prompts(reports)
+    seeds = max(len(report.seeds()) for report in reports)
+    names = max(_width(_short(report.title), 18) for report in reports) + 2 * MARGIN
+    block, row = seeds * (size[0] + GAP) + GAP, size[1] + GAP
+    texts = [[_text(report, pair[i]) for pair in pairs] for i, report in enumerate(reports)]
+    heads = [next(filter(None, column), "") for column in zip(*texts, strict=True)]
+    own = [[text if text != head else "" for text, head in zip(line, heads, strict=True)] for line in texts]
+    above = 22 if any(map(any, own)) else 0
+    sheet = Image.new("RGB", (names + len(pairs) * block, 34 + len(reports) * (row + above)), "white")
+    _captions(sheet, heads, names, 8, block, INK)
+    for number, report in enumerate(reports):
+        top = 34 + number * (row + above)
+        middle = MARGIN, top + above + size[1] / 2
+        ImageDraw.Draw(sheet).text(middle, _short(report.title), fill=INK, font=_font(18), anchor="lm")
+        _captions(sheet, own[number], names, top, block, PALE)
+        for i, pair in enumerate(pairs):
+            _seeds(sheet, report, pair[number], (names + i * block, top + above), size)
+    return _tensor(sheet)
+
+
+def _captions(sheet: Image.Image, texts: list[str], left: int, top: int, block: int, colour: str) -> None:
+    """A text above each column."""
+    for i, text in enumerate(texts):
+        words = _fitting(text, block - 2 * GAP, SMALL)
+        ImageDraw.Draw(sheet).text((left + i * block, top), words, fill=colour, font=_font(SMALL))
+
+
+def _seeds(sheet: Image.Image, report: Report, prompt: str, corner: tuple[int, int], size: tuple[int, int]) -> None:
+    """A prompt's pictures beside each other, each seed at its place."""
+    pictures = {each.seed: each.image for each in report.of_prompt(prompt)}
+    for column, seed in enumerate(report.seeds()):
+        if seed in pictures:
+            sheet.paste(_within(pictures[seed], size), (corner[0] + column * (size[0] + GAP), corner[1]))
+
+
+def _text(report: Report, prompt: str) -> str:
+    return next((each.text for each in report.of_prompt(prompt)), "")
 
 
 def paired_prompts(reports: list[Report]) -> list[tuple[str, ...]]:
