@@ -1,7 +1,11 @@
 """The drawn world as a small data set in DreamBooth's form, and a command line for it. No test in here."""
 
 import json
+import os
 import random
+from pathlib import Path
+
+import torch
 
 from personalize.demo import build, world
 from personalize.tests import evaluating
@@ -41,3 +45,19 @@ def models(folder):
     checkpoint = build.build_checkpoint(folder / "tiny.safetensors")
     files = ["--checkpoint", checkpoint, "--layout", folder / "layout.json", "--clip-folder", folder / "judges"]
     return [*map(str, files), "--device", "cpu", *named]
+
+
+def environment(folder):
+    """Of a process of `python -m trainers`, and of Ray's, that know the world's judges by their names."""
+    root = Path(build.__file__).parents[1]
+    lines = [
+        "import sys",
+        "if any(word == 'trainers' or 'default_worker' in word for word in sys.orig_argv):",
+        f"    sys.path.insert(0, {str(root)!r})",
+        "    from demo import evaluators",
+        "    evaluators.register()",
+    ]
+    (folder / "python").mkdir(exist_ok=True)
+    (folder / "python" / "sitecustomize.py").write_text("\n".join(lines))
+    threads = str(torch.get_num_threads())  # rounding depends on it
+    return {**os.environ, "PYTHONPATH": str(folder / "python"), "OMP_NUM_THREADS": threads}

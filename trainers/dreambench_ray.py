@@ -42,26 +42,40 @@ class Farm:
         if not self.address:
             options["include_dashboard"] = False
         ray.init(**options, runtime_env={"env_vars": {**QUIET, "PYTHONPATH": paths}})
+        if self.workers * self.gpus > (cards := ray.cluster_resources().get("GPU", 0)):  # they would wait for ever
+            raise ValueError(
+                f"{self.workers} workers with --gpus {self.gpus:g} need more cards than the {cards:g} that Ray has: "
+                "start fewer, or give each a part of a card."
+            )
 
     def _rows(self, ray, bench: Bench, waiting: list[Subject], say: Say) -> Iterator[Row]:
         from ray.util.queue import Queue
 
         lines = Queue(actor_options={"num_cpus": 0})
-        make = ray.remote(Remote).options(num_cpus=0, num_gpus=self.gpus, max_restarts=-1)
-        count = min(self.workers, len(waiting))
-        idle = [make.remote(bench, f"cache_{i}", lines, torch.get_num_threads()) for i in range(count)]
+        make = ray.remote(Remote).options(num_cpus=0, num_gpus=self.gpus)
+
+        def worker(number: int):
+            return number, make.remote(bench, f"cache_{number}", lines, torch.get_num_threads())
+
+        idle = [worker(number) for number in range(min(self.workers, len(waiting)))]
         busy = {}
         while waiting or busy:
             while waiting and idle:
-                worker, subject = idle.pop(), waiting.pop(0)
-                busy[worker.row.remote(subject)] = worker, subject
+                (number, free), subject = idle.pop(), waiting.pop(0)
+                busy[free.row.remote(subject)] = number, free, subject
             ready, _ = ray.wait([*busy], timeout=0.5)
             for sentence in lines.get_nowait_batch(lines.qsize()):
                 say(sentence)
             for reference in ready:
-                worker, subject = busy.pop(reference)
-                idle.append(worker)
-                yield _row(ray, reference, subject, say)
+                number, free, subject = busy.pop(reference)
+                try:
+                    row = ray.get(reference)
+                except ray.exceptions.RayError as error:  # it was killed, or its machine is gone
+                    row = Row.failed(subject, f"its worker ended ({type(error).__name__}): start it again, it goes on.")
+                    say(f"{subject.name}: failed: {row.why}")
+                    free = worker(number)[1]
+                idle.append((number, free))
+                yield row
 
 
 class Remote:
@@ -88,12 +102,3 @@ def imported():
     except ImportError:
         raise ValueError("Several workers need the package ray: pip install ray, or leave out --workers.") from None
     return ray
-
-
-def _row(ray, reference, subject: Subject, say: Say) -> Row:
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayError as error:  # it was killed, or its machine is gone
-        sentence = f"its worker ended ({type(error).__name__}): start the same command again, it goes on."
-        say(f"{subject.name}: failed: {sentence}")
-        return Row.failed(subject, sentence)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from . import learned, protocol, report_folder, training
+from . import learned, protocol, report_folder, trainables, training
 from .asked import pictures_in
 from .backbones import Backbones
 from .command_line import Say, progress
@@ -25,6 +25,7 @@ from .report import CLIP_T
 from .run import Run, fingerprint
 from .scoring import Judges, References
 from .stopping import Monitor
+from .tokenizer import Tokenizer, bundled_words
 from .watcher import Watcher
 
 FAILURES = (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError)  # of a subject; others are our mistakes
@@ -58,6 +59,8 @@ class Bench:
     def check(self, subject: Subject) -> None:
         """Raise `ValueError` where the subject's words do not do; its pictures are looked at when it is its turn."""
         concept = self.concept(subject, (torch.zeros(3, 8, 8),))
+        words = concept.placeholder_token, concept.initializer, concept.class_word
+        trainables.check_words(Tokenizer(bundled_words()), *words)
         self.recipe.check(concept)
         self.protocol.prompts(self.prompts, subject.kind, concept, self.recipe.subject(concept))
 

@@ -1,0 +1,121 @@
+"""`python -m trainers evaluate`: a run's folder and a checkpoint to a report, and the untrained model beside it."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from personalize.demo import build
+from personalize.tests import drawn_subjects
+from personalize.trainers import __main__ as command
+from personalize.trainers import asked, previews, sampling, scoring
+from personalize.trainers.backbones import Backbones
+from personalize.trainers.checkpoint import load_models
+from personalize.trainers.prompt_sets import published
+
+TRAINED = ["steps=2", "batch_size=2", "views=2", "knowledge_weight=0", "augmentation_prompt=none"]
+PROTOCOL = ["--steps", "2", "--seeds", "2", "--first-seed", "7", "--cfg", "4"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A dog's pictures in two folders, flags of models and judges, and a finished run: their folder."""
+    folder = tmp_path_factory.mktemp("world")
+    drawn_subjects.write(folder, ["dog"], pictures=3)
+    (folder / "others").mkdir()
+    (folder / "dog_0" / "02.jpg").rename(folder / "others" / "02.jpg")
+    (folder / "prompts.txt").write_text(drawn_subjects.PROMPTS)
+    (folder / "flags.json").write_text(json.dumps(drawn_subjects.models(folder)))
+    settings = [text for value in TRAINED for text in ("--set", value)]
+    images = ["--images", str(folder / "dog_0"), "--class-word", "dog", "--resolution", "128"]
+    files = json.loads((folder / "flags.json").read_text())[:8]  # no judges
+    command.main(["textboost", *images, *settings, *files, "--out", str(folder / "runs")])
+    return folder
+
+
+def evaluate(world, what, out, *more):
+    """The report's JSON."""
+    flags = [*json.loads((world / "flags.json").read_text()), *PROTOCOL]
+    command.main(["evaluate", str(what), "--out", str(out), *flags, *more])
+    return json.loads((out / "report.json").read_text())["reports"][0]
+
+
+def run_of(world):
+    (found,) = (path for path in (world / "runs").iterdir() if (path / "run.json").exists())
+    return found
+
+
+def test_a_finished_run(world, tmp_path, capsys):
+    more = ["--prompts", str(world / "prompts.txt"), "--unseen", str(world / "others"), "--label", "mine"]
+    told = evaluate(world, run_of(world), tmp_path, *more)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "grid.png", "report.csv", "report.html", "report.json", "table.png",
+    ]  # fmt: skip
+    assert told["label"] == "mine" and [each["seed"] for each in told["pictures"]] == [7, 8, 7, 8]
+    assert told["pictures"][0]["prompt"] == "a photo of a <concept> in the snow"
+    assert told["pictures"][0]["text"] == "a photo of a dog in the snow"
+    assert all(told["scores"][name] for name in ("CLIP-T", "DINO seen", "DINO unseen"))
+    assert "drawn 4 of 4" in capsys.readouterr().out
+    written = (tmp_path / "report.json").stat().st_mtime_ns
+    evaluate(world, run_of(world) / "run.json", tmp_path, *more)
+    assert "not drawn again" in capsys.readouterr().out
+    assert (tmp_path / "report.json").stat().st_mtime_ns == written
+    told = evaluate(world, run_of(world), tmp_path, *more, "--token-format", "V C", "--compare-with", "removed")
+    assert told["pictures"][0]["prompt"] == "a photo of a <concept> dog in the snow"
+    assert told["pictures"][0]["text"] == "a photo of a in the snow"
+
+
+def test_the_untrained_model(world, tmp_path):
+    """Its scores are Scoring's of what the sampler draws of the class word; the prompts are those of live subjects."""
+    flags = ["--images", str(world / "dog_0"), "--class-word", "dog", "--resolution", "128", "--first", "1"]
+    told = evaluate(world, "none", tmp_path, *flags)
+    assert told["label"] == "untrained" and told["not measured"]["CLIP-I unseen"] == "no unseen references"
+    text = published()["DreamBooth live subjects"][0].replace("{}", "dog")
+    models = load_models(world / "tiny.safetensors", build.UNET, build.HEADS).to("cpu", torch.float32)
+    pixels = sampling.sample(models, [text, text], [7, 8], size=(128, 128), steps=2, guidance=4.0)
+    drawn = [
+        scoring.Drawn(prompt=text, text=text, seed=seed, image=previews.to_pil(picture))
+        for seed, picture in zip((7, 8), pixels, strict=True)
+    ]
+    seen = [previews.to_pil(picture) for picture in asked.pictures_in(world / "dog_0")[0]]
+    given = command.command_evaluate.parser().parse_args(
+        ["none", "--out", "x", *json.loads((world / "flags.json").read_text())]
+    )
+    judges = command.command_evaluate.settings_of(scoring.Judges, given, "")
+    shelf = Backbones(folders=lambda: [world / "judges"])
+    by_hand = scoring.Scoring(judges=judges, backbones=shelf).report("x", drawn, scoring.References(seen=seen))
+    assert [each["scores"] for each in told["pictures"]] == [each.scores for each in by_hand.pictures]
+
+
+@pytest.mark.parametrize(
+    ("what", "more", "sentence"),
+    [
+        ("none", [], "There is no picture of the subject: name a folder of pictures with --images"),
+        ("nothing", [], "run.json is no description of a run"),
+        ("run", ["--clip-weights", "none"], "There are no CLIP weights 'none'"),
+        ("run", ["--prompt-set", "own"], "There is no prompt: write one per line"),
+        ("run", ["--seeds", "0"], "The value of seeds of the protocol is 0: use 1 to 256"),
+        ("broken", [], "holds no complete result: train it to its end first"),
+    ],
+)
+def test_what_is_wrong_gets_one_sentence(world, tmp_path, what, more, sentence):
+    shutil.copytree(run_of(world), tmp_path / "broken")
+    (tmp_path / "broken" / "clip.safetensors").unlink()
+    where = {"run": run_of(world), "none": "none"}.get(what, tmp_path / what)
+    with pytest.raises(SystemExit) as ended:
+        evaluate(world, where, tmp_path / "out", *more)
+    assert ended.value.code.startswith("error: ") and sentence in ended.value.code
+    assert "\n" not in ended.value.code and not (tmp_path / "out").exists()
+
+
+def test_another_checkpoint_is_said(world, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(world / "tiny.safetensors")
+    state["model.diffusion_model.out.2.bias"] += 1
+    save_file(state, tmp_path / "other.safetensors")
+    more = ["--prompts", str(world / "prompts.txt"), "--checkpoint", str(tmp_path / "other.safetensors")]
+    told = evaluate(world, run_of(world), tmp_path / "out", *more, "--first", "1")
+    assert "is not what that run started from" in capsys.readouterr().out
+    assert told["settings"]["checkpoint"] == "other.safetensors"
