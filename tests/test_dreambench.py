@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -109,18 +110,15 @@ def test_the_table_holds_what_scoring_gives(files, whole):
 
 @pytest.mark.slow
 def test_only_what_has_other_settings_is_made_again(files, whole, tmp_path, capsys):
-    one = ["--subjects", "dog_0"]
-    before = (whole / "dog_0" / "report.json").stat().st_mtime_ns
-    runs = {path.name for path in (whole / "runs").iterdir()}
-    bench(files, whole, *one)
-    assert "dog_0: complete with these settings, not repeated" in capsys.readouterr().out
-    assert (whole / "dog_0" / "report.json").stat().st_mtime_ns == before
-    out = tmp_path / "other"
+    one, out = ["--subjects", "dog_0"], tmp_path / "out"
+    shutil.copytree(whole, out)
+    before = (out / "dog_0" / "report.json").stat().st_mtime_ns
     bench(files, out, *one)
+    assert "dog_0: complete with these settings, not repeated" in capsys.readouterr().out
+    assert (out / "dog_0" / "report.json").stat().st_mtime_ns == before
     bench(files, out, *one, "--cfg", "3")  # other pictures of the same training
     said = capsys.readouterr().out
-    assert said.count("dog_0: trained before") == 1 and told(out, "dog_0")["settings"]["cfg"] == 3.0
-    assert len({*(path.name for path in (out / "runs").iterdir())} & runs) >= 1
+    assert "dog_0: trained before" in said and told(out, "dog_0")["settings"]["cfg"] == 3.0
     bench(files, out, *one, "--references", "0")
     said = capsys.readouterr().out
     assert "trained before" not in said and "step 1 of 12" in said
@@ -249,11 +247,11 @@ def test_vqa_asks_its_package_for_each_picture_and_its_text(tmp_path, monkeypatc
 
 def start(files, out, *more):
     """The command as a process; its lines go to OUT.log."""
-    log = out.with_suffix(".log").open("a")
     line = [sys.executable, "-m", "trainers", "dreambench", *arguments(files, out, *more)]
     environment = drawn_subjects.environment(files.folder)
     root = Path(build.__file__).parents[1]
-    return subprocess.Popen(line, cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    with out.with_suffix(".log").open("a") as log:
+        return subprocess.Popen(line, cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
 def until(process, ready):

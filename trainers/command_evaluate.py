@@ -79,7 +79,8 @@ def evaluate(given: argparse.Namespace) -> None:
         references=References(seen=[*map(to_pil, concept.images)], unseen=[*map(to_pil, unseen)]),
         side=concept.at_resolution(models.resolution),
     )  # fmt: skip
-    digest = evaluation.digest(run.digest(model) if result else model)
+    label = given.label or (result.settings["method"] if result else "untrained")
+    digest = evaluation.digest(f"{label}: {run.digest(model) if result else model}")
     if report_folder.read(given.out, digest):
         print("complete with these settings, and not drawn again")
         return
@@ -88,7 +89,6 @@ def evaluate(given: argparse.Namespace) -> None:
         learned.put(result, models)
     drawn = evaluation.drawn(models, print)
     del models  # the judges need the room
-    label = given.label or (result.settings["method"] if result else "untrained")
     report = evaluation.report(label, drawn, backbones, given.device, print)
     facts = {"checkpoint": given.checkpoint.name, "run": result.folder.name if result else NONE, "digest": digest}
     report_folder.write(given.out, [replace(report, settings=report.settings | facts)])

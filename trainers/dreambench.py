@@ -23,7 +23,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -43,7 +43,6 @@ from .command_line import (
     training_flags,
     word_flags,
 )
-from .dreambench_data import Subject
 from .dreambench_ray import Farm
 from .dreambench_table import FAILED, Row, Table
 from .dreambench_task import Bench, Worker
@@ -98,18 +97,14 @@ def dreambench(given: argparse.Namespace) -> list[Row]:
     farm = farm_of(given)
     worker = Worker(bench)  # reads everything once: what is wrong is found here
     title, settings = f"DreamBooth protocol: {given.what}", settings_shown(given, bench, worker.model)
+    rows = farm.rows(bench, subjects, say) if farm else map(partial(worker, say=say), subjects)
+    del worker  # Ray's have models of their own
     found = {subject.name: Row.not_yet(subject) for subject in subjects}
-    for row in _rows(worker, farm, subjects, say):
+    for row in rows:
         found[row.subject] = row
         Table([*found.values()]).write(given.out, settings, title)
     say(Table([*found.values()]).text())
     return [*found.values()]
-
-
-def _rows(worker: Worker, farm: Farm | None, subjects: list[Subject], say) -> Iterator[Row]:
-    if farm is None:
-        return (worker(subject, say) for subject in subjects)
-    return farm.rows(worker.bench, subjects, say)
 
 
 def bench_of(given: argparse.Namespace) -> Bench:

@@ -11,16 +11,15 @@ from pathlib import Path
 from .dreambench_data import Subject
 from .files import replaced
 from .report import COLUMNS, NOT_MEASURED, Spread
+from .report_page import POLICY, STYLE
 from .vqa import VQA
 
 SCORES = (*COLUMNS, VQA)
+EXPLAINED = (
+    "Mean ± standard deviation over a subject's pictures, of diversity over its prompts; in the last line over the "
+    "subjects' means."
+)
 DONE, FAILED, MISSING = "done", "failed", "missing"
-STYLE = """
-:root { color-scheme: light dark; } body { font: 15px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 40px auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; } td, th { padding: 6px 10px; }
-td, th { text-align: right; border-bottom: 1px solid #8884; white-space: nowrap; } tr.all { font-weight: 600; }
-td:first-child, th:first-child, td.why { text-align: left; } td.why { white-space: normal; } small { opacity: .65; }
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +108,7 @@ class Table:
             seconds = f"{row.training_seconds:.0f} s" if row.state == DONE else row.state
             lines.append([row.subject, row.class_word, *(_cell(row.scores.get(name)) for name in SCORES), seconds])
         overall = [_cell(self.overall(name)) for name in SCORES]
-        return [*lines, ["mean over subjects", "", *overall, self._count()]]
+        return [*lines, ["mean over subjects", self._count(), *overall, ""]]
 
     def text(self) -> str:
         lines = self.cells()
@@ -125,11 +124,14 @@ class Table:
             name = escape(row.subject)
             first = f'<a href="{escape(row.subject, quote=True)}/report.html">{name}</a>' if row.state == DONE else name
             body.append(_html_row(line, "td", first))
-        notes = "".join(f"<p><small>{escape(note)}</small></p>" for note in self.notes())
+        body.append(_html_row(overall, "td"))
+        notes = "".join(f'<p class="note">{escape(note)}</p>' for note in [EXPLAINED, *self.notes()])
         return (
-            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
-            f"<style>{STYLE}</style><body><h1>{escape(title)}</h1><table>{''.join(body)}"
-            f'<tr class="all">{_html_row(overall, "td")[4:]}</table>{notes}</body></html>'
+            f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY, quote=True)}">'
+            f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main><h1>{escape(title)}</h1>"
+            f'<p class="lead">{self._count()}</p><div class="card"><table>{"".join(body)}</table></div>{notes}'
+            "</main></body></html>"
         )
 
     def write(self, folder: Path, settings: dict, title: str) -> None:
@@ -148,4 +150,4 @@ def _cell(spread: Spread | None) -> str:
 def _html_row(cells: list[str], tag: str, first: str = "") -> str:
     """One row; `first` is HTML in the place of the first cell."""
     texts = [first or escape(cells[0]), *map(escape, cells[1:])]
-    return "<tr>" + "".join(f"<{tag}>{text}</{tag}>" for text in texts)
+    return "<tr>" + "".join(f"<{tag}>{text}</{tag}>" for text in texts) + "</tr>"
