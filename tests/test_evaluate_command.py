@@ -9,9 +9,10 @@ import torch
 from personalize.demo import build
 from personalize.tests import drawn_subjects
 from personalize.trainers import __main__ as command
-from personalize.trainers import asked, previews, sampling, scoring
+from personalize.trainers import asked, learned, previews, sampling, scoring
 from personalize.trainers.backbones import Backbones
 from personalize.trainers.checkpoint import load_models
+from personalize.trainers.folder import RunFolder
 from personalize.trainers.prompt_sets import published
 
 TRAINED = ["steps=2", "batch_size=2", "views=2", "knowledge_weight=0", "augmentation_prompt=none"]
@@ -46,6 +47,37 @@ def run_of(world):
     return found
 
 
+def fresh(world):
+    return load_models(world / "tiny.safetensors", build.UNET, build.HEADS).to("cpu", torch.float32)
+
+
+def by_hand(world, models, prompt, text, unseen=()):
+    """What Scoring gives for what the sampler draws with `models`, by column."""
+    pixels = sampling.sample(models, [prompt] * 2, [7, 8], size=(128, 128), steps=2, guidance=4.0)
+    drawn = [
+        scoring.Drawn(prompt=prompt, text=text, seed=seed, image=previews.to_pil(picture))
+        for seed, picture in zip((7, 8), pixels, strict=True)
+    ]
+    given = command.command_evaluate.parser().parse_args(
+        ["none", "--out", "x", *json.loads((world / "flags.json").read_text())]
+    )
+    judges = command.command_evaluate.settings_of(scoring.Judges, given, "")
+    seen = [previews.to_pil(picture) for picture in asked.pictures_in(world / "dog_0")[0]]
+    scorer = scoring.Scoring(judges=judges, backbones=Backbones(folders=lambda: [world / "judges"]))
+    report = scorer.report("x", drawn, scoring.References(seen=seen, unseen=unseen))
+    return [each.scores for each in report.pictures]
+
+
+def test_the_scores_are_those_of_what_was_learned(world, tmp_path):
+    more = ["--prompts", str(world / "prompts.txt"), "--first", "1", "--unseen", str(world / "others")]
+    told, models = evaluate(world, run_of(world), tmp_path, *more), fresh(world)
+    learned.put(RunFolder(run_of(world)).result(), models)
+    unseen = [previews.to_pil(picture) for picture in asked.pictures_in(world / "others")[0]]
+    line = drawn_subjects.PROMPTS.splitlines()[0]
+    prompt, text = line.replace("{}", "<concept>"), line.replace("{}", "dog")
+    assert [each["scores"] for each in told["pictures"]] == by_hand(world, models, prompt, text, unseen)
+
+
 def test_a_finished_run(world, tmp_path, capsys):
     more = ["--prompts", str(world / "prompts.txt"), "--unseen", str(world / "others"), "--label", "mine"]
     told = evaluate(world, run_of(world), tmp_path, *more)
@@ -67,25 +99,12 @@ def test_a_finished_run(world, tmp_path, capsys):
 
 
 def test_the_untrained_model(world, tmp_path):
-    """Its scores are Scoring's of what the sampler draws of the class word; the prompts are those of live subjects."""
+    """The prompts are those of live subjects, with the class word."""
     flags = ["--images", str(world / "dog_0"), "--class-word", "dog", "--resolution", "128", "--first", "1"]
     told = evaluate(world, "none", tmp_path, *flags)
     assert told["label"] == "untrained" and told["not measured"]["CLIP-I unseen"] == "no unseen references"
     text = published()["DreamBooth live subjects"][0].replace("{}", "dog")
-    models = load_models(world / "tiny.safetensors", build.UNET, build.HEADS).to("cpu", torch.float32)
-    pixels = sampling.sample(models, [text, text], [7, 8], size=(128, 128), steps=2, guidance=4.0)
-    drawn = [
-        scoring.Drawn(prompt=text, text=text, seed=seed, image=previews.to_pil(picture))
-        for seed, picture in zip((7, 8), pixels, strict=True)
-    ]
-    seen = [previews.to_pil(picture) for picture in asked.pictures_in(world / "dog_0")[0]]
-    given = command.command_evaluate.parser().parse_args(
-        ["none", "--out", "x", *json.loads((world / "flags.json").read_text())]
-    )
-    judges = command.command_evaluate.settings_of(scoring.Judges, given, "")
-    shelf = Backbones(folders=lambda: [world / "judges"])
-    by_hand = scoring.Scoring(judges=judges, backbones=shelf).report("x", drawn, scoring.References(seen=seen))
-    assert [each["scores"] for each in told["pictures"]] == [each.scores for each in by_hand.pictures]
+    assert [each["scores"] for each in told["pictures"]] == by_hand(world, fresh(world), text, text)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ FAST = {"steps": 2, "views": 2, "batch_size": 2, "embedding_learning_rate": 1e-2
 TEXT = {**FAST, "lora_learning_rate": 1e-2}
 ADAPTED = {**FAST, "adapter_learning_rate": 1e-2}
 RECIPES = {
-    "TextBoost": TextBoost(**TEXT, lora_rank=3, lora_alpha=0.1),
+    "TextBoost": TextBoost(**TEXT, lora_rank=3, lora_alpha=1.3),
     "TextBoost U-Net, style": TextBoost(**TEXT, unet_lora_rank=2, unet_lora_learning_rate=1e-2, mixing="style"),
     "TextBoost 2026 CPA": TextBoost2026(**ADAPTED),
     "TextBoost 2026++": TextBoost2026(**ADAPTED, cross_attention=True, adapter_rank=2),

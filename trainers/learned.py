@@ -62,7 +62,7 @@ def _lora_of(lora: dict[str, torch.Tensor], prefix: str, module: nn.Module) -> s
     if layers:
         first = next(iter(layers.values()))
         rank, alpha = len(lora[f"{first}.lora_down.weight"]), lora[f"{first}.alpha"]
-        written = float(str(alpha.numpy()))  # 0.1, where float32 has 0.10000000149
+        written = float(str(alpha.numpy()))  # 1.3, where float32 has 1.29999995
         trainables.add_lora(module, [*layers], rank, written, torch.Generator())
     for path, name in layers.items():
         layer = module.get_submodule(path)
