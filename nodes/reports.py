@@ -6,9 +6,7 @@ from pathlib import Path
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..trainers import report_files, report_page, report_pictures, report_scatter
-from ..trainers.files import replaced, save_png
-from ..trainers.previews import to_pil
+from ..trainers import report_files, report_folder
 from ..trainers.prompt_list import folder_of
 from ..trainers.report import CEILING, FLOOR, Report
 from ..trainers.report_pictures import PROMPTS, REPORTS
@@ -77,12 +75,7 @@ class WriteReport(io.ComfyNode):
         if not found:
             raise ValueError("There is no report to write: connect one of Evaluate or Score Images.")
         name = f"{folder_of(prefix)}/{report_files.folder_name(found)}"
-        pictures = {
-            "table": report_pictures.table(found),
-            "grid": report_pictures.grid(found, rows or PROMPTS),
-            "scatter": report_scatter.picture(found),
-        }
-        _write(Path(host.inside_output(name)), found, pictures)
+        pictures = _write(Path(host.inside_output(name)), found, rows or PROMPTS)
         table, grid, scatter = (picture[None] for picture in pictures.values())
         summary = "\n\n".join(report.summary() for report in found)
         shown = ui.PreviewImage(table, cls=cls).as_dict() | ui.PreviewText(f"{name}/report.html\n\n{summary}").as_dict()
@@ -96,20 +89,9 @@ def ordered(reports: list[Report | None], floor: Report | None, ceiling: Report 
     return [*first, *(report for report in reports if report is not None), *last]
 
 
-def _write(folder: Path, reports: list[Report], pictures: dict[str, Tensor]) -> None:
-    images = {name: to_pil(picture.movedim(-1, 0)) for name, picture in pictures.items()}
-    texts = {
-        "report.csv": report_files.as_csv(reports),
-        "report.json": report_files.as_json(reports),
-        "report.html": report_page.page(reports, images["scatter"] if len(reports) > 1 else None),
-    }
+def _write(folder: Path, reports: list[Report], rows: str) -> dict[str, Tensor]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for file, text in texts.items():
-            with replaced(folder / file) as beside:
-                beside.write_text(text, encoding="utf-8", newline="\n")
-        for name, image in images.items():
-            save_png(image, folder / f"{name}.png")
+        return report_folder.write(folder, reports, rows)
     except OSError as error:
         raise RuntimeError(
             f"The report cannot be written ({reason(error)}): make room, or choose another prefix."

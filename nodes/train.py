@@ -113,8 +113,7 @@ class Train(io.ComfyNode):
         if unseen := warning(model, clip):
             warn(unseen)
         result = train(model, clip, vae, run, say, hidden=cls.hidden, warn=warn, **options)
-        if (weight := picking.weight_of(stopper)) is not None:
-            result = picking.picked(result, weight)
+        result = picking.chosen(result, stopper)
         end = f"run {result.folder.name}: {result.stop_reason}, {result.seconds / 60:.1f} minutes of training"
         say(". ".join([end, *warnings]))
         trained_model, trained_clip = apply(model, clip, result, in_full_precision=exact)
@@ -182,7 +181,7 @@ def load_judges(run: runs.Run, say) -> None:
     Raises:
         ValueError: one of them cannot be loaded.
     """
-    for choice in run.judges():
+    for choice in runs.judges(run.recipe, run.stopper):
         say(f"reading {described(choice)}")
         host.backbones.load(choice)
 

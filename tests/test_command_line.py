@@ -15,8 +15,10 @@ from personalize.trainers import __main__ as command
 from personalize.trainers import kept, repeat
 from personalize.trainers import run as runs
 from personalize.trainers.data import Concept
+from personalize.trainers.protocol import Protocol
 from personalize.trainers.recipes import METHODS
 from personalize.trainers.recipes.textboost import TextBoost
+from personalize.trainers.scoring import Judges
 from personalize.trainers.stopping import FixedSteps
 
 FAST = TextBoost(steps=2, batch_size=2, views=4, knowledge_weight=0.0, augmentation_prompt="none")
@@ -144,6 +146,15 @@ def test_every_method_and_setting_stands_in_the_help():
         assert f"settings of {name.lower().replace(' ', '-')} (presets: {', '.join(presets)})" in text
         for field in (field for preset in presets.values() for field in dataclasses.fields(preset)):
             assert f"  {field.name}=" in text and field.metadata["help"] in text
+
+
+@pytest.mark.parametrize("parser", [command.command_evaluate.parser, command.dreambench.parser])
+def test_the_other_commands_have_a_flag_for_every_setting(parser):
+    """Of what is drawn and who judges, with its dataclass's default and help."""
+    flags = {action.dest: action for action in parser()._actions}
+    for field in (field for settings in (Protocol, Judges) for field in dataclasses.fields(settings)):
+        assert flags[field.name].default == field.default and field.metadata["help"] in flags[field.name].help
+    assert all(f"python -m trainers {word} " in command.parser().format_help() for word in command.COMMANDS)
 
 
 @pytest.mark.parametrize(

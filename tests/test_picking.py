@@ -186,7 +186,7 @@ def test_only_what_decides_what_is_learned_names_a_run():
     assert digest(text_weight=0.9) == digest() == digest(clip_download=True) == digest(dino_download=True)
     assert len({digest(), digest(every=3), digest(prompts="a {}"), digest(clip_weights="x"), digest(first_seed=1)}) == 5
     run = runs.Run(concept=concept(), recipe=FAST, stopper=(QUICK,))
-    assert run.judges() == [*QUICK.judges] and not run.lineage("model")
+    assert runs.judges(FAST, [QUICK]) == [*QUICK.judges] and not run.lineage("model")
     assert repeat.monitors(run.settings()["stopper"]) == (QUICK,)
 
 

@@ -197,6 +197,11 @@ def picked(result: RunResult, text_weight: float) -> RunResult:
     return replace(found, stop_reason=reason)
 
 
+def chosen(result: RunResult, stopper: Sequence[Monitor]) -> RunResult:
+    """The same by the preference among a run's monitors; as it is, where none of them scores."""
+    weight = weight_of(stopper)
+    return result if weight is None else picked(result, weight)
+
+
 def weight_of(stopper: Sequence[Monitor]) -> float | None:
-    """The preference among the monitors of a run; `None` where none of them scores."""
     return next((monitor.text_weight for monitor in stopper if isinstance(monitor, PickByScore)), None)

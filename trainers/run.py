@@ -52,10 +52,6 @@ class Run:
         own = [*self.concept.images, *(self.concept.masks or ())]
         return digest_of([*own, *classes], [f"{len(classes)} class pictures"] if classes else [])
 
-    def judges(self) -> list[Choice]:
-        """The backbones that recipe and monitors ask: those that have some."""
-        return [choice for part in (self.recipe, *self.stopper) for choice in getattr(part, "judges", ())]
-
     def digest(self, model: str) -> str:
         """16 hexadecimal digits that name the run's folder: same digest, same result.
 
@@ -73,6 +69,11 @@ class Run:
             return ""
         endless = dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, steps=0))
         return "steps " + endless.digest(model)
+
+
+def judges(recipe: object, stopper: Iterable[Monitor]) -> list[Choice]:
+    """The backbones that a recipe and monitors ask: those of them that have some."""
+    return [choice for part in (recipe, *stopper) for choice in getattr(part, "judges", ())]
 
 
 def fingerprint(models: Models) -> str:
