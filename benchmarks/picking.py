@@ -15,15 +15,16 @@ from pathlib import Path
 import torch
 
 from demo import captions, evaluators
+from trainers import learned
 from trainers.backbones import Backbones
+from trainers.folder import RunFolder
 from trainers.picking import PickByScore, candidates, preferred
 from trainers.run import Run
 from trainers.training import train
-from trainers.watcher import Watcher
 
 from .fidelity import score, value
 from .fidelity_rows import Bench, concept_of, generate, read_models, recipe
-from .stopping import JUDGE, Copies, read, study
+from .stopping import JUDGE, read, study
 
 METHODS = ("textboost", "dreambooth_lora", "attndreambooth")
 PREFERENCES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -35,40 +36,30 @@ PICKER = PickByScore(
 )  # fmt: skip
 
 
-class Scored(Copies):
-    """What trains, copied at every step that was scored."""
-
-    def __call__(self, entry: dict) -> None:
-        if PickByScore.name in entry.get("measures", {}):
-            self.take(entry["step"], entry)
-
-
 def cell(bench: Bench, judges, backbones: Backbones, method: str, number: int, folder: Path) -> dict:
-    """One training and the rows of its picks; a step that two preferences pick is drawn once."""
+    """One training and the rows of its picks; a state that two preferences pick is drawn once."""
     models, chosen, concept = read_models(bench), recipe(bench, method), concept_of(bench, number)
     models.backbones = backbones
-    copies = Scored(models, (PICKER,), short=0)
     run = Run(concept=concept, recipe=chosen, seed=bench.training_seed, stopper=(PICKER,))
-    result = train(
-        run, models, folder / "run", checkpoint_every=0, watcher=Watcher(on_entry=copies), cache=folder.parent / "cache"
-    )
+    result = train(run, models, folder / "run", checkpoint_every=0, cache=folder.parent / "cache")
     steps = {f"{weight:g}": preferred(result.history, weight).step for weight in PREFERENCES}
-    steps["last"] = len(result.history)
-    judged = {
-        step: judge(bench, judges, models, copies, step, number, chosen.subject(concept)) for step in {*steps.values()}
-    }
+    steps["last"] = 0
+    noun = captions.with_article(chosen.subject(concept))
+    judged = {step: judge(bench, judges, folder / "run", step, number, noun) for step in {*steps.values()}}
     looks = [entry["measures"][PickByScore.name]["seconds"] for entry in result.history if "measures" in entry]
     return {
-        "rows": {name: {"step": step, **judged[step]} for name, step in steps.items()},
+        "rows": {name: {"step": step or len(result.history), **judged[step]} for name, step in steps.items()},
         "candidates": [[each.step, each.identity, each.text] for each in candidates(result.history)],
         "seconds": result.seconds,
         "scoring_seconds": sum(looks),
     }
 
 
-def judge(bench: Bench, judges, models, copies: Scored, step: int, number: int, subject: str) -> dict:
-    copies.put(step)
-    images = generate(bench, models, captions.with_article(subject))
+def judge(bench: Bench, judges, folder: Path, step: int, number: int, noun: str) -> dict:
+    """A state as it lies in the run's folder, in fresh models, judged."""
+    models = read_models(bench).to("cpu", getattr(torch, bench.dtype))
+    learned.put(RunFolder(folder).result(step=step), models)
+    images = generate(bench, models, noun)
     return {key: statistics.mean(values) for key, values in score(bench, judges, number, images).items()}
 
 

@@ -12,6 +12,8 @@ from personalize.demo import client as api
 from personalize.demo import show
 from personalize.demo.workflow import override, to_api
 from personalize.tests import evaluating, host
+from personalize.trainers.folder import RunFolder
+from personalize.trainers.picking import preferred
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.comfy]
@@ -139,6 +141,26 @@ def test_a_monitor_ends_the_training_and_the_graph_goes_on(server, dvar):
     assert about["stops"][0]["monitor"] == "DVAR" and about["stops"][0]["step"] == len(entries)
     history = server.client.get(f"/personalize/runs/{log.parent.name}")
     assert history["stops"] == about["stops"] and len(history["entries"]) == len(entries)
+
+
+def test_a_preference_picks_a_state_without_another_training(server, object_info):
+    prompt = to_api(show.read_json(ROOT / "workflows" / "pick_by_score.json"), object_info)
+    values = {kind: inputs for kind, inputs in host.demo_overrides().items() if kind != "PersonalizeTextBoost"}
+    quick = {kind: inputs for kind, inputs in host.QUICK.items() if kind != "PersonalizeTextBoost"}
+    judges = evaluating.write_for_server(server.base / "models" / "clip_vision")
+    judges = {name: value for name, value in judges.items() if name != "diversity"}
+    quick["PersonalizeDreamBoothLoRA"] = {"preset.steps": 6, "preset.views": 8, "preset.learning_rate": 0.002}
+    quick["PersonalizePickByScore"] = judges | {"every": 2, "sampler_steps": 2, "seeds": 1, "prompts": "a {} on grass"}
+    prompt = override(override(prompt, values), quick)
+    earlier = logs(server)
+    drawn = {}
+    for weight in (0.0, 0.5, 1.0):
+        asked = override(prompt, {"PersonalizePickByScore": {"text_weight": weight}})
+        untrained, trained = pictures(server, asked)
+        ((log, _),) = logs(server).items() - earlier.items()
+        step = preferred(RunFolder(log.parent).history(6), weight).step
+        assert trained != untrained and drawn.setdefault(step, trained) == trained
+    assert len(logs(server).keys() - earlier.keys()) == 1 and len({*drawn.values()}) == len(drawn)
 
 
 METHODS = ["TextBoost", "AttnDreamBooth", "Textual Inversion", "DreamBooth-LoRA", "Custom Diffusion"]
