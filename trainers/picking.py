@@ -15,18 +15,17 @@ from .backbones import ClipChoice
 from .data import captions_of
 from .encoders import DinoChoice
 from .folder import RunFolder, RunResult
-from .loop import Stage
 from .previews import to_pil
 from .prompt_list import SUBJECT
 from .settings import part, same, setting
-from .stopping import FixedSteps, Measure, Meter, Monitor, Sight
+from .stopping import FixedSteps, Measure, Meter, Monitor, Sight, Silent
 
 DINO, CLIP_I = "DINO", "CLIP-I"
 PROMPTS = "a photo of a {} on the beach\na photo of a {} in the snow\na photo of a {} in the jungle\na painting of a {}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PickByScore:
+class PickByScore(Silent):
     """What is scored and when, and what the user prefers."""
 
     text_weight: float = setting(
@@ -82,15 +81,6 @@ class PickByScore:
             return None if step % self.every and step != last else look()
 
         return measure
-
-    def reason(self, measure: Measure) -> str:
-        return ""
-
-    def quality(self, measure: Measure) -> float:
-        return 0.0
-
-    def warning(self, stage: Stage) -> str:
-        return ""
 
 
 class Scores:

@@ -89,8 +89,21 @@ def borrowed(generator: Generator, seed: int) -> Iterator[None]:
         generator.set_state(before)
 
 
+class Silent:
+    """What it measures, if anything, is no reason to stop."""
+
+    def reason(self, measure: Measure) -> str:
+        return ""
+
+    def quality(self, measure: Measure) -> float:
+        return 0.0
+
+    def warning(self, stage: Stage) -> str:
+        return ""
+
+
 @dataclass(frozen=True, kw_only=True)
-class FixedSteps:
+class FixedSteps(Silent):
     """Ends each stage after a number of steps, whatever its recipe says."""
 
     steps: int = setting(100, "Steps of a stage; a stage that is shorter ends by itself.", min=1, max=100_000)
@@ -107,15 +120,6 @@ class FixedSteps:
 
     def meter(self, sight: Sight) -> Meter:
         return lambda step, past: None
-
-    def reason(self, measure: Measure) -> str:
-        return ""
-
-    def quality(self, measure: Measure) -> float:
-        return 0.0
-
-    def warning(self, stage: Stage) -> str:
-        return ""
 
 
 class StageWatch:
