@@ -15,9 +15,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from personalize.demo import build
-from personalize.tests import drawn_subjects
+from personalize.tests import drawn_subjects, evaluating
 from personalize.trainers import __main__ as command
 from personalize.trainers import asked, learned, previews, sampling, scoring, vqa
 from personalize.trainers.backbones import Backbones
@@ -125,6 +126,21 @@ def test_only_what_has_other_settings_is_made_again(files, whole, tmp_path, caps
     said = capsys.readouterr().out
     assert "trained before" not in said and "step 1 of 12" in said
     assert told(out, "dog_0")["not measured"]["DINO unseen"] == "all pictures were learned from"
+
+
+@pytest.mark.slow
+def test_another_judge_of_the_same_name_is_asked_again(files, whole, tmp_path, capsys):
+    out, judges = tmp_path / "out", tmp_path / "judges"
+    shutil.copytree(whole, out)
+    shutil.copytree(files.folder / "judges", judges)
+    given = [str(judges) if word == str(files.folder / "judges") else word for word in arguments(files, out)]
+    dreambench.dreambench(dreambench.parser().parse_args(given))
+    assert capsys.readouterr().out.count("not repeated") == 3
+    state = load_file(judges / evaluating.ENCODER)
+    save_file({name: weight * 1.01 for name, weight in state.items()}, judges / evaluating.ENCODER)
+    dreambench.dreambench(dreambench.parser().parse_args([*given, "--subjects", "dog_0"]))
+    said = capsys.readouterr().out
+    assert "dog_0: trained before" in said and "not repeated" not in said
 
 
 def test_a_subject_that_fails_stops_no_other(files, tmp_path, capsys):

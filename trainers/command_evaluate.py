@@ -79,10 +79,11 @@ def evaluate(given: argparse.Namespace) -> None:
     prompts = chosen.prompts(own_prompts(given), kind_of(concept.class_word), concept, subject)
     unseen = pictures_in(given.unseen)[0] if given.unseen else ()
     backbones, judges = shelf(given), settings_of(Judges, given, "the judges")
-    protocol.load_judges(judges, backbones)
+    judged_by = protocol.load_judges(judges, backbones)
     models, model = starting_from(given, run, about, device, print)
     evaluation = Evaluation(
-        protocol=chosen, judges=judges, prompts=tuple(prompts), dtype=run.dtype, vqa_download=given.vqa_download,
+        protocol=chosen, judges=judges, judged_by=judged_by, prompts=tuple(prompts), dtype=run.dtype,
+        vqa_download=given.vqa_download,
         references=References(seen=[*map(to_pil, concept.images)], unseen=[*map(to_pil, unseen)]),
         side=concept.at_resolution(models.resolution),
     )  # fmt: skip

@@ -21,9 +21,9 @@ from .models import Models
 from .previews import to_pil
 from .prompt_sets import CLASS_WORD, OWN, REMOVED, Prompt
 from .report import Report
-from .run import digest_of
+from .run import digest_of, sampled
 from .scoring import Drawn, Judges, References, Scoring
-from .settings import setting
+from .settings import decisive, setting
 
 BY_KIND = "by kind"
 DRAWING_FORMAT = 1  # raised only when the same settings draw or score otherwise; part of every report's digest
@@ -85,6 +85,7 @@ class Evaluation:
 
     protocol: Protocol
     judges: Judges
+    judged_by: str  # a digest of the judges' weights, which a name does not tell
     prompts: tuple[Prompt, ...]
     references: References
     side: int  # of the pictures, in pixels
@@ -97,7 +98,7 @@ class Evaluation:
             "format": DRAWING_FORMAT,
             "what": what,
             "protocol": dataclasses.asdict(self.protocol),
-            "judges": dataclasses.asdict(self.judges),
+            "judges": [decisive(self.judges), self.judged_by],
             "prompts": [dataclasses.asdict(each) for each in self.prompts],
             "numbers": [self.side, str(self.dtype), vqa.missing(self.vqa_download)],
         }
@@ -149,15 +150,15 @@ class Evaluation:
         return replace(report, settings=self.settings())
 
 
-def load_judges(judges: Judges, backbones: Backbones) -> None:
-    """Read them now: a wrong file costs little before anything was trained or drawn.
+def load_judges(judges: Judges, backbones: Backbones) -> str:
+    """Read them now: a wrong file costs little before anything was trained or drawn. Returns a digest of their weights.
 
     Raises:
         ValueError: one cannot be loaded.
     """
     judges.check(backbones)
-    for choice in judges.choices(backbones):
-        backbones.load(choice)
+    modules = [backbones.load(choice).module for choice in judges.choices(backbones)]
+    return digest_of(sampled(weight) for module in modules for weight in module.parameters())
 
 
 def _bytes(image: Image.Image) -> torch.Tensor:

@@ -76,7 +76,7 @@ class Worker:
         self.bench = bench
         self.cache = bench.out / "runs" / cache
         self.backbones = Backbones(folders=lambda: bench.clip_folders)
-        protocol.load_judges(bench.judges, self.backbones)
+        self.judged_by = protocol.load_judges(bench.judges, self.backbones)
         for choice in judges(bench.recipe, bench.stopper):
             self.backbones.load(choice)
         self.models = bench.load().to("cpu", bench.dtype)
@@ -124,6 +124,7 @@ class Worker:
         return Evaluation(
             protocol=bench.protocol,
             judges=bench.judges,
+            judged_by=self.judged_by,
             prompts=tuple(bench.protocol.prompts(bench.prompts, subject.kind, concept, subject_words)),
             references=References(seen=[*map(to_pil, concept.images)], unseen=[*map(to_pil, unseen)]),
             side=concept.at_resolution(self.models.resolution),
