@@ -172,6 +172,7 @@ def compared(server, object_info):
     """The API prompt of workflows/compare_methods.json with the demo's picture, each method cut to a few steps."""
     prompt = to_api(show.read_json(ROOT / "workflows" / "compare_methods.json"), object_info)
     judges = evaluating.write_for_server(server.base / "models" / "clip_vision")
+    files = {"CLIP file": judges.pop("clip_weights"), "DINO file": judges.pop("dino_weights")}
     stages = {f"preset.{name}_{stage}": 2 for name in ("steps", "batch_size") for stage in (1, 2, 3)}
     return override(prompt, {
         **{kind: host.demo_overrides()[kind] for kind in ("CheckpointLoaderSimple", "LoadImage")},
@@ -179,6 +180,7 @@ def compared(server, object_info):
         **{f"Personalize{name}": SHORT for name in ("TextBoost", "TextualInversion", "DreamBoothLoRA")},
         "PersonalizeCustomDiffusion": SHORT | {"preset.class_images": 2, "preset.class_image_steps": 2},
         "PersonalizeAttnDreamBooth": {**stages, "preset.views": 4},
+        **{name: {"value": file} for name, file in files.items()},
         "PersonalizeEvaluate": {**judges, "steps": 2},
         "Prompts": {"value": "a photo of a {} on the beach\na sketch of a {}"},
     })  # fmt: skip
