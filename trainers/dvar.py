@@ -202,7 +202,9 @@ class FixedBatch:
 PAPER = replace(DVAR(), every=8)
 SHORT = replace(DVAR(), window=100, every=4, accumulation=8, spread=True)
 PRESETS = {
-    "TextBoost": replace(SHORT, eps=0.1),  # its likeness grows to the end, which the loss does not show
+    "TextBoost": replace(
+        SHORT, eps=0.02
+    ),  # its likeness grows to its end, at 250 steps, when the loss has long settled
     "AttnDreamBooth 1": replace(SHORT, window=24, every=2, stage="1"),
     "AttnDreamBooth 2": replace(SHORT, window=40, stage="2"),
     "AttnDreamBooth 3": replace(SHORT, window=80, stage="3"),
