@@ -202,9 +202,7 @@ class FixedBatch:
 PAPER = replace(DVAR(), every=8)
 SHORT = replace(DVAR(), window=100, every=4, accumulation=8, spread=True)
 PRESETS = {
-    "TextBoost": replace(
-        SHORT, eps=0.02
-    ),  # its likeness grows to its end, at 250 steps, when the loss has long settled
+    "TextBoost": replace(SHORT, eps=0.02),  # its likeness still grows when its loss has long settled
     "AttnDreamBooth 1": replace(SHORT, window=24, every=2, stage="1"),
     "AttnDreamBooth 2": replace(SHORT, window=40, stage="2"),
     "AttnDreamBooth 3": replace(SHORT, window=80, stage="3"),
