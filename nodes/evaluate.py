@@ -94,14 +94,9 @@ class Evaluate(io.ComfyNode):
     def execute(
         cls, model, clip, vae, concept, prompt_set, prompts, file, first, token_format, label, compare_with,
         mask_references, seeds, first_seed, steps, cfg, sampler_name, scheduler, negative, width, height,
-        pictures_at_once, clip_model=None, clip_weights=None, clip_download=None, dino_model=None, dino_weights=None,
-        dino_download=None, diversity=None, lpips_weights=None, unseen=None,
+        pictures_at_once, unseen=None, **named,
     ) -> io.NodeOutput:  # fmt: skip
-        judges = judging.judges({
-            "clip_model": clip_model, "clip_weights": clip_weights, "clip_download": clip_download,
-            "dino_model": dino_model, "dino_weights": dino_weights, "dino_download": dino_download,
-            "diversity": diversity, "lpips_weights": lpips_weights,
-        })  # fmt: skip
+        judges = judging.judges(named)
         lines = _templates(prompt_set, prompts, file, first)
         texts = prompt_sets.prompts(lines, concept, token_format, compare_with)
         family = host.check_fit(model, clip, vae)

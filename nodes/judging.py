@@ -3,7 +3,6 @@
 import contextlib
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 import comfy.model_management as mm
 import torch
@@ -18,7 +17,7 @@ from ..trainers.report import Report
 from ..trainers.scoring import Drawn, Judges, References, Scoring, foreground
 from . import host
 from .pictures import connected
-from .schema import widgets
+from .schema import filled, widgets
 from .sockets import ReportSocket
 
 
@@ -66,10 +65,9 @@ def judges(values: dict) -> Judges:
     """The judges that the widgets describe, checked as far as names and folders tell.
 
     Raises:
-        ValueError: one cannot be found. A prompt saved before a widget existed lacks it: the default stands in.
+        ValueError: one cannot be found.
     """
-    known = Judges()
-    chosen = replace(known, **{name: value for name, value in values.items() if value is not None})
+    chosen = filled(Judges(), values)
     chosen.check(host.backbones)
     return chosen
 

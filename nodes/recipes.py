@@ -1,13 +1,14 @@
 """One node per method, generated from its recipe: presets, each with its own fields."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from comfy_api.latest import io
 
 from ..trainers.data import captions_of
 from ..trainers.recipes import METHODS
+from ..trainers.run import judges
 from . import host
-from .schema import checked, widgets
+from .schema import checked, filled, widgets
 from .sockets import CATEGORY, RecipeSocket
 
 
@@ -103,15 +104,22 @@ def chosen(method: str, presets: dict, preset: dict | None):
     Raises:
         ValueError: there is no such preset, its captions cannot be read, or the CLIP that it names cannot be found.
     """
-    # A prompt saved before a field existed lacks it, and the host then says None: the preset's value stands in.
-    values = {field: value for field, value in (preset or {}).items() if value is not None}
+    values = dict(preset or {})
     name = values.pop("preset", None)
     if name not in presets:
         raise ValueError(f"{method} has no preset of that name: choose one of {', '.join(presets)}.")
-    if "captions" in values:
+    if values.get("captions") is not None:
         values["captions"] = captions_of(host.text_in_input(values["captions"], "captions", "caption"))
-    settings = replace(presets[name], **values)
-    for judge in getattr(settings, "judges", ()):
+    return with_judges(filled(presets[name], values))
+
+
+def with_judges(settings):
+    """A recipe's or a monitor's settings as they are.
+
+    Raises:
+        ValueError: a backbone that they name cannot be found.
+    """
+    for judge in judges(settings, ()):
         host.backbones.check(judge)
     return settings
 

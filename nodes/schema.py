@@ -69,16 +69,27 @@ def checked(execute):
     none, not a word where a link belongs. A link into an input that the node does not have it even passes on.
     """
     signature = inspect.signature(execute)
+    rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
 
     @functools.wraps(execute)
     def wrapper(cls, *args, **kwargs):
-        known = {name: value for name, value in kwargs.items() if name in signature.parameters}
-        given, schema = signature.bind_partial(cls, *args, **known), cls.define_schema()
+        schema = cls.define_schema()
+        ids = {each.id for each in schema.inputs}
+        given = signature.bind_partial(cls, *args, **{name: kwargs[name] for name in kwargs if name in ids})
+        values = given.arguments | given.arguments.get(rest, {})
         for each in schema.inputs:
-            _check_input(each, given.arguments.get(each.id), schema.is_input_list)
+            _check_input(each, values.get(each.id), schema.is_input_list)
         return execute(*given.args, **given.kwargs)
 
     return wrapper
+
+
+def filled(settings, values: dict):
+    """A dataclass of settings with what its widgets say.
+
+    A prompt saved before a widget existed lacks it, and the host then says None: the settings' own value stays.
+    """
+    return dataclasses.replace(settings, **{name: value for name, value in values.items() if value is not None})
 
 
 def valid(check, value) -> bool | str:

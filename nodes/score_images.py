@@ -47,15 +47,9 @@ class ScoreImages(io.ComfyNode):
     @classmethod
     @checked
     def execute(
-        cls, images, concept, prompts, label, compare_with, mask_references, clip_model=(None,), clip_weights=(None,),
-        clip_download=(None,), dino_model=(None,), dino_weights=(None,), dino_download=(None,), diversity=(None,),
-        lpips_weights=(None,), unseen=(), mask=(),
-    ) -> io.NodeOutput:  # fmt: skip
-        judges = judging.judges({
-            "clip_model": clip_model[0], "clip_weights": clip_weights[0], "clip_download": clip_download[0],
-            "dino_model": dino_model[0], "dino_weights": dino_weights[0], "dino_download": dino_download[0],
-            "diversity": diversity[0], "lpips_weights": lpips_weights[0],
-        })  # fmt: skip
+        cls, images, concept, prompts, label, compare_with, mask_references, unseen=(), mask=(), **named
+    ) -> io.NodeOutput:
+        judges = judging.judges({name: value for name, (value, *_) in named.items()})
         subject = judging.references(concept[0], unseen or [], mask_references[0])
         word = concept[0].class_word if compare_with[0] == CLASS_WORD else ""
         drawn = _drawn(images, prompts, mask or [], concept[0].placeholder_token, word)

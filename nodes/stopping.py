@@ -7,9 +7,8 @@ from ..trainers.clip_stopping import ClipEarlyStopping
 from ..trainers.dvar import DVAR
 from ..trainers.picking import PickByScore
 from ..trainers.stopping import FixedSteps
-from . import host
-from .recipes import chosen, preset_input
-from .schema import checked, valid, widgets
+from .recipes import chosen, preset_input, with_judges
+from .schema import checked, filled, valid, widgets
 from .sockets import CATEGORY, StopperSocket
 
 JOINED = "Another monitor that watches as well; the first that fires ends the stage."
@@ -83,9 +82,8 @@ class FixedStepsStopper(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, steps=None, stage=None, act=None, stopper: tuple = ()) -> io.NodeOutput:
-        given = {"steps": steps, "stage": stage, "act": act}
-        return io.NodeOutput((*stopper, FixedSteps(**{k: v for k, v in given.items() if v is not None})))
+    def execute(cls, stopper: tuple = (), **settings) -> io.NodeOutput:
+        return io.NodeOutput((*stopper, filled(FixedSteps(), settings)))
 
 
 class PickByScoreStopper(io.ComfyNode):
@@ -109,18 +107,5 @@ class PickByScoreStopper(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(
-        cls, text_weight=None, every=None, prompts=None, seeds=None, guidance=None, sampler_steps=None, identity=None,
-        stage=None, first_seed=None, clip_model=None, clip_weights=None, clip_download=None, dino_model=None,
-        dino_weights=None, dino_download=None, stopper: tuple = (),
-    ) -> io.NodeOutput:  # fmt: skip
-        given = {
-            "text_weight": text_weight, "every": every, "prompts": prompts, "seeds": seeds, "guidance": guidance,
-            "sampler_steps": sampler_steps, "identity": identity, "stage": stage, "first_seed": first_seed,
-            "clip_model": clip_model, "clip_weights": clip_weights, "clip_download": clip_download,
-            "dino_model": dino_model, "dino_weights": dino_weights, "dino_download": dino_download,
-        }  # fmt: skip
-        picker = PickByScore(**{k: v for k, v in given.items() if v is not None})
-        for judge in picker.judges:
-            host.backbones.check(judge)
-        return io.NodeOutput((*stopper, picker))
+    def execute(cls, stopper: tuple = (), **settings) -> io.NodeOutput:
+        return io.NodeOutput((*stopper, with_judges(filled(PickByScore(), settings))))

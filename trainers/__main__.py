@@ -14,30 +14,27 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from . import command_evaluate, distributed, picking, training
+from . import command_evaluate, distributed, picking
 from .asked import NAMES, asked_for
 from .command_line import (
     method_flags,
     model_flags,
     new_parser,
-    progress,
     settings_help,
     starting_from,
+    train,
     training_flags,
     word_flags,
 )
 from .dreambench import command as dreambench
 from .folder import RunFolder, RunResult
 from .loop import SingleDevice
-from .memory import Effort
 from .previews import Preview
 from .run import judges
-from .watcher import Watcher
 
 COMMANDS = {"evaluate": command_evaluate.main, "dreambench": dreambench.main}
 
@@ -101,15 +98,12 @@ def _run(
         return finished
     for choice in judges(asked.recipe, asked.stopper):
         models.backbones.load(choice)
-    result = training.train(
-        asked, models, folder,
+    result = train(
+        asked, models, folder, devices(device=device, dtype=asked.dtype), say,
         model=model,
-        device=devices(device=device, dtype=asked.dtype),
-        effort=Effort(micro_batch_size=given.micro_batch_size),
-        free_memory=(lambda: torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None,
+        micro_batch_size=given.micro_batch_size,
         preview=Preview(prompts=tuple(given.preview) if first else (), every=given.preview_every),
         checkpoint_every=given.checkpoint_every,
-        watcher=Watcher(on_entry=partial(progress, say, asked.recipe.steps), on_notice=say),
         cache=given.out / "cache" if first else None,
     )  # fmt: skip
     result = picking.chosen(result, asked.stopper)

@@ -9,16 +9,20 @@ from pathlib import Path
 
 import torch
 
-from . import repeat
+from . import repeat, training
 from .asked import NAMES, WORDS
 from .backbones import Backbones
 from .checkpoint import load_models
+from .folder import RunFolder, RunResult
+from .loop import SingleDevice
+from .memory import Effort
 from .models import Models
 from .protocol import Protocol
 from .repeat import CROPS
 from .run import Run, fingerprint
 from .scoring import Judges
 from .settings import changed
+from .watcher import Watcher
 
 OFFER = "bfloat16 where the card has it, else float16 on a card, else float32"
 Say = Callable[[str], None]
@@ -130,6 +134,21 @@ def _shown(default: object) -> str:
 def progress(say: Say, steps: int, entry: dict) -> None:
     if entry["step"] == 1 or entry["step"] % 10 == 0:
         say(f"{entry['stage']}: step {entry['step']} of {steps}, loss {entry['loss']:.4f}")
+
+
+def train(
+    run: Run, models: Models, folder: RunFolder, device: SingleDevice, say: Say, *, micro_batch_size: int, **options
+) -> RunResult:
+    """`training.train` with its progress in lines, on a device whose free memory is watched where it is a card."""
+    card = device.device.type == "cuda"
+    return training.train(
+        run, models, folder,
+        device=device,
+        effort=Effort(micro_batch_size=micro_batch_size),
+        free_memory=(lambda: torch.cuda.mem_get_info(device.device)[0]) if card else None,
+        watcher=Watcher(on_entry=partial(progress, say, run.recipe.steps), on_notice=say),
+        **options,
+    )  # fmt: skip
 
 
 def loader(given: argparse.Namespace) -> Callable[[], Models]:

@@ -16,7 +16,7 @@ from .data import captions_of
 from .encoders import DinoChoice
 from .folder import RunFolder, RunResult
 from .previews import to_pil
-from .prompt_list import SUBJECT
+from .prompt_list import SUBJECT, prompts_of
 from .settings import part, same, setting
 from .stopping import FixedSteps, Measure, Meter, Monitor, Sight, Silent
 
@@ -90,9 +90,10 @@ class Scores:
         self.settings, self.models, self.device = settings, sight.models, sight.device
         self.references = [to_pil(image) for image in sight.concept.images]
         self.size = sight.concept.sizes(sight.models.resolution)[0]
-        templates = [line for line in captions_of(settings.prompts) for _ in range(settings.seeds)]
-        self.prompts = [line.replace(SUBJECT, sight.subject) for line in templates]
-        self.texts = [line.replace(SUBJECT, sight.concept.class_word) for line in templates]
+        self.prompts, self.texts = (
+            [line for line in prompts_of(settings.prompts, subject) for _ in range(settings.seeds)]
+            for subject in (sight.subject, sight.concept.class_word)
+        )
 
     def __call__(self) -> Measure:
         """`identity` and `text`, means over the pictures."""

@@ -70,10 +70,15 @@ def page(reports: list[Report], scatter: Image.Image | None = None) -> str:
         "<h2>How it was measured</h2>",
         *(_settings(report) for report in reports),
     ]
+    return document(title, "".join(body))
+
+
+def document(title: str, body: str) -> str:
+    """A page of HTML; both are escaped already."""
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     head += f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
     head = f"<head>{head}<style>{STYLE}</style></head>"
-    return f'<!doctype html><html lang="en">{head}<body><main>{"".join(body)}</main></body></html>\n'
+    return f'<!doctype html><html lang="en">{head}<body><main>{body}</main></body></html>\n'
 
 
 def _table(names: list[str], rows: list[str]) -> str:

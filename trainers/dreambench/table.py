@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..files import replaced
 from ..report import COLUMNS, NOT_MEASURED, Spread
-from ..report_page import POLICY, STYLE
+from ..report_page import document
 from ..vqa import VQA
 from .data import Subject
 
@@ -126,13 +126,9 @@ class Table:
             body.append(_html_row(line, "td", first))
         body.append(_html_row(overall, "td"))
         notes = "".join(f'<p class="note">{escape(note)}</p>' for note in [EXPLAINED, *self.notes()])
-        return (
-            f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
-            f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY, quote=True)}">'
-            f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main><h1>{escape(title)}</h1>"
-            f'<p class="lead">{self._count()}</p><div class="card"><table>{"".join(body)}</table></div>{notes}'
-            "</main></body></html>"
-        )
+        table = f'<div class="card"><table>{"".join(body)}</table></div>'
+        lead = f'<h1>{escape(title)}</h1><p class="lead">{self._count()}</p>'
+        return document(escape(title), f"{lead}{table}{notes}")
 
     def write(self, folder: Path, settings: dict, title: str) -> None:
         """dreambench.csv, .json and .html."""

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import torch
 
-from .. import learned, picking, protocol, report_folder, trainables, training
+from .. import learned, picking, protocol, report_folder, trainables
 from ..asked import pictures_in
 from ..backbones import Backbones
-from ..command_line import Say, progress
+from ..command_line import Say, train
 from ..data import Concept
 from ..folder import RunFolder, RunResult
 from ..loop import SingleDevice
-from ..memory import Effort
 from ..models import Models
 from ..previews import to_pil
 from ..protocol import Evaluation, Protocol
@@ -24,7 +23,6 @@ from ..run import Run, fingerprint, judges
 from ..scoring import Judges, References
 from ..stopping import Monitor
 from ..tokenizer import Tokenizer, bundled_words
-from ..watcher import Watcher
 from .data import Subject
 from .table import Row
 
@@ -134,19 +132,17 @@ class Worker:
 
     def _trained(self, run: Run, say: Say) -> RunResult:
         """What the run learned: now, or in an earlier process, whose broken-off training goes on."""
-        bench, device = self.bench, torch.device(self.bench.device)
+        bench = self.bench
         folder = RunFolder(bench.out / "runs" / run.digest(self.model))
         if finished := folder.result():
             say("trained before")
             return finished
-        return training.train(
-            run, self._fresh(), folder,
+        device = SingleDevice(device=torch.device(bench.device), dtype=run.dtype)
+        return train(
+            run, self._fresh(), folder, device, say,
             model=self.model,
-            device=SingleDevice(device=device, dtype=run.dtype),
-            effort=Effort(micro_batch_size=bench.micro_batch_size),
-            free_memory=(lambda: torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None,
+            micro_batch_size=bench.micro_batch_size,
             checkpoint_every=bench.checkpoint_every,
-            watcher=Watcher(on_entry=partial(progress, say, run.recipe.steps), on_notice=say),
             cache=self.cache,
         )  # fmt: skip
 
