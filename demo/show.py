@@ -205,7 +205,8 @@ class Progress:
             return {"steps": self.last["step"], "train_seconds": self.last["seconds"]}
         for file in sorted(self.runs.glob("*/run.json"), key=lambda file: file.stat().st_mtime, reverse=True):
             stored = read_json(file)
-            if stored["complete"] and stored["seed"] == seed and stored["recipe"]["steps"] == steps:
+            settings = stored["settings"]
+            if stored["complete"] and settings["seed"] == seed and settings["recipe"]["steps"] == steps:
                 return {"steps": steps, "train_seconds": stored["seconds"]}
         raise client.HostError(f"No training was followed, and none with these inputs stands in {self.runs}.")
 

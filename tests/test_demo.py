@@ -9,9 +9,13 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
 from personalize.demo import client, report, show
+from personalize.trainers.data import Concept
+from personalize.trainers.recipes.textboost import TextBoost
+from personalize.trainers.run import Run
 
 OVERRIDES = {
     "_what": "a comment",
@@ -59,7 +63,8 @@ def test_progress_follows_the_log_of_the_running_training(tmp_path, capsys):
 def test_a_training_that_was_used_again_is_found_by_its_inputs(tmp_path):
     for name, seed, complete in (("a", 0, True), ("b", 1, True), ("c", 0, False)):
         (tmp_path / name).mkdir()
-        stored = {"seed": seed, "recipe": {"steps": 2}, "complete": complete, "seconds": 3.5 + seed}
+        run = Run(concept=Concept(images=(torch.zeros(3, 8, 8),)), recipe=TextBoost(steps=2), seed=seed)
+        stored = {"settings": run.settings(), "complete": complete, "seconds": 3.5 + seed}  # as RunFolder writes it
         (tmp_path / name / "run.json").write_text(json.dumps(stored))
     progress = show.Progress(tmp_path)
     assert progress.result(seed=1, steps=2) == {"steps": 2, "train_seconds": 4.5}
