@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 
 from demo.build import HEADS, UNET
-from trainers import trainables
-from trainers.attention import record_cross_attention
-from trainers.checkpoint import load_models
-from trainers.export import difference_key
-from trainers.folder import RunFolder, RunResult
-from trainers.losses import positions
-from trainers.models import Models
+from trainers.formats.kohya import difference_key
+from trainers.models.checkpoint import load_models
+from trainers.models.diffusion import Models
+from trainers.runs.folder import RunFolder
+from trainers.runs.result import RunResult
+from trainers.training import trainables
+from trainers.training.cross_attention import record_cross_attention
+from trainers.training.losses import positions
 
 from .fidelity_rows import PLACEHOLDER, PROMPTS, pixels, reference, unseen
 

@@ -14,8 +14,9 @@ from PIL import Image
 
 from demo import captions, world
 from demo.build import HEADS, UNET
-from trainers.checkpoint import load_models
-from trainers.data import Concept
+from trainers.data.concept import Concept
+from trainers.models.checkpoint import load_models
+from trainers.models.sampler import sample
 from trainers.recipes import (
     attndreambooth,
     custom_diffusion,
@@ -24,9 +25,8 @@ from trainers.recipes import (
     textboost2026,
     textual_inversion,
 )
-from trainers.run import Run
-from trainers.sampling import sample
-from trainers.training import train
+from trainers.runs.run import Run
+from trainers.runs.train import train
 
 from .fidelity_report import array
 

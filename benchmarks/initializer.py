@@ -14,8 +14,8 @@ import time
 import torch
 
 from demo import evaluators, world
-from trainers import initializer
-from trainers.evaluation import Backbone, clip_backbone
+from trainers.data import initializer
+from trainers.metrics.feature_extractors import Backbone, clip_backbone
 
 
 def main():

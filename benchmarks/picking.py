@@ -15,12 +15,13 @@ from pathlib import Path
 import torch
 
 from demo import captions, evaluators
-from trainers import learned
-from trainers.backbones import Backbones
-from trainers.folder import RunFolder
-from trainers.picking import PickByScore, candidates, preferred
-from trainers.run import Run
-from trainers.training import train
+from trainers.metrics.extractor_cache import Backbones
+from trainers.runs import restore
+from trainers.runs.folder import RunFolder
+from trainers.runs.pick import candidates, preferred
+from trainers.runs.run import Run
+from trainers.runs.train import train
+from trainers.stopping.pick_by_score import PickByScore
 
 from .fidelity import score, value
 from .fidelity_rows import Bench, concept_of, generate, read_models, recipe
@@ -58,7 +59,7 @@ def cell(bench: Bench, judges, backbones: Backbones, method: str, number: int, f
 def judge(bench: Bench, judges, folder: Path, step: int, number: int, noun: str) -> dict:
     """A state as it lies in the run's folder, in fresh models, judged."""
     models = read_models(bench).to("cpu", getattr(torch, bench.dtype))
-    learned.put(RunFolder(folder).result(step=step), models)
+    restore.put(RunFolder(folder).result(step=step), models)
     images = generate(bench, models, noun)
     return {key: statistics.mean(values) for key, values in score(bench, judges, number, images).items()}
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from trainers.backbones import Backbones
-from trainers.scoring import OFF, Drawn, Judges, References, Scoring
+from trainers.evaluation.scorer import OFF, Drawn, Judges, References, Scoring
+from trainers.metrics.extractor_cache import Backbones
 
 from .step import GIB, peak_memory
 

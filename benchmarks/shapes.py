@@ -7,11 +7,11 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from trainers.checkpoint import HEAD_SIZE, SD1_UNET, SD2_UNET, SDXL_UNET, scaled_linear
-from trainers.families import SD1, SD2, SDXL, Family
-from trainers.models import Models, diffusers_unet_config
-from trainers.text_encoder import TextEncoder
-from trainers.tokenizer import END, Tokenizer, bundled_words
+from trainers.models.checkpoint import HEAD_SIZE, SD1_UNET, SD2_UNET, SDXL_UNET, scaled_linear
+from trainers.models.diffusion import Models, diffusers_unet_config
+from trainers.models.families import SD1, SD2, SDXL, Family
+from trainers.models.text_encoder import TextEncoder
+from trainers.models.tokenizer import END, Tokenizer, bundled_words
 
 
 @dataclass(frozen=True, kw_only=True)

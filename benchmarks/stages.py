@@ -21,11 +21,13 @@ from diffusers.models.attention_processor import AttnProcessor
 
 from benchmarks.shapes import SHAPES, random_models
 from benchmarks.step import GIB, peak_memory
-from trainers import loop
-from trainers.checkpoint import load_models
-from trainers.data import Concept
-from trainers.models import Models
+from trainers.data.concept import Concept
+from trainers.device import SingleDevice
+from trainers.models.checkpoint import load_models
+from trainers.models.diffusion import Models
 from trainers.recipes.attndreambooth import PAPER
+from trainers.training.loop import train_stage
+from trainers.training.stage import Stage
 
 WAYS = ("ours", "straightforward")
 
@@ -56,13 +58,13 @@ def measure(args) -> dict:
     def on_step(report, capture) -> None:
         ends.append(time.perf_counter())
 
-    device = loop.SingleDevice(device=torch.device("cpu"))
-    loop.train_stage(stage, models, device, generator, on_step=on_step)
+    device = SingleDevice(device=torch.device("cpu"))
+    train_stage(stage, models, device, generator, on_step=on_step)
     milliseconds = [1000 * (b - a) for a, b in zip(ends, ends[1:])]
     return {"ms": statistics.median(milliseconds[1:]), "peak": peak_memory(device.device) / GIB}
 
 
-def plainly(models: Models, stage: loop.Stage, args) -> None:
+def plainly(models: Models, stage: Stage, args) -> None:
     """Explicit self-attention, and pictures encoded within the step."""
     for path, module in models.unet.named_modules():
         if path.endswith(".attn1"):

@@ -24,12 +24,14 @@ import peft  # noqa: F401, loaded before memory is measured
 import torch
 
 from benchmarks.shapes import SHAPES, Shape, random_models
-from trainers import loop
-from trainers.data import Concept
-from trainers.memory import Effort, fit, stage_bytes
-from trainers.models import Models
+from trainers.data.concept import Concept
+from trainers.device import SingleDevice
+from trainers.models.diffusion import Models
+from trainers.models.tokenizer import bundled_words
 from trainers.recipes import textboost, textboost2026
-from trainers.tokenizer import bundled_words
+from trainers.training.loop import train_stage
+from trainers.training.memory import Effort, fit, stage_bytes
+from trainers.training.stage import freeze_all_but
 
 PRESETS = {"benchmark": textboost.BENCHMARK, "2026": textboost2026.REVISED, "2026++": textboost2026.PLUS}
 CAPTIONS = ("a red ball on a table", "two cats", "an old house")  # few, so that the teacher is done soon
@@ -67,7 +69,7 @@ class Clock:
             yield batch
 
 
-class TimedDevice(loop.SingleDevice):
+class TimedDevice(SingleDevice):
     """The loop's own device, on the clock."""
 
     clock: Clock
@@ -93,7 +95,7 @@ def measure(args, device: torch.device, dtype: torch.dtype) -> Clock:
     clock, generator = Clock(device), torch.Generator().manual_seed(0)
     models.encode_images = clock.timed("autoencoder, per batch (ahead)", models.encode_images)
     stage = next(recipe.stages(models, concept, generator))
-    loop.freeze_all_but(stage, models)
+    freeze_all_but(stage, models)
     effort = Effort(micro_batch_size=args.split, gradient_checkpointing=args.checkpointing)
     trained = sum(p.numel() for p in stage.parameters())
     clock.counts = {
@@ -120,7 +122,7 @@ def measure(args, device: torch.device, dtype: torch.dtype) -> Clock:
     def on_step(report, capture) -> None:
         ends.append(clock.now())
 
-    loop.train_stage(stage, models, timed, generator, micro_batch_size=args.split, on_step=on_step)
+    train_stage(stage, models, timed, generator, micro_batch_size=args.split, on_step=on_step)
     clock.parts["whole step"] = [b - a for a, b in zip(ends, ends[1:])]
     clock.measured = peak_memory(device) - libraries
     return clock

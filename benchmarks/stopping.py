@@ -23,14 +23,15 @@ import torch
 from torch import Tensor
 
 from demo import captions, evaluators
-from trainers.backbones import Backbones
-from trainers.clip_stopping import ClipEarlyStopping
-from trainers.dvar import DVAR
-from trainers.dvar import PRESETS as DVARS
-from trainers.run import Run, digest_of
-from trainers.stopping import of_stage, reason_to_stop
-from trainers.training import train
-from trainers.watcher import Watcher
+from trainers.digest import digest_of
+from trainers.metrics.extractor_cache import Backbones
+from trainers.runs.callbacks import Watcher
+from trainers.runs.run import Run
+from trainers.runs.train import train
+from trainers.stopping.clip_early_stopping import ClipEarlyStopping
+from trainers.stopping.dvar import DVAR
+from trainers.stopping.dvar import PRESETS as DVARS
+from trainers.stopping.monitor import of_stage, reason_to_stop
 
 from .fidelity import score, value
 from .fidelity_rows import PROMPTS, Bench, concept_of, generate, read_models, recipe

@@ -21,11 +21,11 @@ import torch
 from safetensors.torch import load_file
 
 from demo import build, world
-from trainers.checkpoint import load_models
-from trainers.data import Concept
+from trainers.data.concept import Concept
+from trainers.models.checkpoint import load_models
 from trainers.recipes.textboost import TextBoost
-from trainers.run import Run
-from trainers.training import train
+from trainers.runs.run import Run
+from trainers.runs.train import train
 
 RECIPE = TextBoost(steps=40, batch_size=4, views=32)
 

@@ -4,18 +4,18 @@ from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
 from .apply import Apply
-from .attention import ShowAttention
-from .concept import LoadReferences
 from .evaluate import Evaluate
-from .files import LoadFiles
-from .history import PlotHistory
-from .prompts import PromptList
+from .load_files import LoadFiles
+from .load_references import LoadReferences
+from .plot_history import PlotHistory
+from .prompt_list import PromptList
 from .recipes import RECIPES
-from .reports import WriteReport
-from .results import Save
+from .report import WriteReport
 from .runs import Load, Runs
+from .save import Save
 from .score_images import ScoreImages
-from .stopping import CLIPEarlyStoppingStopper, DVARStopper, FixedStepsStopper, PickByScoreStopper
+from .show_attention import ShowAttention
+from .stoppers import CLIPEarlyStoppingStopper, DVARStopper, FixedStepsStopper, PickByScoreStopper
 from .train import Train
 
 

@@ -7,9 +7,9 @@ import comfy.sd
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..trainers.folder import RunResult
-from . import carry, causal, exact, host
-from .causal import WordAdapters
+from ..trainers.runs.result import RunResult
+from .host import causal_adapters, clip_attachment, full_precision, models
+from .host.causal_adapters import WordAdapters
 from .schema import checked
 from .sockets import CATEGORY, ResultSocket
 
@@ -48,7 +48,7 @@ class Apply(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, model, clip, result, strength_unet, strength_text_encoder, exact=False) -> io.NodeOutput:
-        return io.NodeOutput(*apply(model, clip, result, strength_unet, strength_text_encoder, exact))
+        return io.NodeOutput(*apply(model, clip, result, strength_unet, strength_text_encoder, full_precision))
 
 
 def apply(
@@ -67,21 +67,21 @@ def apply(
     encoders, unet_keys, text_keys = check(model, clip, result)
     if in_full_precision:
         patched, patched_clip = model.clone(), clip.clone()
-        exact.add(patched, result.lora, unet_keys, strength_unet)
-        exact.add(patched_clip.patcher, result.lora, text_keys, strength_text_encoder)
+        full_precision.add(patched, result.lora, unet_keys, strength_unet)
+        full_precision.add(patched_clip.patcher, result.lora, text_keys, strength_text_encoder)
     else:
         lora, strengths = result.lora, (strength_unet, strength_text_encoder)
         patched, patched_clip = comfy.sd.load_lora_for_models(model, clip, lora, *strengths)
-    earlier = carry.of(clip)
+    earlier = clip_attachment.of(clip)
     tokens = {token: dict(zip(encoders, vectors, strict=True)) for token, vectors in result.tokens.items()}
     fixed = dict(zip(encoders, result.fixed_outputs, strict=False))
     learned = {result.placeholder_token: WordAdapters(result.adapters, strength_text_encoder, strength_unet)}
-    carried = carry.Carried(
+    carried = clip_attachment.Carried(
         tokens=earlier.tokens | tokens,
         fixed_outputs=earlier.fixed_outputs | fixed,
         adapters=earlier.adapters | learned,
     )
-    return causal.attach_unet(patched, learned), carry.attach(patched_clip, carried)
+    return causal_adapters.attach_unet(patched, learned), clip_attachment.attach(patched_clip, carried)
 
 
 def check(model, clip, result: RunResult) -> tuple[tuple[str, ...], dict[str, str], dict[str, str]]:
@@ -90,13 +90,13 @@ def check(model, clip, result: RunResult) -> tuple[tuple[str, ...], dict[str, st
     Raises:
         ValueError: what was learned is not whole, or does not fit this MODEL and CLIP.
     """
-    encoders = host.family_of(model, clip).text_encoders
+    encoders = models.family_of(model, clip).text_encoders
     unet_keys = comfy.lora.model_lora_keys_unet(model.model, {})
     text_keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
     shapes = {**_shapes(model.model), **_shapes(clip.cond_stage_model)}
     check_layers(result.lora, {**unet_keys, **text_keys}, shapes)
     check_carried(result, clip, encoders)
-    causal.check(result.adapters, model, clip)
+    causal_adapters.check(result.adapters, model, clip)
     return encoders, unet_keys, text_keys
 
 
@@ -132,7 +132,7 @@ def check_layers(lora: dict[str, Tensor], keys: dict[str, str], shapes: dict[str
                 f"The learned layer {name} is not whole: queue the run's training again, or delete the run."
             )
         weight = shapes[keys[name]]
-        if not _fits(parts, weight, shapes.get(exact.bias_of(keys[name]), ())):
+        if not _fits(parts, weight, shapes.get(full_precision.bias_of(keys[name]), ())):
             raise ValueError(
                 f"The learned layer {name} has not the shape of this MODEL's or CLIP's {' x '.join(map(str, weight))} "
                 "weight: use the family of models that the run was trained on."

@@ -8,13 +8,17 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
-from ..trainers import prompt_sets
-from ..trainers.previews import to_pil
-from ..trainers.prompt_sets import OWN, Prompt, check_format, published
-from ..trainers.report import Report
-from ..trainers.scoring import Drawn, References
-from . import carry, drawing, host, judging
-from .drawing import Sampling
+from ..trainers.evaluation import prompt_sets
+from ..trainers.evaluation.prompt_sets import OWN, Prompt, check_format, published
+from ..trainers.evaluation.report import Report
+from ..trainers.evaluation.scorer import Drawn, References
+from ..trainers.images import to_pil
+from . import scoring
+from .host import clip_attachment, sampler
+from .host.folders import digest_of_text, text_in_input
+from .host.models import check_fit, resolution_of
+from .host.sampler import Sampling
+from .host.session import backbones, check_interrupted, notices
 from .schema import checked, valid
 from .sockets import CATEGORY, ConceptSocket
 
@@ -52,7 +56,7 @@ class Evaluate(io.ComfyNode):
                     tooltip="The subject in prompts: V is the new word, C the class word, as in V C or sks C; or any "
                     "text with {} for the new word. For an untrained model write C.",
                 ),
-                *judging.shared_inputs(),
+                *scoring.shared_inputs(),
                 io.Int.Input("seeds", default=4, min=1, max=256, tooltip="Pictures of each prompt."),
                 io.Int.Input("first_seed", default=0, min=0, max=2**63 - 257, tooltip="The others follow it."),
                 io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Sampler steps."),
@@ -69,10 +73,10 @@ class Evaluate(io.ComfyNode):
                     "pictures_at_once", default=4, min=1, max=64, advanced=True,
                     tooltip="Seeds of a prompt that are drawn together; more need more memory.",
                 ),
-                *judging.judge_inputs(),
-                judging.unseen_input(),
+                *scoring.judge_inputs(),
+                scoring.unseen_input(),
             ],
-            outputs=[*judging.outputs(), io.Image.Output(display_name="images")],
+            outputs=[*scoring.outputs(), io.Image.Output(display_name="images")],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
@@ -87,7 +91,7 @@ class Evaluate(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file: str | None = None, **others) -> str:
         """The file's lines may change while its name stays."""
-        return host.digest_of_text(file or "")
+        return digest_of_text(file or "")
 
     @classmethod
     @checked
@@ -96,19 +100,19 @@ class Evaluate(io.ComfyNode):
         mask_references, seeds, first_seed, steps, cfg, sampler_name, scheduler, negative, width, height,
         pictures_at_once, unseen=None, **named,
     ) -> io.NodeOutput:  # fmt: skip
-        judges = judging.judges(named)
+        judges = scoring.judges(named)
         lines = _templates(prompt_set, prompts, file, first)
         texts = prompt_sets.prompts(lines, concept, token_format, compare_with)
-        family = host.check_fit(model, clip, vae)
+        family = check_fit(model, clip, vae)
         _check_words(clip, concept, texts)
-        subject = judging.references(concept, [] if unseen is None else [unseen], mask_references)
-        side = concept.at_resolution(host.resolution_of(model))
+        subject = scoring.references(concept, [] if unseen is None else [unseen], mask_references)
+        side = concept.at_resolution(resolution_of(model))
         sampling = Sampling(
             seeds=tuple(range(first_seed, first_seed + seeds)), steps=steps, cfg=cfg, sampler=sampler_name,
             scheduler=scheduler, negative=negative, width=_side(width or side), height=_side(height or side),
             at_once=pictures_at_once,
         )  # fmt: skip
-        say = host.notices(cls.hidden.unique_id if cls.hidden else "")
+        say = notices(cls.hidden.unique_id if cls.hidden else "")
         report, pictures = evaluate(model, clip, vae, texts, sampling, judges, label, subject, say)
         settings = {
             "model": family.name, "prompt set": prompt_set, "token format": token_format, "compared with": compare_with,
@@ -118,12 +122,12 @@ class Evaluate(io.ComfyNode):
         }  # fmt: skip
         report = replace(report, settings=settings)
         say(report.summary().replace("\n", "; "))
-        return io.NodeOutput(*judging.results(report), pictures)
+        return io.NodeOutput(*scoring.results(report), pictures)
 
 
 def _templates(prompt_set: str, own: str, file: str, first: int = 0) -> list[str]:
     if prompt_set == OWN:
-        own = f"{own}\n{host.text_in_input(file, 'prompts', 'prompt')}"
+        own = f"{own}\n{text_in_input(file, 'prompts', 'prompt')}"
     return prompt_sets.templates(prompt_set, own, first)
 
 
@@ -136,7 +140,7 @@ def _side(pixels: int) -> int:
 def _check_words(clip, concept, texts: list[Prompt]) -> None:
     """A CLIP that never learned the word would read its letters, and score as if it had learned badly."""
     word = concept.placeholder_token
-    if any(word in each.drawn for each in texts) and word not in carry.of(clip).tokens:
+    if any(word in each.drawn for each in texts) and word not in clip_attachment.of(clip).tokens:
         raise ValueError(
             f"This CLIP does not know {word}: connect the CLIP that Train or Apply Personalized returned, or write C "
             "as token_format for the untrained model."
@@ -152,19 +156,19 @@ def evaluate(
 
     def on_pictures(pictures: int) -> None:
         progress.update(pictures)
-        host.check_interrupted()
+        check_interrupted()
 
-    with judging.session():
-        for choice in judges.choices(host.backbones):
-            host.backbones.load(choice)
+    with scoring.session():
+        for choice in judges.choices(backbones):
+            backbones.load(choice)
         say(f"drawing {count} pictures")
         start = time.perf_counter()
-        pictures = drawing.draw(model, clip, vae, [each.drawn for each in texts], sampling, on_pictures)
+        pictures = sampler.draw(model, clip, vae, [each.drawn for each in texts], sampling, on_pictures)
         seconds = (time.perf_counter() - start) / count
         pairs = [(each, seed) for each in texts for seed in sampling.seeds]
         drawn = [
             Drawn(prompt=each.drawn, text=each.text, seed=seed, image=to_pil(picture.movedim(-1, 0)))
             for (each, seed), picture in zip(pairs, pictures, strict=True)
         ]
-        report = judging.scored(judges, label, drawn, subject, say, on_pictures)
+        report = scoring.scored(judges, label, drawn, subject, say, on_pictures)
     return replace(report, drawing_seconds=seconds), torch.stack(pictures)

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from comfy_api.latest import io
 
-from ..trainers.data import captions_of
 from ..trainers.recipes import METHODS
-from ..trainers.run import judges
-from . import host
+from ..trainers.runs.run import judges
+from ..trainers.text import captions_of
+from .host.folders import text_in_input
+from .host.session import backbones
 from .schema import checked, filled, widgets
 from .sockets import CATEGORY, RecipeSocket
 
@@ -109,7 +110,7 @@ def chosen(method: str, presets: dict, preset: dict | None):
     if name not in presets:
         raise ValueError(f"{method} has no preset of that name: choose one of {', '.join(presets)}.")
     if values.get("captions") is not None:
-        values["captions"] = captions_of(host.text_in_input(values["captions"], "captions", "caption"))
+        values["captions"] = captions_of(text_in_input(values["captions"], "captions", "caption"))
     return with_judges(filled(presets[name], values))
 
 
@@ -120,7 +121,7 @@ def with_judges(settings):
         ValueError: a backbone that they name cannot be found.
     """
     for judge in judges(settings, ()):
-        host.backbones.check(judge)
+        backbones.check(judge)
     return settings
 
 

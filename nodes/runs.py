@@ -5,11 +5,13 @@ import time
 
 from comfy_api.latest import io, ui
 
-from ..trainers.folder import RunFolder
-from ..trainers.picking import PickByScore, picked
-from ..trainers.sentences import quoted
-from . import host
+from ..trainers.runs.folder import RunFolder
+from ..trainers.runs.pick import picked
+from ..trainers.stopping.pick_by_score import PickByScore
+from ..trainers.text import quoted
 from .apply import EXACT, apply
+from .host.folders import runs_folder
+from .host.session import notices
 from .schema import checked, valid
 from .sockets import CATEGORY, ResultSocket
 
@@ -18,7 +20,7 @@ NONE = "there is no run yet"
 
 def folders() -> list[RunFolder]:
     """All runs, the newest first."""
-    files = [file for file in host.runs_folder().glob("*/run.json") if re.fullmatch(r"[0-9a-f]{16}", file.parent.name)]
+    files = [file for file in runs_folder().glob("*/run.json") if re.fullmatch(r"[0-9a-f]{16}", file.parent.name)]
     return [RunFolder(file.parent) for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)]
 
 
@@ -100,7 +102,7 @@ class Load(io.ComfyNode):
                 f"The run {folder.path.name} holds nothing that can be loaded: queue its training again, or delete it."
             )
         result = picked(result, text_weight)
-        host.notices(cls.hidden.unique_id)(f"{result.placeholder_token}: {result.stop_reason}")
+        notices(cls.hidden.unique_id)(f"{result.placeholder_token}: {result.stop_reason}")
         return io.NodeOutput(*apply(model, clip, result, in_full_precision=exact), result)
 
 

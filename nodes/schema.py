@@ -11,10 +11,10 @@ import inspect
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..trainers.data import Concept
-from ..trainers.folder import RunResult
-from ..trainers.report import Report
-from ..trainers.sentences import quoted
+from ..trainers.data.concept import Concept
+from ..trainers.evaluation.report import Report
+from ..trainers.runs.result import RunResult
+from ..trainers.text import quoted
 
 # What comes down a link, by what the nodes use of it: other packs' models need not be the host's classes.
 SOCKETS = {

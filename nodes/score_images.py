@@ -3,13 +3,14 @@
 import comfy.utils
 from comfy_api.latest import io
 
-from ..trainers.data import captions_of
-from ..trainers.evaluation import plain_prompt
-from ..trainers.previews import to_pil
-from ..trainers.prompt_sets import CLASS_WORD
-from ..trainers.scoring import Drawn
-from . import host, judging
-from .pictures import connected
+from ..trainers.evaluation.prompt_sets import CLASS_WORD
+from ..trainers.evaluation.scorer import Drawn
+from ..trainers.images import to_pil
+from ..trainers.metrics.metrics import plain_prompt
+from ..trainers.text import captions_of
+from . import scoring
+from .host import session
+from .reference_images import connected
 from .schema import checked
 from .sockets import CATEGORY, ConceptSocket
 
@@ -35,12 +36,12 @@ class ScoreImages(io.ComfyNode):
                     tooltip="What they were drawn from: one prompt for each batch of a list, a line for each picture, "
                     "or one for all.",
                 ),
-                *judging.shared_inputs(),
-                *judging.judge_inputs(),
-                judging.unseen_input(),
+                *scoring.shared_inputs(),
+                *scoring.judge_inputs(),
+                scoring.unseen_input(),
                 io.Mask.Input("mask", optional=True, tooltip="Where the subject is, one mask per picture, in order."),
             ],
-            outputs=judging.outputs(),
+            outputs=scoring.outputs(),
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
@@ -49,20 +50,20 @@ class ScoreImages(io.ComfyNode):
     def execute(
         cls, images, concept, prompts, label, compare_with, mask_references, unseen=(), mask=(), **named
     ) -> io.NodeOutput:
-        judges = judging.judges({name: value for name, (value, *_) in named.items()})
-        subject = judging.references(concept[0], unseen or [], mask_references[0])
+        judges = scoring.judges({name: value for name, (value, *_) in named.items()})
+        subject = scoring.references(concept[0], unseen or [], mask_references[0])
         word = concept[0].class_word if compare_with[0] == CLASS_WORD else ""
         drawn = _drawn(images, prompts, mask or [], concept[0].placeholder_token, word)
-        say = host.notices(cls.hidden.unique_id if cls.hidden else "")
+        say = session.notices(cls.hidden.unique_id if cls.hidden else "")
         progress = comfy.utils.ProgressBar(3 * len(drawn) + 2 * (len(subject.seen) + len(subject.unseen)))
 
         def on_pictures(count: int) -> None:
             progress.update(count)
-            host.check_interrupted()
+            session.check_interrupted()
 
-        report = judging.scored(judges, label[0], drawn, subject, say, on_pictures)
+        report = scoring.scored(judges, label[0], drawn, subject, say, on_pictures)
         say(report.summary().replace("\n", "; "))
-        return io.NodeOutput(*judging.results(report))
+        return io.NodeOutput(*scoring.results(report))
 
 
 def _drawn(images: list, prompts: list[str], masks: list, placeholder: str, word: str) -> list[Drawn]:

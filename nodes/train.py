@@ -9,19 +9,32 @@ import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 
-from ..trainers import picking, training
-from ..trainers import run as runs
-from ..trainers.folder import RunFolder, RunResult
-from ..trainers.memory import Effort
-from ..trainers.previews import Preview
-from ..trainers.scoring import described
-from ..trainers.trainables import check_words
-from . import carry, host, weights
+from ..trainers.evaluation.scorer import described
+from ..trainers.runs import pick
+from ..trainers.runs import train as training
+from ..trainers.runs.folder import RunFolder
+from ..trainers.runs.preview import Preview
+from ..trainers.runs.result import RunResult
+from ..trainers.runs.run import Run, judges
+from ..trainers.training.memory import Effort
+from ..trainers.training.trainables import check_words
 from .apply import EXACT, apply, fits
-from .live import Live
+from .host import clip_attachment, weights
+from .host.folders import cache_folder, runs_folder
+from .host.live import Live
+from .host.models import check_fit
+from .host.session import (
+    backbones,
+    check_interrupted,
+    free_memory,
+    notices,
+    training_device,
+    training_dtype,
+    training_session,
+)
+from .host.unsupported import warning
 from .schema import checked
 from .sockets import CATEGORY, ConceptSocket, RecipeSocket, ResultSocket, StopperSocket
-from .unseen import warning
 
 PREVIEW_PROMPTS = "a photo of {}\na painting of {}"
 
@@ -96,14 +109,14 @@ class Train(io.ComfyNode):
             steps=preview_steps,
             guidance=preview_cfg,
         )
-        dtype = host.training_dtype(precision, host.training_device())
-        run = runs.Run(concept=concept, recipe=recipe, seed=seed, dtype=dtype, stopper=stopper)
+        dtype = training_dtype(precision, training_device())
+        run = Run(concept=concept, recipe=recipe, seed=seed, dtype=dtype, stopper=stopper)
         options = {
             "preview": preview,
             "effort": Effort(micro_batch_size=micro_batch_size),
             "checkpoint_every": checkpoint_every,
         }
-        say, warnings = host.notices(cls.hidden.unique_id), []
+        say, warnings = notices(cls.hidden.unique_id), []
 
         def warn(sentence: str) -> None:
             logging.warning(sentence)
@@ -113,7 +126,7 @@ class Train(io.ComfyNode):
         if unseen := warning(model, clip):
             warn(unseen)
         result = train(model, clip, vae, run, say, hidden=cls.hidden, warn=warn, **options)
-        result = picking.chosen(result, stopper)
+        result = pick.chosen(result, stopper)
         end = f"run {result.folder.name}: {result.stop_reason}, {result.seconds / 60:.1f} minutes of training"
         say(". ".join([end, *warnings]))
         trained_model, trained_clip = apply(model, clip, result, in_full_precision=exact)
@@ -122,45 +135,45 @@ class Train(io.ComfyNode):
         return io.NodeOutput(trained_model, trained_clip, result, pictures, ui=shown)
 
 
-def train(model, clip, vae, run: runs.Run, say, **options) -> RunResult:
+def train(model, clip, vae, run: Run, say, **options) -> RunResult:
     """The finished run with these inputs if there is one, else a training: a new one, or one that was broken off."""
-    family, concept = host.check_fit(model, clip, vae), run.concept
-    run.recipe.check(concept, known=carry.of(clip).tokens)
+    family, concept = check_fit(model, clip, vae), run.concept
+    run.recipe.check(concept, known=clip_attachment.of(clip).tokens)
     for name in family.text_encoders:
         check_words(
             weights.tokenizer_of(clip, name), concept.placeholder_token, concept.initializer, concept.class_word
         )
     fingerprint = weights.fingerprint(model, clip, vae)
-    folder = host.runs_folder() / run.digest(fingerprint)
+    folder = runs_folder() / run.digest(fingerprint)
     finished = RunFolder(folder).result()
     if finished and fits(model, clip, finished):  # a damaged one is trained again
         return finished
-    with host.training_session() as device:
+    with training_session() as device:
         # A function of its own: when it returns, nothing but the result is left of the training.
         return _train(model, clip, vae, run, device, folder, say, model_fingerprint=fingerprint, **options)
 
 
 def _train(
-    model, clip, vae, run: runs.Run, device, folder, say, *, model_fingerprint: str, hidden, warn=logging.warning,
+    model, clip, vae, run: Run, device, folder, say, *, model_fingerprint: str, hidden, warn=logging.warning,
     **options,
 ) -> RunResult:  # fmt: skip
     load_judges(run, say)
     models = weights.read_models(model, clip, vae, run.dtype, say)
-    models.backbones = host.backbones
+    models.backbones = backbones
     progress = comfy.utils.ProgressBar(run.recipe.steps)
 
     def on_step(report) -> None:
         progress.update_absolute(report.step, report.steps)
         say(view.words())
-        host.check_interrupted()
+        check_interrupted()
 
     def on_preview(step: int, picture: Image.Image) -> None:
         progress.update_absolute(progress.current, None, ("JPEG", picture, 768))  # `step` counts all stages
-        host.check_interrupted()
+        check_interrupted()
 
     def on_notice(sentence: str) -> None:
         say(sentence)
-        host.check_interrupted()
+        check_interrupted()
 
     with Live(folder, run.recipe.steps, hidden) as view:
         watcher = training.Watcher(
@@ -171,19 +184,19 @@ def _train(
             on_entry=view.add,
             finish=view.finish,
         )
-        options |= {"model": model_fingerprint, "device": device, "watcher": watcher, "cache": host.cache_folder()}
-        return training.train(run, models, folder, free_memory=lambda: host.free_memory(device), **options)
+        options |= {"model": model_fingerprint, "device": device, "watcher": watcher, "cache": cache_folder()}
+        return training.train(run, models, folder, free_memory=lambda: free_memory(device), **options)
 
 
-def load_judges(run: runs.Run, say) -> None:
+def load_judges(run: Run, say) -> None:
     """What the recipe and the monitors ask, before anything that takes long.
 
     Raises:
         ValueError: one of them cannot be loaded.
     """
-    for choice in runs.judges(run.recipe, run.stopper):
+    for choice in judges(run.recipe, run.stopper):
         say(f"reading {described(choice)}")
-        host.backbones.load(choice)
+        backbones.load(choice)
 
 
 def previews(result: RunResult) -> torch.Tensor:

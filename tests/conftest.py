@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(items):
     reasons = {"gpu": None if has_accelerator() else "no accelerator", "comfy": None, "browser": None}
     if not (COMFYUI / "main.py").exists():
         reasons["comfy"] = f"no ComfyUI in {COMFYUI}"
-    from personalize.tests import browser
+    from personalize.tests.support import browser
 
     if browser.chromium() is None:
         reasons["browser"] = "no chromium (Debian: apt-get install chromium)"
@@ -83,7 +83,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """One real ComfyUI for the whole session, with this pack, demo/host_node and the tiny checkpoint: a Host."""
-    from personalize.tests import host
+    from personalize.tests.support import host
 
     with host.start(COMFYUI, tmp_path_factory.mktemp("comfyui"), cpu=not has_accelerator()) as running:
         yield running
@@ -106,7 +106,7 @@ def model_folders(tmp_path, monkeypatch):
     """{kind: folder} in place of the host's."""
     import folder_paths
 
-    from personalize.nodes import results  # noqa: F401 - adds models/personalize
+    from personalize.nodes import save  # noqa: F401 - adds models/personalize
 
     made = {kind: tmp_path / "models" / kind for kind in ("loras", "embeddings", "personalize")}
     for kind, folder in made.items():
@@ -126,6 +126,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def shelf(folder):
     """`Backbones` that look there, where the demo world's CLIP lies."""
-    from personalize.tests import judge
+    from personalize.tests.support import judge
 
     return judge.write(folder)

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from . import command_evaluate, distributed, picking
-from .asked import NAMES, asked_for
-from .command_line import (
+from .cli import evaluate
+from .cli.dreambench import command as dreambench
+from .cli.options import (
     method_flags,
     model_flags,
     new_parser,
@@ -30,13 +30,17 @@ from .command_line import (
     training_flags,
     word_flags,
 )
-from .dreambench import command as dreambench
-from .folder import RunFolder, RunResult
-from .loop import SingleDevice
-from .previews import Preview
-from .run import judges
+from .cli.train import NAMES, asked_for
+from .device import SingleDevice
+from .runs import pick
+from .runs.folder import RunFolder
+from .runs.preview import Preview
+from .runs.result import RunResult
+from .runs.run import judges
+from .runs.shared_folder import SharedFolder
+from .training.distributed import ManyDevices, launched, processes
 
-COMMANDS = {"evaluate": command_evaluate.main, "dreambench": dreambench.main}
+COMMANDS = {"evaluate": evaluate.main, "dreambench": dreambench.main}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -75,12 +79,12 @@ def parser() -> argparse.ArgumentParser:
 def run(given: argparse.Namespace) -> RunResult:
     """Train what the command line asks for, or find it trained."""
     device = torch.device(given.device)
-    if not distributed.launched():
+    if not launched():
         return _run(given, device, SingleDevice, RunFolder, say=print)
-    with distributed.processes(device) as own:
+    with processes(device) as own:
         first = os.environ["RANK"] == "0"
         say = print if first else (lambda sentence: None)
-        return _run(given, own, distributed.ManyDevices, distributed.SharedFolder, say=say, first=first)
+        return _run(given, own, ManyDevices, SharedFolder, say=say, first=first)
 
 
 def _run(
@@ -93,7 +97,7 @@ def _run(
     folder = folders(given.out / asked.digest(model))
     say(f"run {folder.path.name}")
     if finished := folder.result():
-        finished = picking.chosen(finished, asked.stopper)
+        finished = pick.chosen(finished, asked.stopper)
         say(f"{finished.stop_reason}; it is complete and not trained again")
         return finished
     for choice in judges(asked.recipe, asked.stopper):
@@ -106,7 +110,7 @@ def _run(
         checkpoint_every=given.checkpoint_every,
         cache=given.out / "cache" if first else None,
     )  # fmt: skip
-    result = picking.chosen(result, asked.stopper)
+    result = pick.chosen(result, asked.stopper)
     say(f"run {folder.path.name}: {result.stop_reason}, {result.seconds / 60:.1f} minutes of training")
     return result
 

@@ -2,7 +2,7 @@
 
 from dataclasses import Field, asdict, field, fields, replace
 
-from .sentences import quoted
+from .text import quoted
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a list of texts"}
 

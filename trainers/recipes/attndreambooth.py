@@ -16,14 +16,15 @@ from functools import partial
 from torch import Generator
 from torch.nn import Parameter
 
-from .. import attention, augmentation, losses, optimizers, timesteps, trainables
-from ..attention import AttentionMaps
-from ..data import Concept
-from ..loop import Stage
-from ..models import Models
-from ..objective import Loss
+from ..data import augmentation
+from ..data.concept import Concept
+from ..data.paired_views import PairedViews
+from ..models.diffusion import Models
 from ..settings import same, setting
-from ..views import PairedViews
+from ..training import cross_attention, losses, optimizers, timesteps, trainables
+from ..training.cross_attention import AttentionMaps
+from ..training.objective import Loss
+from ..training.stage import Stage
 from .textboost import TextBoost
 
 PROMPT = "a photo of a {}"
@@ -115,7 +116,7 @@ class AttnDreamBooth:
             templates=(PROMPT,), subject=self.subject(concept), augment=turn, pool=self.views, batch_size=0
         )
         pools = views.pools(models, concept, generator)
-        with attention.record_cross_attention(models.unet) as maps:
+        with cross_attention.record_cross_attention(models.unet) as maps:
             for number in map(int, RUNS[self.run_stages]):
                 size = self._of(number, "batch_size")
                 params = rows if number == 1 else self._unet(models, number, generator)

@@ -16,13 +16,16 @@ from functools import partial
 
 from torch import Generator
 
-from .. import attention, augmentation, class_pictures, losses, timesteps, trainables
-from ..data import Concept, choose
-from ..loop import Stage
-from ..models import Models
+from ..data import augmentation
+from ..data import class_images as class_pictures
+from ..data.concept import Concept
+from ..data.paired_views import PairedViews
+from ..data.templates import TEMPLATES
+from ..digest import choose
+from ..models.diffusion import Models
 from ..settings import same, setting
-from ..templates import TEMPLATES
-from ..views import PairedViews
+from ..training import cross_attention, losses, timesteps, trainables
+from ..training.stage import Stage
 from .dreambooth_lora import DreamBoothLoRA
 from .textboost import TextBoost
 from .textual_inversion import TextualInversion
@@ -84,7 +87,7 @@ class CustomDiffusion:
         weights = [parameter for name in TRAINED for parameter in trainables.select(models, name)]
         rate = self.learning_rate * (self.batch_size if self.scale_lr else 1) * (2 if classes else 1)
         kept = {"prior_preservation": (self.prior_weight, losses.prior_preservation)} if classes else {}
-        with attention.first_token_without_gradient(models.unet):
+        with cross_attention.first_token_without_gradient(models.unet):
             yield Stage(
                 name="custom diffusion",
                 steps=self.steps,

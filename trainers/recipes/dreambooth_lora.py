@@ -14,13 +14,15 @@ from functools import partial
 
 from torch import Generator
 
-from .. import augmentation, class_pictures, losses, timesteps, trainables
-from ..data import Concept
-from ..loop import Stage
-from ..models import Models
+from ..data import augmentation
+from ..data import class_images as class_pictures
+from ..data.concept import Concept
+from ..data.paired_views import PairedViews
+from ..data.templates import TEMPLATES
+from ..models.diffusion import Models
 from ..settings import same, setting
-from ..templates import TEMPLATES
-from ..views import PairedViews
+from ..training import losses, timesteps, trainables
+from ..training.stage import Stage
 from .textboost import TextBoost
 from .textual_inversion import TextualInversion
 

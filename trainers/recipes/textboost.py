@@ -15,13 +15,15 @@ from functools import partial
 from torch import Generator
 from torch.nn import Module, Parameter
 
-from .. import augmentation, losses, timesteps, trainables
-from ..data import Concept, PreservationPrompts, shipped_captions
-from ..loop import Stage
-from ..models import Models
+from ..data import augmentation
+from ..data.concept import Concept
+from ..data.paired_views import PairedViews
+from ..data.preservation import PreservationPrompts, shipped_captions
+from ..data.templates import TEMPLATES
+from ..models.diffusion import Models
 from ..settings import setting
-from ..templates import TEMPLATES
-from ..views import PairedViews
+from ..training import losses, timesteps, trainables
+from ..training.stage import Stage
 
 TEXT_TARGETS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
 UNET_TARGETS = ["attn2.to_k", "attn2.to_v"]

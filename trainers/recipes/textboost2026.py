@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 
 from torch import Generator
 
-from .. import causal, losses, timesteps, trainables
-from ..data import Concept
-from ..loop import Stage
-from ..models import Models
+from ..data.concept import Concept
+from ..data.paired_views import PairedViews
+from ..models.diffusion import Models
 from ..settings import same, setting
-from ..views import PairedViews
+from ..training import causal_adapters, losses, timesteps, trainables
+from ..training.stage import Stage
 from .textboost import WHICH, TextBoost
 
 
@@ -59,7 +59,7 @@ class TextBoost2026:
         words = [(concept.placeholder_token, concept.initializer), *views.tokens]
         tokens = [trainables.add_tokens(encoder, words) for encoder in models.text_encoders][encoders]
         pools = views.pools(models, concept, generator)
-        adapters = causal.add_adapters(
+        adapters = causal_adapters.add_adapters(
             models, concept.placeholder_token, encoders, self.adapter_rank, generator, self.cross_attention
         )
         sampler = timesteps.snr_weighted if self.snr_weighted else timesteps.uniform

@@ -13,14 +13,15 @@ from functools import partial
 
 from torch import Generator
 
-from .. import augmentation, initializer, losses, timesteps, trainables
-from ..backbones import ClipChoice
-from ..data import Concept
-from ..loop import Stage
-from ..models import Models
+from ..data import augmentation, initializer
+from ..data.concept import Concept
+from ..data.paired_views import PairedViews
+from ..data.templates import TEMPLATES
+from ..metrics.clip import ClipChoice
+from ..models.diffusion import Models
 from ..settings import part, same, setting
-from ..templates import TEMPLATES
-from ..views import PairedViews
+from ..training import losses, timesteps, trainables
+from ..training.stage import Stage
 from .textboost import TextBoost
 
 

@@ -1,0 +1,231 @@
+"""Causality-preserved adapters on the host's own modules: what trainers/causal.py trained, acting in a graph.
+
+Where a word acts is known when its prompt is tokenized. The text encoder's adapters read it there; the U-Net's need it
+much later, so a prompt's conditioning carries it under the word's name, through the sampler, to every cross-attention.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import comfy.conds
+import comfy.utils
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from . import models
+
+KEY = "personalize"
+TEXT, UNET = "text_encoders.", "unet."  # how names of adapters begin, see trainers/causal.py
+
+
+@dataclass(frozen=True)
+class WordAdapters:
+    """The adapters of one learned word."""
+
+    tensors: dict[str, Tensor]  # <name>.down [r, in] and <name>.up [out, r]
+    strength_text_encoder: float = 1.0
+    strength_unet: float = 1.0
+
+    def whole(self) -> dict[str, Tensor]:
+        """The tensors with the strengths in them."""
+        whole = dict(self.tensors)
+        for key in (key for key in self.tensors if key.endswith(".up")):
+            whole[key] = whole[key] * (self.strength_unet if key.startswith(UNET) else self.strength_text_encoder)
+        return whole
+
+    def layers(self, prefix: str) -> dict[str, tuple[Tensor, Tensor]]:
+        """Name without `prefix` to down and up."""
+        names = {key.rpartition(".")[0] for key in self.tensors if key.startswith(prefix)}
+        return {n.removeprefix(prefix): (self.tensors[f"{n}.down"], self.tensors[f"{n}.up"]) for n in sorted(names)}
+
+
+def low_rank(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    return x @ down.to(x).T @ up.to(x).T
+
+
+def mask(rows: list, vectors: Tensor, end: int) -> Tensor:
+    """1 from a word's first vector on up to the first end token, 0 elsewhere; `[rows, tokens, 1]`.
+
+    Args:
+        rows: the host's tokens, one list per chunk of 77: ids, and the very `vectors` of learned words.
+    """
+    result = torch.zeros(len(rows), max(map(len, rows)), 1)
+    for row, tokens in enumerate(rows):
+        first = (i for i, t in enumerate(tokens) if torch.is_tensor(t) and t.data_ptr() == vectors.data_ptr())
+        begin = next(first, len(tokens))
+        ends = (i for i, t in enumerate(tokens) if not torch.is_tensor(t) and t == end)
+        result[row, begin : next(ends, len(tokens)) + 1] = 1
+    return result
+
+
+def following(forward, vectors: dict[str, Tensor], end: int, masks: dict[str, Tensor]):
+    """`forward` of one of the host's text encoders, after noting in `masks` where each word acts."""
+
+    def follow(tokens, *args, **kwargs):
+        masks.update({word: mask(tokens, learned, end) for word, learned in vectors.items()})
+        return forward(tokens, *args, **kwargs)
+
+    return follow
+
+
+def adapted(linear, adapters: dict[str, tuple[Tensor, Tensor, float]], masks: dict[str, Tensor]):
+    """The forward of one of the host's linear layers with each word's down, up and strength beside it."""
+    original = type(linear).forward
+
+    def forward(x):
+        y = original(linear, x)
+        for word, (down, up, strength) in adapters.items():
+            y = y + strength * masks[word].to(y) * low_rank(x, down, up)
+        return y
+
+    return forward
+
+
+def text_patches(clip, words: dict[str, WordAdapters]) -> dict[str, Callable]:
+    """Object patches for a CLIP whose tokenizer knows the words: its adapters, and prompts that say where they act."""
+    patches: dict[str, Callable] = {}
+    names = models.encoder_names(clip)
+    for i, name in enumerate(names):
+        encoder, masks = getattr(clip.cond_stage_model, name), {}
+        layers: dict[str, dict[str, tuple[Tensor, Tensor, float]]] = {}
+        for word, adapters in words.items():
+            for path, (down, up) in adapters.layers(f"{TEXT}{i}.").items():
+                layers.setdefault(path, {})[word] = down, up, adapters.strength_text_encoder
+        for path, of_words in layers.items():
+            linear = comfy.utils.get_attr(encoder.transformer.text_model, path)
+            patches[f"{name}.transformer.text_model.{path}.forward"] = adapted(linear, of_words, masks)
+        if layers:
+            vectors = _vectors(clip, name, words)
+            patches[f"{name}.forward"] = following(method(encoder, "forward"), vectors, _end(encoder), masks)
+    if any(adapters.layers(UNET) for adapters in words.values()):
+        vectors = _vectors(clip, names[-1], words)
+        patches["encode_token_weights"] = _saying(clip.cond_stage_model, names[-1], vectors)
+    return patches
+
+
+def method(module, name: str):
+    """A method as its class has it, whatever another clone has patched meanwhile."""
+    return getattr(type(module), name).__get__(module)
+
+
+def _end(encoder) -> int:
+    return encoder.special_tokens["end"]
+
+
+def _vectors(clip, name: str, words: dict[str, WordAdapters]) -> dict[str, Tensor]:
+    placeholders = getattr(clip.tokenizer, name).placeholders
+    return {word: placeholders[word][1] for word in words}
+
+
+def _saying(stage, name: str, vectors: dict[str, Tensor]):
+    """The host's encoding of a prompt, whose conditioning then also says where each word acts, `[1, tokens, 1]`."""
+    encode, end = method(stage, "encode_token_weights"), _end(getattr(stage, name))
+
+    def encoded(pairs):
+        output = encode(pairs)
+        chunks = [[token for token, *_ in chunk] for chunk in pairs[name.removeprefix("clip_")]]
+        said = {f"{KEY} {word}": mask(chunks, learned, end).reshape(1, -1, 1) for word, learned in vectors.items()}
+        return (*output[:2], {**(output[2] if len(output) > 2 else {}), **said})
+
+    return encoded
+
+
+@dataclass
+class ContextAdapters:
+    """The host's patch of every cross-attention: it reads `H + m * A(H)` instead of the prompt's states H."""
+
+    words: dict[str, WordAdapters]
+    blocks: dict[tuple, dict[str, tuple[Tensor, Tensor, float]]] = field(init=False)
+    names: dict[str, tuple]  # diffusers' path of a cross-attention -> the host's block
+
+    def __post_init__(self):
+        self.blocks = {}
+        for word, adapters in self.words.items():
+            for path, (down, up) in adapters.layers(UNET).items():
+                self.blocks.setdefault(self.names[path], {})[word] = down, up, adapters.strength_unet
+
+    def __call__(self, n: Tensor, context: Tensor, value: Tensor, options: dict) -> tuple[Tensor, Tensor, Tensor]:
+        block, masks = (*options["block"], options["block_index"]), options.get(KEY, {})
+        keys, values = context, value
+        for word, (down, up, strength) in self.blocks.get(block, {}).items():
+            if word in masks:
+                keys = keys + _where(masks[word], keys) * strength * low_rank(context, down, up)
+                values = values + _where(masks[word], values) * strength * low_rank(value, down, up)
+        return n, keys, values
+
+
+def _where(where: Tensor, context: Tensor) -> Tensor:
+    """As long as the context: a prompt that a graph joined to this one does not know the word."""
+    missing = context.shape[1] - where.shape[1]
+    return torch.nn.functional.pad(where.to(context), (0, 0, 0, missing)) if missing else where.to(context)
+
+
+def attach_unet(model, words: dict[str, WordAdapters]):
+    """A clone of `model` whose cross-attentions adapt what they read of these words; of others, as before."""
+    words = {**(model.get_attachment(KEY) or {}), **words}
+    words = {word: adapters for word, adapters in words.items() if adapters.layers(UNET)}
+    earlier = model.model_options["transformer_options"].get("patches", {}).get("attn2_patch", [])
+    if not words and not any(isinstance(patch, ContextAdapters) for patch in earlier):
+        return model
+    clone = model.clone()
+    clone.set_attachments(KEY, words)
+    patches = clone.model_options["transformer_options"].setdefault("patches", {})
+    patches["attn2_patch"] = [patch for patch in earlier if not isinstance(patch, ContextAdapters)]
+    clone.set_model_attn2_patch(ContextAdapters(words, block_names(model)))
+    clone.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
+    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, _to_options)
+    if not isinstance(clone.object_patches.get("extra_conds"), Conditions):
+        clone.add_object_patch("extra_conds", Conditions(clone.get_model_object("extra_conds")))
+    return clone
+
+
+class Conditions:
+    """The host's reading of a prompt's conditioning, which also passes on where words act."""
+
+    def __init__(self, original):
+        self.original = original
+
+    def __call__(self, **kwargs):
+        said = {name: comfy.conds.CONDCrossAttn(value) for name, value in kwargs.items() if name.startswith(f"{KEY} ")}
+        return self.original(**kwargs) | said
+
+
+def _to_options(executor, x, timesteps, context, y, control, options, **kwargs):
+    """A wrapper of the U-Net: where words act goes among the options that its blocks read."""
+    said = {name.removeprefix(f"{KEY} "): kwargs.pop(name) for name in [*kwargs] if name.startswith(f"{KEY} ")}
+    return executor(x, timesteps, context, y, control, {**options, KEY: said}, **kwargs)
+
+
+def block_names(model) -> dict[str, tuple]:
+    """diffusers' path of each cross-attention -> what the host calls its block: ("input", 4, 0)."""
+    names, end = {}, ".attn2.to_k.weight"
+    for path, key in comfy.utils.unet_to_diffusers(model.model.model_config.unet_config).items():
+        if path.endswith(end):
+            parts = key.split(".")
+            number = 0 if parts[0] == "middle_block" else int(parts[1])
+            names[path.removesuffix(".to_k.weight")] = parts[0].split("_")[0], number, int(parts[-4])
+    return names
+
+
+def check(adapters: dict[str, Tensor], model, clip) -> None:
+    """Raise `ValueError` unless every adapter is whole, belongs to a layer of this MODEL or CLIP, and has its shape."""
+    wanted = _shapes(model, clip)
+    for name in {key.rpartition(".")[0] for key in adapters}:
+        down, up = adapters.get(f"{name}.down"), adapters.get(f"{name}.up")
+        whole = down is not None and up is not None and down.ndim == up.ndim == 2 and len(down) == up.shape[1]
+        if not whole or wanted.get(name) != (len(up), down.shape[1]):
+            raise ValueError(
+                f"The learned adapter {name} does not fit this MODEL and CLIP: use the family of models that the run "
+                "was trained on."
+            )
+
+
+def _shapes(model, clip) -> dict[str, tuple[int, int]]:
+    """Rows and columns of every layer that can have an adapter."""
+    width = model.model.model_config.unet_config["context_dim"]
+    shapes = {f"{UNET}{path}": (width, width) for path in block_names(model)}
+    for i, name in enumerate(models.encoder_names(clip)):
+        for number, layer in enumerate(getattr(clip.cond_stage_model, name).transformer.text_model.encoder.layers):
+            shapes[f"{TEXT}{i}.encoder.layers.{number}.mlp.fc2"] = tuple(layer.mlp.fc2.weight.shape)
+    return shapes

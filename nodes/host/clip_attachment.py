@@ -1,0 +1,121 @@
+"""What a personalised CLIP carries beside its LoRA: new words, their adapters, and outputs that stay fixed.
+
+Both live on copies: the CLIP that came down the graph, and every other clone of it, stays as it was.
+"""
+
+import copy
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from . import causal_adapters
+from .causal_adapters import KEY, WordAdapters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Carried:
+    """Per placeholder and per text encoder ("clip_l", ...)."""
+
+    tokens: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # placeholder -> encoder -> [n, d]
+    fixed_outputs: dict[str, Tensor] = field(default_factory=dict)  # encoder -> [layers + 1, 77, d]
+    adapters: dict[str, WordAdapters] = field(default_factory=dict)  # placeholder -> its adapters
+    patches: tuple[str, ...] = ()  # what of the host's objects is patched for all this
+
+
+def of(clip) -> Carried:
+    """What `clip` carries already; nothing, for a CLIP that this pack did not make."""
+    return clip.patcher.get_attachment(KEY) or Carried()
+
+
+def attach(clip, carried: Carried):
+    """A clone of `clip` that understands every placeholder of `carried` and keeps its fixed outputs."""
+    clone = clip.clone()
+    clone.tokenizer = copy.copy(clip.tokenizer)
+    for name in {encoder for vectors in carried.tokens.values() for encoder in vectors}:
+        vectors = {token: v[name] for token, v in carried.tokens.items() if name in v}
+        setattr(clone.tokenizer, name, _with_words(getattr(clip.tokenizer, name), vectors))
+    patches = causal_adapters.text_patches(clone, carried.adapters)
+    for name, outputs in carried.fixed_outputs.items():
+        encoder = getattr(clip.cond_stage_model, name)
+        forward = patches.get(f"{name}.forward", causal_adapters.method(encoder, "forward"))
+        patches[f"{name}.forward"] = fixed_forward(encoder, outputs, forward)
+    for earlier in of(clip).patches:
+        clone.patcher.object_patches.pop(earlier, None)
+    for target, patch in patches.items():
+        clone.patcher.add_object_patch(target, patch)
+    clone.patcher.set_attachments(KEY, replace(carried, patches=tuple(patches)))
+    return clone
+
+
+def _with_words(tokenizer, vectors: dict[str, Tensor]):
+    """A copy of one of the host's tokenizers that knows `vectors` by their placeholders."""
+    knowing = copy.copy(tokenizer)
+    knowing.placeholders = {token: (_file_name(token), v.clone()) for token, v in vectors.items()}
+    knowing.embedding_directory = tokenizer.embedding_directory or []  # None would switch embeddings off
+    if not isinstance(tokenizer, PlaceholderWords):
+        base = type(tokenizer)
+        knowing.__class__ = type(f"Placeholder{base.__name__}", (PlaceholderWords, base), {})
+    return knowing
+
+
+def _file_name(token: str) -> str:
+    """An embedding name for a placeholder: the host cuts names at brackets, so they are spelled in hexadecimal."""
+    return f"personalize-{token.encode().hex()}"
+
+
+class PlaceholderWords:
+    """Mixed into a host tokenizer: placeholders become embeddings that are answered from memory.
+
+    The host's prompt syntax - weights, commas, long prompts - then works on them as on any embedding.
+    """
+
+    placeholders: dict[str, tuple[str, Tensor]]
+
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs):
+        for token in sorted(self.placeholders, key=len, reverse=True):
+            text = text.replace(token, f" embedding:{self.placeholders[token][0]} ")
+        return super().tokenize_with_weights(text, return_word_ids, **kwargs)
+
+    def _try_get_embedding(self, embedding_name: str):
+        first, _, rest = embedding_name.partition(" ")
+        for name, vectors in self.placeholders.values():
+            if first == name:
+                return vectors, first, rest.strip()
+        return super()._try_get_embedding(embedding_name)
+
+
+def fixed_forward(encoder, outputs: Tensor, original):
+    """`original`, the forward of one of the host's text encoders, with start token and empty prompt replaced.
+
+    Args:
+        outputs: the fixed outputs, `[layers + 1, 77, d]`, for whichever layer the graph reads; after the final norm
+            where it follows every layer that is read.
+    """
+    end = encoder.special_tokens["end"]
+
+    def forward(tokens, *args, **kwargs):
+        hidden, pooled, *rest = original(tokens, *args, **kwargs)
+        fixed = (_last(encoder, outputs) if encoder.layer == "last" else outputs[encoder.layer_idx]).to(hidden)
+        hidden[:, 0] = fixed[0]
+        for row, ids in enumerate(tokens):
+            if not torch.is_tensor(ids[1]) and ids[1] == end:
+                hidden[row, : len(fixed)] = fixed
+                pooled[row] = _pooled(encoder, outputs).to(pooled)
+        return (hidden, pooled, *rest)
+
+    return forward
+
+
+def _last(encoder, outputs: Tensor) -> Tensor:
+    """The last hidden state, `[77, d]`, which the final norm always follows."""
+    norm = encoder.transformer.text_model.final_layer_norm
+    return outputs[-1] if encoder.layer_norm_hidden_state else norm(outputs[-1].to(norm.weight.device).float())
+
+
+def _pooled(encoder, outputs: Tensor) -> Tensor:
+    """What the host pools of the empty prompt: the last layer at the first end token, through OpenCLIP's projection."""
+    pooled = _last(encoder, outputs)[1:2]
+    if encoder.return_projected_pooled:
+        pooled = encoder.transformer.text_projection(pooled.to(encoder.transformer.text_projection.weight.device))
+    return pooled[0]

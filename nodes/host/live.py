@@ -1,0 +1,225 @@
+"""The live view's side of the server: trainings under way as events, and the history of any run on request.
+
+The view itself is js/personalize.js. It owns nothing: what it shows is what is sent here, and it asks by run digest.
+"""
+
+import asyncio
+import json
+import math
+import re
+import time
+from pathlib import Path
+
+from aiohttp import web
+from comfy_execution.utils import get_executing_context
+from server import PromptServer
+
+from ...trainers.runs.folder import RunFolder
+from . import folders
+
+EVENT = "personalize.step"
+INTERVAL = 0.2  # seconds between two events of a training
+MOST = 1000  # points of a history that are sent, and as many more of what was measured
+NEWEST = 8  # names of previews in an event
+RUNNING: dict[str, "Live"] = {}  # the trainings of this process, by run digest
+
+
+class Live:
+    """One training under way, as the editors see it: `with Live(...) as view`, and a Watcher with its methods."""
+
+    def __init__(self, folder: Path, steps: int, hidden):
+        """
+        Args:
+            steps: of all stages, as the recipe has it.
+            hidden: the node's: its id, and the workflow it stands in where there is one.
+        """
+        context, workflow = get_executing_context(), (hidden.extra_pnginfo or {}).get("workflow") or {}
+        self.folder, self.planned = folder, steps
+        self.prompt = {"run": folder.name, "node": str(hidden.unique_id), "workflow": workflow.get("id")}
+        self.prompt |= {"prompt_id": context.prompt_id if context else None}
+        self.entries: list[dict] = []  # since the last event
+        self.stages: dict[str, int] = {}  # the steps of the stages so far
+        self.last: dict = {}  # the last line of the log
+        self.sent, self.began, self.pace = -math.inf, (0.0, 0), 0.0  # began: when, and after which step of the stage
+        self.finishing = False
+
+    def __enter__(self) -> "Live":
+        RUNNING[self.folder.name] = self
+        return self
+
+    def __exit__(self, *error) -> None:
+        del RUNNING[self.folder.name]
+        if self.last:
+            self.send(running=False)
+
+    def finish(self) -> bool:
+        """Whether a user asked since the last call to end the present stage: `Watcher.finish`."""
+        asked, self.finishing = self.finishing, False
+        return asked
+
+    def add(self, entry: dict) -> None:
+        """A line of steps.jsonl: `Watcher.on_entry`."""
+        if not self.last and entry["step"] > 1:  # a run that goes on: what its earlier stages were
+            self.stages = {e["stage"]: e["steps"] for e in read(self.folder)[: entry["step"] - 1]}
+        if self.last and entry["stage"] != self.last["stage"]:
+            self.finishing = False  # who asked in the last moments of a stage did not mean the next one
+        now = time.monotonic()
+        if entry["stage"] != self.last.get("stage") or entry["step"] <= self.last["step"]:
+            self.began = now, entry["stage_step"]
+        elif entry["stage_step"] - self.began[1] >= 2:  # until then the pace of the stage before is the better guess
+            self.pace = (now - self.began[0]) / (entry["stage_step"] - self.began[1])
+        self.stages[entry["stage"]] = entry["steps"]
+        self.last = entry
+        self.entries.append(compact(entry))
+        if now - self.sent >= INTERVAL:
+            self.send()
+
+    def steps(self) -> int:
+        """At which step of all stages it will end, as far as one knows: a stage may have been ended before its last."""
+        if not self.last:
+            return self.planned
+        to_come = max(0, self.planned - sum(self.stages.values()))
+        return self.last["step"] + self.last["steps"] - self.last["stage_step"] + to_come
+
+    def seconds_left(self) -> float | None:
+        """At the pace of this stage, with everything between its steps; `None` while it is not known."""
+        return round(self.pace * (self.steps() - self.last["step"]), 1) if self.pace else None
+
+    def words(self) -> str:
+        """The same for a node that has only a line of text."""
+        entry, left = self.last, self.seconds_left() or 0
+        soon = f", about {left / 60:.0f} minutes left" if left >= 60 else ""
+        return f"{entry['stage']}: step {entry['stage_step']} of {entry['steps']}, loss {entry['loss']:.4f}{soon}"
+
+    def send(self, running: bool = True) -> None:
+        """Tell every editor that is open what is new; one that is opened later asks for the rest."""
+        entry, entries = self.last, self.entries
+        self.entries, self.sent = [], time.monotonic()
+        stage = {"stage": entry["stage"], "stage_step": entry["stage_step"], "stage_steps": entry["steps"]}
+        event = self.prompt | stage | {"step": entry["step"], "steps": self.steps(), "entries": entries}
+        event |= {"seconds": entry["seconds"], "seconds_left": self.seconds_left(), "running": running}
+        server = getattr(PromptServer, "instance", None)
+        if server:
+            server.send_sync(EVENT, event | {"previews": previews(self.folder)[-NEWEST:]}, None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a run's folder says
+
+
+def history(digest: str) -> dict | None:
+    """What a picture of a run needs, of one that trains and of one that ended; `None` where there is none."""
+    folder = folders.runs_folder() / digest
+    about = RunFolder(folder).about()
+    if not about:
+        return None
+    entries, view, settings = read(folder, MOST), RUNNING.get(digest), about["settings"]
+    return {
+        "run": digest,
+        "method": settings.get("method"),
+        "word": settings["concept"]["placeholder_token"],
+        "stopper": settings.get("stopper", []),
+        "steps": view.steps() if view else entries[-1]["step"] if entries else 0,
+        "seconds": entries[-1].get("seconds", 0) if entries else 0,
+        "entries": [compact(entry) for entry in entries],
+        "stops": about.get("stops", []),
+        "stop_reason": "" if view else about.get("stop_reason", ""),
+        "running": view is not None,
+        "previews": previews(folder),
+    }
+
+
+def read(folder: Path, most: int | None = None) -> list[dict]:
+    """The log's steps, thinned to `most`; not the line that is just being written, nor what else is no step."""
+    try:
+        lines = (folder / "steps.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return [entry for line in (thinned(lines, most) if most else lines) if (entry := _entry(line))]
+
+
+def _entry(line: str) -> dict | None:
+    try:
+        entry = json.loads(line)
+        known = isinstance(entry["step"], int) and isinstance(entry["loss"], float) and isinstance(entry["stage"], str)
+        return entry if known else None
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def thinned(lines: list[str], most: int) -> list[str]:
+    """About `most` lines, evenly, and as many of those with measures; each stage's first and the last two always stay.
+
+    As text: reading the numbers of a hundred thousand steps takes a second, and most of them are not wanted.
+    """
+    measured = [i for i, line in enumerate(lines) if '"measures": {"' in line]
+    first = [i for i, line in enumerate(lines) if '"stage_step": 1,' in line or '"stage_step": 1}' in line]
+    keep = {*_every(range(len(lines)), most), *_every(measured, most), *first, *range(len(lines))[-2:]}
+    return [lines[i] for i in sorted(keep)]
+
+
+def _every(indices, most: int):
+    return indices[:: max(1, -(-len(indices) // most))]
+
+
+def compact(entry: dict) -> dict:
+    """Of a line of the log what is drawn; only numbers that JSON knows."""
+    kept = {"step": entry["step"], "stage": entry["stage"], "loss": float(f"{entry['loss']:.5g}")}
+    return kept | {name: found for name in ("start", "measures") if (found := _numbers(entry.get(name)))}
+
+
+def _numbers(measures) -> dict[str, dict[str, float]]:
+    monitors = measures.items() if isinstance(measures, dict) else ()
+    return {
+        monitor: {
+            name: value for name, value in values.items() if isinstance(value, int | float) and math.isfinite(value)
+        }
+        for monitor, values in monitors
+        if isinstance(values, dict)
+    }
+
+
+def previews(folder: Path) -> list[str]:
+    """The names of its pictures in the order of their steps; `/view` serves them."""
+    names = [re.fullmatch(r"step_(\d+)\.png", file.name) for file in (folder / "previews").glob("step_*.png")]
+    return [name[0] for name in sorted(filter(None, names), key=lambda name: int(name[1]))]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Routes
+
+
+def is_digest(text: object) -> bool:
+    return isinstance(text, str) and re.fullmatch(r"[0-9a-f]{16}", text) is not None
+
+
+async def get_run(request: web.Request) -> web.Response:
+    """GET /personalize/runs/{digest}"""
+    digest = request.match_info["digest"]
+    # In a thread of its own: a long history is no reason for other answers to wait.
+    found = await asyncio.to_thread(history, digest) if is_digest(digest) else None
+    return web.json_response(found) if found else _refused(404, "There is no such run: its folder may be deleted.")
+
+
+async def post_finish(request: web.Request) -> web.Response:
+    """POST /personalize/finish {"run": digest}: end its present stage after the next step and keep the result."""
+    try:
+        asked = json.loads(await request.read())
+    except (ValueError, RecursionError):
+        asked = None
+    if not isinstance(asked, dict) or [*asked] != ["run"] or not is_digest(asked["run"]):
+        return _refused(400, 'Send {"run": "..."} with the 16 hexadecimal digits of a run.')
+    view = RUNNING.get(asked["run"])
+    if view is None:
+        return _refused(404, "This run is not training now.")
+    view.finishing = True
+    return web.json_response({"run": asked["run"]})
+
+
+def _refused(status: int, sentence: str) -> web.Response:
+    return web.json_response({"error": sentence}, status=status)
+
+
+if getattr(PromptServer, "instance", None):  # a test imports the nodes without a server
+    PromptServer.instance.routes.get("/personalize/runs/{digest}")(get_run)
+    PromptServer.instance.routes.post("/personalize/finish")(post_finish)

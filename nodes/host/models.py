@@ -1,0 +1,108 @@
+"""TODO nodes.host.models"""
+
+import comfy.model_sampling
+import comfy.supported_models
+
+from ...trainers.models.families import FAMILIES, SD1, SD2, SDXL, Family
+
+KINDS = {
+    comfy.supported_models.SD15: SD1,
+    comfy.supported_models.SD20: SD2,
+    comfy.supported_models.SDXL: SDXL,
+}
+
+
+# The host derives them from SDXL, but their U-Nets are cut down unevenly.
+UNEVEN = ("SSD1B", "Segmind_Vega", "KOALA_700M", "KOALA_1B")
+
+
+NAMES = {
+    "SD15": SD1.name,
+    "SD20": SD2.name,
+    "SDXL": SDXL.name,
+    "SSD1B": "SSD-1B",
+    "Segmind_Vega": "Segmind Vega",
+}  # where the host's class says less
+
+
+def family_of(model, clip=None) -> Family:
+    """The family of a MODEL and the CLIP beside it.
+
+    Raises:
+        ValueError: one that cannot be trained, by its name, or a CLIP of another family than the MODEL.
+    """
+    config = model.model.model_config
+    family = _family(config)
+    if clip is not None:
+        _check_clip(clip, family, config.unet_config["context_dim"])
+    return family
+
+
+def _family(config) -> Family:
+    """Relatives that see more than noisy latents (inpainting, depth, unCLIP) are refused like strangers."""
+    unet, name = config.unet_config, type(config).__name__
+    known = None if name in UNEVEN else next((f for kind, f in KINDS.items() if isinstance(config, kind)), None)
+    if known and unet.get("in_channels") == 4 and (unet.get("adm_in_channels") is not None) == known.pooled:
+        return known
+    kind = NAMES.get(name, name)
+    if known and unet.get("in_channels") != 4:
+        kind += f" with {unet.get('in_channels')} input channels"
+    *first, last = (family.name for family in FAMILIES)
+    ours = f"{', '.join(first)} and {last}"
+    raise ValueError(f"This model is {kind}, but so far only plain {ours} models can be trained: load one of those.")
+
+
+def encoder_names(clip) -> list[str]:
+    """The host's names of a CLIP's text encoders, in the order in which the U-Net reads them."""
+    return [name for name in ("clip_l", "clip_g", "clip_h", "t5xxl") if hasattr(clip.cond_stage_model, name)]
+
+
+def _check_clip(clip, family: Family, context_width: int) -> None:
+    stage = clip.cond_stage_model
+    encoders = encoder_names(clip)
+    if encoders != [*family.text_encoders]:
+        found = ", ".join(encoders) or type(stage).__name__
+        raise ValueError(
+            f"This CLIP ({found}) does not belong to an {family.name} model: take MODEL and CLIP from one loader."
+        )
+    width = sum(getattr(stage, key).transformer.get_input_embeddings().weight.shape[1] for key in encoders)
+    if width != context_width:
+        raise ValueError(
+            f"The CLIP's width is {width} but the MODEL expects {context_width}: take both from one loader."
+        )
+
+
+def prediction_of(model) -> str:
+    """What a MODEL predicts, as it is patched in the graph.
+
+    Raises:
+        ValueError: neither noise nor v, or noise levels other than Stable Diffusion's discrete ones.
+    """
+    sampling, host = model.get_model_object("model_sampling"), comfy.model_sampling
+    kinds = {host.EPS.calculate_denoised: "epsilon", host.V_PREDICTION.calculate_denoised: "v_prediction"}
+    kind = kinds.get(type(sampling).calculate_denoised)
+    if kind is None or not isinstance(sampling, host.ModelSamplingDiscrete):
+        raise ValueError(
+            "This model's sampling (such as LCM, EDM or x0) cannot be trained: take the MODEL from before the "
+            "ModelSampling node, or load a model that predicts noise or v."
+        )
+    return kind
+
+
+def resolution_of(model) -> int:
+    """Pixels on a side that a MODEL was trained at."""
+    return family_of(model).resolutions[prediction_of(model)]
+
+
+def check_fit(model, clip, vae) -> Family:
+    """The family of what a graph hands over.
+
+    Raises:
+        ValueError: the three do not belong together, or cannot be trained.
+    """
+    family = family_of(model, clip)
+    if vae.latent_channels != 4:
+        raise ValueError(
+            f"This VAE has {vae.latent_channels} latent channels, the MODEL has 4: use the MODEL's own VAE."
+        )
+    return family

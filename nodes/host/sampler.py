@@ -1,0 +1,70 @@
+"""Pictures of many prompts and seeds through the host's own sampler, as stock nodes would draw them one by one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import comfy.sample
+import torch
+from torch import Tensor
+
+from . import session
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How pictures are drawn: KSampler's settings, and the size in pixels."""
+
+    seeds: tuple[int, ...]
+    steps: int
+    cfg: float
+    sampler: str
+    scheduler: str
+    negative: str
+    width: int
+    height: int
+    at_once: int
+
+
+def draw(model, clip, vae, prompts: Sequence[str], sampling: Sampling, on_step: Callable[[int], None]) -> list[Tensor]:
+    """Pictures `[h, w, 3]` in 0..1: every prompt's seeds, prompt after prompt.
+
+    All prompts of a seed start from the same latents, those of a KSampler with that seed and one picture.
+
+    Args:
+        on_step: told how many pictures went one step on; may raise to break off.
+    """
+    negative, *positives = [encode(clip, text) for text in (sampling.negative, *prompts)]
+    latents = [
+        _latents(model, positive, negative, sampling.seeds[start : start + sampling.at_once], sampling, on_step)
+        for positive in positives
+        for start in range(0, len(sampling.seeds), sampling.at_once)
+    ]
+    return [picture for batch in latents for picture in _decoded(vae, batch)]
+
+
+def encode(clip, prompt: str) -> list:
+    """What CLIPTextEncode gives."""
+    session.check_interrupted()
+    return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+
+
+def start_latents(seeds: Sequence[int], sampling: Sampling) -> Tensor:
+    """Noise `[seeds, 4, h / 8, w / 8]`, each seed's own whatever its neighbours are."""
+    empty = torch.zeros(1, 4, sampling.height // 8, sampling.width // 8)
+    return torch.cat([comfy.sample.prepare_noise(empty, seed) for seed in seeds])
+
+
+def _latents(model, positive, negative, seeds, sampling: Sampling, on_step) -> Tensor:
+    def callback(step: int, *others) -> None:
+        on_step(len(seeds))
+
+    noise = start_latents(seeds, sampling)
+    return comfy.sample.sample(
+        model, noise, sampling.steps, sampling.cfg, sampling.sampler, sampling.scheduler, positive, negative,
+        torch.zeros_like(noise), callback=callback, disable_pbar=True, seed=seeds[0],
+    )  # fmt: skip
+
+
+def _decoded(vae, latents: Tensor) -> Tensor:
+    session.check_interrupted()
+    return vae.decode(latents).cpu().float()

@@ -1,0 +1,72 @@
+"""What only the host can do: its folders, families, memory, messages and interrupts (weights are weights.py's)."""
+
+import contextlib
+import gc
+import traceback
+from collections.abc import Callable, Iterator
+
+import comfy.model_management as mm
+import folder_paths
+import torch
+from server import PromptServer
+
+from ...trainers.metrics.extractor_cache import Backbones
+
+# The CLIPs that judge. In memory while a training lasts, so that its word, its monitors and scores share one.
+backbones = Backbones(
+    folders=lambda: [
+        folder for kind in ("clip_vision", "personalize") for folder in folder_paths.get_folder_paths(kind)
+    ]
+)
+
+
+def notices(node_id: str) -> Callable[[str], None]:
+    """A function that shows a sentence on a node; where no editor listens, it does nothing."""
+    server = getattr(PromptServer, "instance", None)
+    return lambda sentence: server.send_progress_text(sentence, node_id) if server else None
+
+
+def check_interrupted() -> None:
+    """Raise the host's interrupt exception if the user pressed cancel."""
+    mm.throw_exception_if_processing_interrupted()
+
+
+def training_device() -> torch.device:
+    return mm.get_torch_device()
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that the host reports free on `device`."""
+    return mm.get_free_memory(device)
+
+
+@contextlib.contextmanager
+def training_session() -> Iterator[torch.device]:
+    """Gradients on, the graph's models out of the way, and afterwards everything as it was.
+
+    Keep what is trained inside a function called from this block, so that its memory is free when the block ends.
+    """
+    device = training_device()
+    rng = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with torch.inference_mode(False), torch.enable_grad(), rng:
+        mm.unload_all_models()
+        mm.soft_empty_cache()
+        try:
+            yield device
+        except BaseException as error:
+            # The frames of a failed training hold its tensors; the host keeps the exception for a while.
+            traceback.clear_frames(error.__traceback__)
+            raise
+        finally:
+            backbones.clear()
+            gc.collect()
+            mm.soft_empty_cache()
+
+
+def training_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The precision to compute in: bfloat16 where it is native, else float16 on a GPU, else float32."""
+    if precision != "auto":
+        return getattr(torch, precision)
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

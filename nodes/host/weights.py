@@ -1,0 +1,185 @@
+"""What a graph's MODEL, CLIP and VAE hold, read as it acts there: copies to train, or a digest of it.
+
+Nothing of the graph is ever trained or changed: every tensor that leaves this file is a copy.
+"""
+
+from collections.abc import Callable
+from itertools import count
+
+import comfy.lora
+import comfy.model_patcher
+import torch
+from torch import Tensor
+
+from ...trainers.digest import digest_of, sampled
+from ...trainers.models.diffusion import Models, build_unet
+from ...trainers.models.families import Family
+from ...trainers.models.text_encoder import TextEncoder, build_text_encoder
+from ...trainers.models.tokenizer import Tokenizer
+from . import clip_attachment
+from .models import check_fit, family_of, prediction_of
+from .session import check_interrupted, training_device
+
+
+def effective_state_dict(patcher, prefix: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """The weights below `prefix` as they act in the graph, with every LoRA and patch applied, as copies on the CPU.
+
+    Neither the host's state dict (it may show another clone's weights, or lazy ones) nor its key patches (they fail
+    on quantised models) give this. Call it outside inference mode.
+    """
+    state = {}
+    for key, parameter in patcher.model.named_parameters():
+        if not key.startswith(prefix):
+            continue
+        weight = _unpatched(patcher, key, parameter)
+        state[key.removeprefix(prefix)] = _patched(patcher, key, weight).to(dtype)
+    return state
+
+
+def _patched(patcher, key: str, weight: Tensor) -> Tensor:
+    """`weight`, which may be changed in place, with the patches and wrappers that the graph put on it."""
+    if key in patcher.patches:
+        weight = comfy.lora.calculate_weight(patcher.patches[key], weight, key)
+    for wrapper in patcher.weight_wrapper_patches.get(key, []):
+        weight = wrapper(weight)
+    return weight
+
+
+def _unpatched(patcher, key: str, parameter: Tensor) -> Tensor:
+    """A float32 copy of the weight before patches, wherever the host keeps it at the moment."""
+    convert = comfy.model_patcher.get_key_weight(patcher.model, key)[2]
+    backup, hooked = patcher.backup.get(key), getattr(patcher, "hook_backup", {}).get(key)
+    weight = hooked[0] if hooked is not None else backup.weight if backup is not None else parameter
+    if convert is not None:
+        weight = convert(weight, inplace=False)
+    if hasattr(weight, "dequantize") and type(weight).__name__ == "QuantizedTensor":
+        weight = weight.dequantize()
+    if not weight.is_floating_point():
+        raise ValueError(
+            "The weights of this model are stored in a way that only its own loader reads (such as GGUF): load the "
+            "model as safetensors in fp16, bf16 or fp8."
+        )
+    return weight.detach().to(device="cpu", dtype=torch.float32, copy=True)
+
+
+def fingerprint(model, clip, vae) -> str:
+    """A digest of what a training starts from, read from stretches of the weights as they act in the graph."""
+    family, (alphas, prediction) = family_of(model, clip), _schedule(model)
+    words, tensors = [family.name, prediction, str(clip.layer_idx), training_device().type], [alphas]
+    # Of the text encoders only what is used: the host leaves their projections uninitialised.
+    encoders = [(clip.patcher, f"{name}.transformer.text_model.") for name in family.text_encoders]
+    for patcher, prefix in ((model, "diffusion_model."), *encoders, (vae.patcher, "")):
+        tensors += [_sampled(patcher, k, p) for k, p in patcher.model.named_parameters() if k.startswith(prefix)]
+    earlier = clip_attachment.of(clip)
+    for token, vectors in earlier.tokens.items():
+        words.append(token)
+        tensors += vectors.values()
+    for word, adapters in earlier.adapters.items():
+        words += [word, *adapters.tensors]
+        tensors += adapters.whole().values()
+    return digest_of([*tensors, *earlier.fixed_outputs.values()], words)
+
+
+def _sampled(patcher, key: str, parameter: Tensor) -> Tensor:
+    if key in patcher.patches or key in patcher.weight_wrapper_patches:
+        return sampled(_patched(patcher, key, _unpatched(patcher, key, parameter)))
+    backup = patcher.backup.get(key)
+    return sampled(parameter if backup is None else backup.weight)
+
+
+def _schedule(model) -> tuple[Tensor, str]:
+    """Cumulative alphas, `[T]`, and what the model predicts."""
+    sigmas = model.get_model_object("model_sampling").sigmas
+    return (1 / (sigmas.double().cpu() ** 2 + 1)).float().clone(), prediction_of(model)
+
+
+def read_models(model, clip, vae, dtype: torch.dtype, say: Callable[[str], None] = lambda sentence: None) -> Models:
+    """Trainable copies of what a graph hands over, in the U-Net's training precision."""
+    family, (alphas, prediction) = check_fit(model, clip, vae), _schedule(model)
+    return Models(
+        family=family,
+        text_encoders=tuple(_text_encoder(clip, name, family) for name in family.text_encoders),
+        unet=build_unet(effective_state_dict(model, "diffusion_model.", dtype), model.model.model_config.unet_config),
+        alphas_cumprod=alphas,
+        prediction_type=prediction,
+        encode_images=_encoder(model, vae, say),
+        decode_latents=_decoder(model, vae),
+        known_adapters={word: adapters.whole() for word, adapters in clip_attachment.of(clip).adapters.items()},
+    )
+
+
+def tokenizer_of(clip, name: str) -> Tokenizer:
+    """How the graph's own tokenizer spells words, without the placeholders of earlier trainings."""
+    words = getattr(clip.tokenizer, name)
+    encode = words.tokenizer
+    return Tokenizer(lambda text: encode(text, add_special_tokens=False)["input_ids"], pad_token_id=words.pad_token)
+
+
+def _text_encoder(clip, name: str, family: Family) -> TextEncoder:
+    encoder = getattr(clip.cond_stage_model, name)
+    state = effective_state_dict(clip.patcher, f"{name}.transformer.")
+    attention = encoder.transformer.text_model.encoder.layers[0]
+    module = build_text_encoder(
+        state, heads=attention.self_attn.heads, activation=_activation(attention.mlp.activation)
+    )
+    pooled = family.pooled and name == family.text_encoders[-1]  # the others' projections are uninitialised
+    trained = TextEncoder(
+        module,
+        tokenizer_of(clip, name),
+        _layer(clip, encoder, family),
+        final_norm=family.final_norm,
+        projection=state["text_projection.weight"] if pooled else None,
+    )
+    earlier = clip_attachment.of(clip)
+    trained.known_tokens = {token: vectors[name] for token, vectors in earlier.tokens.items()}
+    trained.fixed_outputs = earlier.fixed_outputs.get(name)
+    return trained
+
+
+def _layer(clip, encoder, family: Family) -> int | None:
+    """The hidden state that is read: the graph's choice (CLIPSetLastLayer), else the family's."""
+    if clip.layer_idx is None or abs(clip.layer_idx) > encoder.num_layers:  # the host ignores a deeper one
+        return family.layer
+    return clip.layer_idx
+
+
+def _activation(function: Callable) -> str:
+    """The host keeps activations as functions: tell them apart by what they do."""
+    x = torch.tensor([1.0])
+    return "gelu" if torch.allclose(function(x), torch.nn.functional.gelu(x), atol=1e-4) else "quick_gelu"
+
+
+def _encoder(model, vae, say: Callable[[str], None]):
+    """Pixels to the latents' mean and deviation. The VAE stays the host's; it runs in the host's inference mode."""
+    encoded = count(1)
+
+    def encode(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        check_interrupted()
+        say(f"encoding pictures, {next(encoded) * len(pixels)} so far")
+        with torch.inference_mode():
+            mean = vae.encode(pixels.movedim(1, -1))
+            std = _deviation(vae, pixels)
+        mean = model.model.process_latent_in(mean.float()).clone()
+        return mean, None if std is None else (std.float() * model.model.latent_format.scale_factor).clone()
+
+    return encode
+
+
+def _deviation(vae, pixels: Tensor) -> Tensor | None:
+    """The posterior's standard deviation; `None` for autoencoders without one, such as TAESD. The VAE is loaded."""
+    stage = vae.first_stage_model
+    if not hasattr(stage, "quant_conv"):
+        return None
+    inputs = vae.process_input(pixels).to(device=vae.device, dtype=vae.vae_dtype)
+    log_variance = stage.quant_conv(stage.encoder(inputs)).float().chunk(2, dim=1)[1]
+    return (0.5 * log_variance.clamp(-30, 20)).exp().cpu()
+
+
+def _decoder(model, vae):
+    def decode(latents: Tensor) -> Tensor:
+        check_interrupted()
+        with torch.inference_mode():
+            pixels = vae.decode(model.model.process_latent_out(latents.float().cpu()))
+        return pixels.movedim(-1, 1).float().clone()
+
+    return decode

@@ -1,0 +1,105 @@
+"""Plot History: how a training went, as a picture, as files for other programs, and in words."""
+
+from pathlib import Path
+
+from comfy_api.latest import io, ui
+
+from ..trainers.evaluation.prompt_folders import folder_of
+from ..trainers.files import replaced
+from ..trainers.reports import history, history_export, history_plot
+from ..trainers.runs.result import RunResult
+from ..trainers.text import reason
+from .host import folders
+from .schema import checked, valid
+from .sockets import CATEGORY, ResultSocket
+
+
+class PlotHistory(io.ComfyNode):
+    """RESULT -> its curves; beside them CSV, JSON and TensorBoard's events below the output folder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizePlotHistory",
+            display_name="Plot History",
+            category=CATEGORY,
+            description="Draws how a training went: its loss, what monitors measured, and where and why it stopped.",
+            search_aliases=["loss", "curve", "graph", "chart", "tensorboard", "csv", "log"],
+            is_output_node=True,
+            inputs=[
+                ResultSocket.Input("result"),
+                io.Combo.Input(
+                    "scale", options=["linear", "log"], tooltip="Of the losses; log shows small changes of small ones."
+                ),
+                io.Int.Input(
+                    "running_mean", default=25, min=1, max=10_000,
+                    tooltip="Steps that the thick line of the loss takes together.",
+                ),
+                io.Int.Input("width", default=1024, min=512, max=4096, step=8, tooltip="Of the picture, in pixels."),
+                io.Int.Input(
+                    "panel_height", default=240, min=160, max=1024, step=8, advanced=True,
+                    tooltip="Of each curve's panel, in pixels.",
+                ),
+                io.Boolean.Input("save", default=False, tooltip="Also write the history as CSV and JSON."),
+                io.Boolean.Input(
+                    "tensorboard", default=False,
+                    tooltip="Also write it for TensorBoard, which has to be installed.",
+                ),
+                io.String.Input(
+                    "prefix", default="personalize/history", advanced=True,
+                    tooltip="Where the files go, in the output folder: into a folder named like the run.",
+                ),
+                ResultSocket.Input("other", optional=True, tooltip="A second training, laid over the first."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image"),
+                io.String.Output(display_name="csv"),
+                io.String.Output(display_name="summary"),
+                io.LossMap.Output(display_name="loss map"),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, prefix: str | None = None, tensorboard: bool | None = None) -> bool | str:
+        """What can be known before the graph runs: a training may stand before this node."""
+        if (answer := valid(_folder, prefix)) is not True:
+            return answer
+        return valid(lambda wanted: wanted and history_export.check_tensorboard(), tensorboard)
+
+    @classmethod
+    @checked
+    def execute(
+        cls, result, scale, running_mean, width, panel_height, save, tensorboard, prefix, other=None
+    ) -> io.NodeOutput:
+        runs = [result, other] if other else [result]
+        size = {"width": width, "panel_height": panel_height}
+        image = history_plot.picture(runs, **size, log=scale == "log", mean_of=running_mean)
+        summary = "\n\n".join(history.summary(run, running_mean) for run in runs)
+        csv = _write(result, folder_of(prefix), save, tensorboard)
+        losses = {"loss": [entry["loss"] for entry in history.entries(result)]}  # as core's Train LoRA gives them
+        shown = ui.PreviewImage(image, cls=cls).as_dict() | ui.PreviewText(summary).as_dict()
+        return io.NodeOutput(image, csv, summary, losses, ui=shown)
+
+
+def _folder(prefix: str) -> Path:
+    return Path(folders.inside_output(folder_of(prefix)))
+
+
+def _write(result: RunResult, prefix: str, save: bool, tensorboard: bool) -> str:
+    """The path of the CSV below the output folder, if it is written."""
+    name = f"{prefix}/{history_export.folder_name(result)}"
+    folder, entries = Path(folders.inside_output(name)), history.entries(result)
+    try:
+        if save or tensorboard:
+            folder.mkdir(parents=True, exist_ok=True)
+        if save:
+            for file, text in (("csv", history_export.as_csv(entries)), ("json", history_export.as_json(result))):
+                with replaced(folder / f"history.{file}") as beside:
+                    beside.write_text(text, encoding="utf-8", newline="\n")
+        if tensorboard:
+            history_export.write_events(entries, folder / "history.tfevents", history_export.started(result))
+    except OSError as error:
+        raise RuntimeError(
+            f"The history cannot be written ({reason(error)}): make room, or choose another prefix."
+        ) from error
+    return f"{name}/history.csv" if save else ""

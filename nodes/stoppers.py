@@ -1,0 +1,111 @@
+"""Monitors for Train, each joined to another one if you like."""
+
+from comfy_api.latest import io
+
+from ..trainers.stopping import clip_early_stopping, dvar
+from ..trainers.stopping.clip_early_stopping import ClipEarlyStopping
+from ..trainers.stopping.dvar import DVAR
+from ..trainers.stopping.monitor import FixedSteps
+from ..trainers.stopping.pick_by_score import PickByScore
+from .recipes import chosen, preset_input, with_judges
+from .schema import checked, filled, valid, widgets
+from .sockets import CATEGORY, StopperSocket
+
+JOINED = "Another monitor that watches as well; the first that fires ends the stage."
+
+
+def monitor_node(
+    node_id: str, name: str, presets: dict, *, description: str, search_aliases: list[str], tooltip: str
+) -> type[io.ComfyNode]:
+    """The node of a monitor with presets; `tooltip` says what these are."""
+
+    class Stopper(io.ComfyNode):
+        @classmethod
+        def define_schema(cls) -> io.Schema:
+            return io.Schema(
+                node_id=node_id,
+                display_name=name,
+                category=CATEGORY,
+                description=description,
+                search_aliases=["early stopping", "monitor", *search_aliases],
+                inputs=[
+                    preset_input(presets, tooltip),
+                    StopperSocket.Input("stopper", optional=True, tooltip=JOINED),
+                ],
+                outputs=[StopperSocket.Output(display_name="stopper")],
+            )
+
+        @classmethod
+        @checked
+        def execute(cls, preset: dict | None = None, stopper: tuple = ()) -> io.NodeOutput:
+            return io.NodeOutput((*stopper, chosen(name, presets, preset)))
+
+    Stopper.__doc__ = f"Settings of {name}."
+    Stopper.__name__ = Stopper.__qualname__ = node_id.removeprefix("Personalize") + "Stopper"
+    return Stopper
+
+
+DVARStopper = monitor_node(
+    "PersonalizeDVAR",
+    DVAR.name,
+    dvar.PRESETS,
+    description="Stops a training when its loss on one fixed batch has settled.",
+    search_aliases=["convergence", "variance"],
+    tooltip="The window and threshold for a method; the last three are the paper's, for their full lengths, the others "
+    "ours, for short trainings.",
+)
+CLIPEarlyStoppingStopper = monitor_node(
+    "PersonalizeCLIPEarlyStopping",
+    ClipEarlyStopping.name,
+    clip_early_stopping.PRESETS,
+    description="Stops a training when the pictures it draws no longer come closer to the references.",
+    search_aliases=["clip score", "patience", "plateau"],
+    tooltip="Patience, threshold and pictures for a method; the first three are the paper's, for their full lengths, "
+    "the others ours, for short trainings.",
+)
+
+
+class FixedStepsStopper(io.ComfyNode):
+    """Settings of Fixed Steps."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizeFixedSteps",
+            display_name="Fixed Steps",
+            category=CATEGORY,
+            description="Ends a training, or one stage of it, after a number of steps.",
+            search_aliases=["early stopping", "max steps", "limit"],
+            inputs=[*widgets(FixedSteps()), StopperSocket.Input("stopper", optional=True, tooltip=JOINED)],
+            outputs=[StopperSocket.Output(display_name="stopper")],
+        )
+
+    @classmethod
+    @checked
+    def execute(cls, stopper: tuple = (), **settings) -> io.NodeOutput:
+        return io.NodeOutput((*stopper, filled(FixedSteps(), settings)))
+
+
+class PickByScoreStopper(io.ComfyNode):
+    """Settings of Pick by Score."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizePickByScore",
+            display_name=PickByScore.name,
+            category=CATEGORY,
+            description="Scores a training on its way, for likeness and for following words, and picks the best state.",
+            search_aliases=["best checkpoint", "overfitting", "evaluate", "clip-t", "dino", "early stopping"],
+            inputs=[*widgets(PickByScore()), StopperSocket.Input("stopper", optional=True, tooltip=JOINED)],
+            outputs=[StopperSocket.Output(display_name="stopper")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, prompts: str | None = None) -> bool | str:
+        return valid(lambda given: PickByScore(prompts=given), prompts)
+
+    @classmethod
+    @checked
+    def execute(cls, stopper: tuple = (), **settings) -> io.NodeOutput:
+        return io.NodeOutput((*stopper, with_judges(filled(PickByScore(), settings))))

@@ -1,0 +1,224 @@
+"""Are the nodes what saved workflows expect? Their schemas against tests/golden/nodes.json.
+
+Workflows store widget values by position: a field may be added at the end, never moved, renamed or removed. The
+golden file is edited by hand, so that somebody thinks about the workflows that exist.
+"""
+
+import asyncio
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+pytestmark = pytest.mark.comfy
+GOLDEN = Path(__file__).parents[1] / "golden" / "nodes.json"
+
+
+def nodes():
+    import personalize
+
+    async def listed():
+        return await (await personalize.comfy_entrypoint()).get_node_list()
+
+    return asyncio.run(listed())
+
+
+def fields(inputs):
+    """Input names, types and defaults in their order; options of a dynamic combo within."""
+    described = []
+    for item in inputs:
+        entry = [item.id, item.get_io_type(), getattr(item, "default", None)]
+        for option in getattr(item, "options", None) or []:
+            if hasattr(option, "inputs"):
+                entry.append({option.key: fields(option.inputs)})
+        described.append(entry)
+    return described
+
+
+def schema(node):
+    described = node.define_schema()
+    return {
+        "inputs": fields(described.inputs),
+        "outputs": [[output.get_io_type(), output.display_name] for output in described.outputs],
+    }
+
+
+def test_schemas_equal_the_golden_file():
+    now = {node.define_schema().node_id: schema(node) for node in nodes()}
+    assert json.loads(json.dumps(now)) == json.loads(GOLDEN.read_text())
+
+
+def test_every_widget_explains_itself():
+    from personalize.trainers.recipes import METHODS
+
+    recipes = {type(recipe) for presets in METHODS.values() for recipe in presets.values()}
+    for field in (field for recipe in recipes for field in dataclasses.fields(recipe)):
+        assert field.metadata["help"].endswith(".") and len(field.metadata["help"]) > 15
+    for node in nodes():
+        assert node.define_schema().description.endswith(".")
+        page = Path(__file__).parents[2] / "js" / "docs" / node.define_schema().node_id / "en.md"
+        assert page.read_text(encoding="utf-8").startswith(f"# {node.define_schema().display_name}")
+
+
+def recipe_nodes():
+    """Every node that makes a recipe, with its presets."""
+    from personalize.nodes import recipes
+    from personalize.trainers.recipes import METHODS
+
+    by_name = {node.define_schema().display_name: node for node in nodes()}
+    assert {name for name, node in by_name.items() if node.__module__ == recipes.__name__} == METHODS.keys()
+    return [(by_name[name], presets) for name, presets in METHODS.items()]
+
+
+def test_recipe_widgets_are_its_fields():
+    """The node gives back exactly the dataclass whose defaults it shows."""
+    for node, presets in recipe_nodes():
+        options = node.define_schema().inputs[0].options
+        assert [option.key for option in options] == [*presets]
+        for option in options:
+            shown = {widget.id: widget.default for widget in option.inputs}
+            assert node.execute({"preset": option.key, **shown}).result[0] == presets[option.key]
+
+
+def test_no_preset_is_a_bare_number():
+    """JavaScript puts such keys of an object first: the editor would offer that preset as the default."""
+    assert not any(name.isdigit() for _, presets in recipe_nodes() for name in presets)
+
+
+def test_a_prompt_without_newer_fields_takes_the_presets():
+    """Saved by an older version of the pack, an API prompt lacks fields: none of them is required, each has a value."""
+    for node, presets in recipe_nodes():
+        for option in node.define_schema().inputs[0].options:
+            assert all(widget.optional for widget in option.inputs)
+            changed = next(widget.id for widget in option.inputs if widget.id.startswith("steps"))
+            older = {widget.id: widget.default for widget in option.inputs[:9]} | {changed: 7}
+            recipe = node.execute({"preset": option.key, **older}).result[0]
+            assert recipe == dataclasses.replace(presets[option.key], **{changed: 7})
+            assert node.execute({"preset": option.key}).result[0] == presets[option.key]
+            missing = dict.fromkeys(widget.id for widget in option.inputs)  # what the host makes of them
+            assert node.execute({**missing, "preset": option.key}).result[0] == presets[option.key]
+
+
+@pytest.fixture
+def references(tmp_path, monkeypatch):
+    """`references(input=value, ...)`: what Load References makes of them, in an empty input folder."""
+    import folder_paths
+
+    from personalize.nodes.load_references import LoadReferences
+
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path))
+    shown = {i.id: i.default for i in LoadReferences.define_schema().inputs if getattr(i, "default", None) is not None}
+
+    def load(images=None, **values):
+        inputs = {name: [value] for name, value in (shown | {"crop": "center"} | values).items()}
+        return LoadReferences.execute(**inputs, images={"image0": images} if images else None).result
+
+    return load
+
+
+@pytest.fixture
+def load_references(references):
+    """The CONCEPT alone."""
+    return lambda *images, **values: references(*images, **values)[0]
+
+
+@pytest.mark.parametrize(
+    ("crop", "resolution", "size"),
+    [
+        ("center", 0, (512, 512)),
+        ("random", 64, (64, 64)),
+        ("bucket", 0, (416, 608)),
+        ("bucket", 64, (48, 80)),
+    ],
+)
+def test_width_and_height_are_those_of_the_first_picture(references, crop, resolution, size):
+    pictures = [torch.rand(1, 60, 40, 3), torch.rand(1, 40, 60, 3)]
+    width, height = references(pictures, crop=crop, resolution=resolution)[-2:]
+    assert (width, height) == size
+    assert references(pictures, crop=crop, resolution=resolution, choose="2")[-2:] == size[::-1]
+
+
+def test_captions_follow_their_pictures(load_references, tmp_path):
+    """Lines for connected pictures, files for those of a folder; both go with the choice."""
+    pictures = [torch.full((1, 16, 16, 3), i / 4) for i in range(3)]
+    lines = "A house in {}\n\n {} on a hill \n"
+    assert load_references(pictures, captions=lines).captions == ("A house in {}", "", "{} on a hill")
+    assert load_references(pictures, captions=lines, first=1).captions == ("A house in {}",)
+    assert load_references(pictures, captions=lines, choose="3, 1").captions == ("{} on a hill", "A house in {}")
+    assert load_references(pictures, captions=lines, choose="2").captions == ()
+    assert load_references(pictures).captions == ()
+
+    (tmp_path / "many").mkdir()
+    for name in ("a.png", "b.jpg", "c.png"):
+        Image.new("RGB", (16, 16)).save(tmp_path / "many" / name)
+    (tmp_path / "many" / "b.txt").write_text("\ufeffA tree\n in {}\n", encoding="utf-8")
+    concept = load_references(folder="many")
+    assert len(concept.images) == 3 and concept.captions == ("", "A tree in {}", "")
+    both = load_references(pictures, captions=lines, folder="many", choose="3-5")
+    assert both.captions == ("{} on a hill", "", "A tree in {}")
+
+
+def test_bad_captions_get_one_sentence(load_references, tmp_path):
+    pictures = [torch.rand(1, 16, 16, 3)] * 2
+    for lines, sentence in (
+        ("one {}", "1 lines but 2 pictures"),
+        ("{}\n{}\n{}", "3 lines"),
+        ("{}\na house", r"'a house' .* write \{\}"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            load_references(pictures, captions=lines)
+    (tmp_path / "many").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "many" / "a.png")
+    (tmp_path.parent / "secret.txt").write_text("{}")
+    (tmp_path / "many" / "a.txt").symlink_to(tmp_path.parent / "secret.txt")
+    with pytest.raises(ValueError, match="not inside"):
+        load_references(folder="many")
+    (tmp_path / "many" / "a.txt").unlink()
+    (tmp_path / "many" / "a.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"a\.txt cannot be read as text"):
+        load_references(folder="many")
+
+
+def test_class_pictures_come_from_a_socket_and_a_folder(load_references, tmp_path):
+    """Connected ones first, without captions; those of a folder with the texts beside them."""
+    (tmp_path / "cats").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (24, 16), (255, 0, 0)).save(tmp_path / "cats" / name)
+    picture, batch = torch.rand(1, 16, 16, 3), torch.full((2, 16, 20, 3), 0.25)
+    concept = load_references([picture], class_images=batch, class_folder="cats")
+    assert [tuple(image.shape) for image in concept.class_images] == [(3, 16, 20)] * 2 + [(3, 16, 24)] * 2
+    assert concept.class_images[0].mean() == 0.25 and concept.class_captions == ()
+    (tmp_path / "cats" / "b.txt").write_text("a cat on a roof")
+    concept = load_references([picture], class_images=batch, class_folder="cats", class_word="cat")
+    assert concept.class_captions == ("", "", "", "a cat on a roof")
+    assert concept.class_prompts() == ["a photo of a cat"] * 3 + ["a cat on a roof"]
+    assert len(concept.images) == 1 and load_references([picture]).class_images == ()
+    for folder, sentence in (("none", "no folder"), ("../..", "not inside")):
+        with pytest.raises(ValueError, match=sentence):
+            load_references([picture], class_folder=folder)
+
+
+def test_captions_come_from_a_file_in_the_input_folder(tmp_path, monkeypatch):
+    import folder_paths
+
+    from personalize.nodes.recipes import RECIPES
+
+    textboost = RECIPES[0]
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path / "input"))
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input" / "mine.txt").write_text("a boat\n\n  two boats \n")
+    (tmp_path / "secret.txt").write_text("x")
+    (tmp_path / "input" / "empty.txt").write_text("\n")
+    (tmp_path / "input" / "odd.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "input" / "link.txt").symlink_to(tmp_path / "secret.txt")
+    recipe = textboost.execute({"preset": "readme", "captions": "mine.txt"}).result[0]
+    assert recipe.captions == ("a boat", "two boats")
+    for name in ("../secret.txt", str(tmp_path / "secret.txt"), "link.txt", "a\0b", "..", "..\\..\\x/../../y"):
+        with pytest.raises(ValueError, match="not inside|cannot be read"):
+            textboost.execute({"preset": "readme", "captions": name})
+    for name, sentence in (("empty.txt", "is empty"), ("odd.txt", "as text"), ("none.txt", "cannot be read")):
+        with pytest.raises(ValueError, match=sentence):
+            textboost.execute({"preset": "readme", "captions": name})

@@ -1,0 +1,112 @@
+"""Are the translations complete, without leftovers, and does the editor show them?"""
+
+import asyncio
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from personalize.tests.support import browser
+
+pytestmark = pytest.mark.comfy
+FILES = {path.parent.name: path for path in (Path(__file__).parents[2] / "locales").glob("*/nodeDefs.json")}
+
+
+def schemas():
+    import personalize
+
+    async def listed():
+        return await (await personalize.comfy_entrypoint()).get_node_list()
+
+    return [node.define_schema() for node in asyncio.run(listed())]
+
+
+def inputs(schema):
+    """{key in a locale file: has it a tooltip?}; the editor looks up `preset.steps` as `preset_steps`."""
+    from comfy_api.latest import io
+
+    found = {}
+    for each in schema.inputs:
+        found[each.id] = bool(each.tooltip)
+        if isinstance(each, io.DynamicCombo.Input):
+            nested = [field for option in each.options for field in option.inputs]
+            found |= {f"{each.id}_{field.id}": bool(field.tooltip) for field in nested}
+        if isinstance(each, io.Autogrow.Input):
+            slots = each.template
+            found |= {f"{each.id}_{slots.prefix}{i}": False for i in range(slots.max)}
+    return found
+
+
+def translated(language):
+    return json.loads(FILES[language].read_text(encoding="utf-8"))
+
+
+def test_the_languages():
+    assert FILES.keys() == {"zh", "zh-TW", "ja", "ko"}
+
+
+@pytest.mark.parametrize("language", FILES)
+def test_every_node_and_input_is_translated_and_nothing_else(language):
+    nodes, known = translated(language), schemas()
+    assert nodes.keys() == {schema.node_id for schema in known}
+    for schema in known:
+        node = nodes[schema.node_id]
+        assert node.keys() == {"display_name", "description", "inputs", "outputs"}
+        assert {key: "tooltip" in entry for key, entry in node["inputs"].items()} == inputs(schema)
+        assert [entry["name"] for entry in node["inputs"].values()].count("") == 0
+        assert list(node["outputs"]) == [str(i) for i in range(len(schema.outputs))]
+
+
+@pytest.mark.parametrize("language", FILES)
+def test_the_texts_hold_nothing_that_the_editor_would_take_for_code(language):
+    """Its messages know `@:link`, `one | many` and `{name}`; an empty `{}` it leaves alone, in a tooltip."""
+    for node in translated(language).values():
+        labels = [node["display_name"], node["description"]]
+        labels += [entry["name"] for part in ("inputs", "outputs") for entry in node[part].values()]
+        tips = [entry.get("tooltip", "") for entry in node["inputs"].values()]
+        assert not re.search(r"[@|{}]", "".join(labels))
+        assert not re.search(r"[@|{}]", "".join(tips).replace("{}", ""))
+
+
+SHOWN = """
+app.graph.clear();
+const shown = {};
+for (const type of %s) {
+  const node = LiteGraph.createNode(type);
+  app.graph.add(node);
+  shown[type] = {title: node.title, widgets: {}, inputs: {}, outputs: node.outputs.map(o => o.localized_name)};
+  for (const widget of node.widgets ?? []) shown[type].widgets[widget.name.replaceAll('.', '_')] = widget.label;
+  for (const input of node.inputs) shown[type].inputs[input.name.replaceAll('.', '_')] = input.localized_name;
+}
+return shown
+"""
+
+
+@pytest.fixture
+def speak(server):
+    """`speak(language)`: the editor's language from the next page on."""
+    yield lambda language: server.client.post("/settings/Comfy.Locale", language)
+    server.client.post("/settings/Comfy.Locale", "en")
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize("language", FILES)
+def test_the_editor_shows_the_translations(server, speak, tmp_path, language):
+    speak(language)
+    nodes = translated(language)
+
+    async def look():
+        async with browser.open_editor(server.url, tmp_path / "profile") as page:
+            return await page.run(SHOWN % json.dumps(list(nodes)))
+
+    for name, shown in asyncio.run(look()).items():
+        node = nodes[name]
+        assert shown["title"] == node["display_name"]
+        assert shown["outputs"] == [entry["name"] for entry in node["outputs"].values()]
+        for key, label in shown["inputs"].items():
+            assert (key, label) == (key, node["inputs"][key]["name"])
+        own = {key: label for key, label in shown["widgets"].items() if key in node["inputs"]}
+        assert own == {key: node["inputs"][key]["name"] for key in own}
+        assert name != "PersonalizeTextBoost" or len(own) > 20  # the settings within the preset, too

@@ -1,0 +1,142 @@
+"""A full disk, a loss that is no number, a workflow of an older version: nothing is lost, and nobody reads Python."""
+
+import contextlib
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from personalize.tests.support import prompts, small
+from personalize.trainers.data.concept import Concept
+from personalize.trainers.recipes.textboost import TextBoost
+from personalize.trainers.runs import train as training
+from personalize.trainers.runs.folder import RunFolder
+from personalize.trainers.runs.run import Run
+
+NO_NUMBER = r"^The loss became (nan|inf) at step \d+: lower the learning rates, or set the precision to float32\.$"
+STEPPED_BACK = r"^the loss was no number at step \d+; this is the state after step \d+$"
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """A full disk, as far as a process can have one of its own: no file of it grows beyond `size` bytes."""
+    resource = pytest.importorskip("resource", reason="only Unix limits the size of files")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def train(folder, checkpoint_every=2):
+    picture = torch.rand(3, 48, 32, generator=torch.Generator().manual_seed(5))
+    recipe = TextBoost(steps=5, batch_size=2, views=4, knowledge_weight=0.0)
+    run = Run(concept=Concept(images=(picture,), resolution=32), recipe=recipe)
+    return training.train(run, small.models(), folder, checkpoint_every=checkpoint_every)
+
+
+@pytest.mark.parametrize(("size", "checkpoint_every"), [(3000, 2), (7000, 2), (20_000, 0)])
+def test_a_full_disk_gets_one_sentence_and_the_run_goes_on_when_there_is_room(tmp_path, size, checkpoint_every):
+    """The disk is full for the picture, for the first checkpoint, for the result."""
+    whole = train(tmp_path / "whole" / "run")
+    folder = tmp_path / "full" / "run"
+    with files_of_at_most(size), pytest.raises(RuntimeError) as error:
+        train(folder, checkpoint_every)
+    assert re.match(
+        r"^The run's folder run cannot be written \(File too large\): make room on that disk and queue again; the run "
+        r"goes on from its last checkpoint\.$",
+        str(error.value),
+    )
+    assert not prompts.faults(str(error.value))
+    assert RunFolder(folder).result() is None
+    result = train(folder)
+    assert len(result.history) == 5 and result.complete
+    assert all(torch.equal(result.lora[key], whole.lora[key]) for key in whole.lora)
+    assert RunFolder(folder).result() is not None
+
+
+def test_the_disk_is_full_at_another_point_for_each_size(tmp_path):
+    """What the sizes above are for; with other models they might test the same thing three times."""
+    train(tmp_path / "whole" / "run")
+    sizes = {file.name: file.stat().st_size for file in (tmp_path / "whole" / "run").rglob("*") if file.is_file()}
+    assert sizes["run.json"] < 3000 < sizes["00.png"] < 7000 < sizes["last.safetensors"]
+    assert sizes["lora.safetensors"] < 20_000 < sizes["clip.safetensors"]
+
+
+@pytest.mark.comfy
+def test_a_full_disk_leaves_the_file_that_is_saved_over(tmp_path):
+    from personalize.nodes import save
+
+    file = tmp_path / "mine.safetensors"
+    save._write({"a": torch.zeros(10)}, str(file), {})
+    before = file.read_bytes()
+    with files_of_at_most(1000), pytest.raises(RuntimeError) as error:
+        save._write({"a": torch.zeros(1000)}, str(file), {})
+    assert str(error.value) == (
+        "The file mine.safetensors cannot be written (File too large): make room and queue again."
+    )
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.fixture(scope="module")
+def good(server, object_info):
+    return prompts.smallest(object_info, server.checkpoint)
+
+
+def trained_now(server, prompt):
+    """How the prompt ended, and the folder it left."""
+    root = server.base / "output" / "personalize" / "runs"
+    before = set(root.glob("*"))
+    outcome = prompts.run(server.client, prompt)
+    (folder,) = set(root.glob("*")) - before
+    return outcome, folder
+
+
+@pytest.mark.slow
+@pytest.mark.comfy
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_rates_far_too_high_end_in_a_sentence_or_the_last_good_state(server, good, precision):
+    """Which of the two depends on the step at which the loss is no number any more."""
+    rates = {"lora_learning_rate": 1.0, "embedding_learning_rate": 1.0, "unet_lora_learning_rate": 1.0}
+    wild = {"lora_alpha": 1024.0, "lora_rank": 1, "unet_lora_rank": 4, "clamp_norms": False, "max_grad_norm": 0.0}
+    settings = {f"recipe.preset.{name}": value for name, value in (rates | wild | {"steps": 12}).items()}
+    prompt = prompts.changed(good, settings | {"train.precision": precision, "train.checkpoint_every": 1})
+    outcome, folder = trained_now(server, prompt)
+    about = json.loads((folder / "run.json").read_text())
+    if outcome.kind == "failed":
+        assert re.match(NO_NUMBER, outcome.message) and not prompts.faults(outcome.message)
+        assert not about["complete"] and RunFolder(folder).result() is None
+    elif precision == "bfloat16" and about["stop_reason"] == "all 12 steps done":
+        # It reaches as far as float32: on some processors every loss stays a number, and there is nothing to end.
+        assert all(math.isfinite(entry["loss"]) for entry in RunFolder(folder).result().history)
+    else:
+        assert about["complete"] and re.match(STEPPED_BACK, about["stop_reason"])
+        assert all(tensor.isfinite().all() for tensor in RunFolder(folder).result().lora.values())
+
+
+@pytest.mark.slow
+@pytest.mark.comfy
+def test_a_model_that_is_no_number_is_one_sentence(server, good):
+    """A strength of NaN gives a model of NaNs; the training says so at its first step and is not taken for complete."""
+    assert prompts.run(server.client, good).kind == "success"
+    inputs = {"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "strength_model": float("nan")}
+    lora = ("LoraLoader", {**inputs, "strength_clip": float("nan"), "lora_name": "smallest.safetensors"})
+    changes = {"lora": lora, "train.model": ["lora", 0], "train.clip": ["lora", 1]}
+    outcome, folder = trained_now(server, prompts.changed(good, changes))
+    assert re.match(NO_NUMBER, outcome.message) and not prompts.faults(outcome.message)
+    assert RunFolder(folder).result() is None and RunFolder(folder).result(partial=True) is None
+
+
+@pytest.mark.slow
+@pytest.mark.comfy
+def test_a_prompt_of_version_0_1_0_still_runs(server):
+    """Saved by an API user when the pack had fewer inputs: every input that was added since has a default."""
+    prompt = json.loads((Path(__file__).parents[1] / "golden" / "prompt_0_1_0.json").read_text())
+    assert "checkpoint_every" not in prompt["train"]["inputs"] and "preset.mixing" not in prompt["recipe"]["inputs"]
+    outcome, folder = trained_now(server, prompt)
+    assert outcome.kind == "success", outcome
+    assert json.loads((folder / "run.json").read_text())["complete"]

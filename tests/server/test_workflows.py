@@ -1,0 +1,238 @@
+"""Each workflow on a real server with the tiny model: does it train, draw, and use a finished training again?"""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from personalize.demo import client as api
+from personalize.demo import show
+from personalize.demo.workflow import override, to_api
+from personalize.tests.support import evaluating, host
+from personalize.trainers.runs.folder import RunFolder
+from personalize.trainers.runs.pick import preferred
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.comfy]
+
+
+@pytest.fixture(scope="module")
+def textboost(object_info):
+    """The API prompt of workflows/textboost.json with the demo's values, cut to a few steps."""
+    prompt = to_api(show.read_json(ROOT / "workflows" / "textboost.json"), object_info)
+    return override(override(prompt, host.demo_overrides()), host.QUICK)
+
+
+def one_picture(server, prompt, title):
+    return server.images(server.run(prompt))[show.node_titled(prompt, title)][0].tobytes()
+
+
+def pictures(server, prompt):
+    images = server.images(server.run(prompt))
+    return [images[show.node_titled(prompt, title)][0].tobytes() for title in (show.UNTRAINED, show.TRAINED)]
+
+
+def logs(server):
+    """{log of a training: when it was last written}"""
+    return {log: log.stat().st_mtime_ns for log in (server.base / "output").glob("personalize/runs/*/steps.jsonl")}
+
+
+def test_training_changes_the_trained_picture_only_and_happens_once(server, textboost):
+    earlier = logs(server)  # other tests train on the same server
+    untrained, trained = pictures(server, textboost)
+    assert untrained != trained
+    before = logs(server)
+    (log,) = before.keys() - earlier.keys()
+    assert len(log.read_text().splitlines()) == 3
+
+    # The untrained half once more, drawn afresh because another prompt came between: the base model is untouched.
+    alone = {number: node for number, node in textboost.items() if number != show.node_titled(textboost, show.TRAINED)}
+    server.run(override(alone, {"KSampler": {"cfg": 7.0}}))
+    assert one_picture(server, alone, show.UNTRAINED) == untrained
+
+    other = override(textboost, {"Prompt": {"value": "a sketch of a {} at night"}})
+    assert pictures(server, other)[1] != trained
+    # Back again: the host has forgotten, the folder of the run has not.
+    server.client.post("/free", {"unload_models": True, "free_memory": True})
+    assert pictures(server, textboost) == [untrained, trained]
+    assert logs(server) == before
+
+
+def test_another_seed_is_another_training(server, textboost):
+    before = logs(server)
+    pictures(server, override(textboost, {"PersonalizeTrain": {"seed": 1}}))
+    assert len(logs(server)) == len(before) + 1
+
+
+@pytest.fixture(scope="module")
+def attndreambooth(object_info):
+    """The API prompt of workflows/attndreambooth.json with the demo's values, each stage of two steps."""
+    prompt = to_api(show.read_json(ROOT / "workflows" / "attndreambooth.json"), object_info)
+    small = {f"preset.{name}_{stage}": 2 for name in ("steps", "batch_size") for stage in (1, 2, 3)}
+    quick = {**host.QUICK, "PersonalizeAttnDreamBooth": {**small, "preset.views": 8}}
+    values = {kind: inputs for kind, inputs in host.demo_overrides().items() if kind != "PersonalizeTextBoost"}
+    return override(override(prompt, values), {kind: v for kind, v in quick.items() if kind != "PersonalizeTextBoost"})
+
+
+def stages(log):
+    return [json.loads(line)["stage"] for line in log.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("weights", ["lora", "full"])
+def test_three_stages_train_and_draw(server, attndreambooth, weights):
+    earlier = logs(server)
+    prompt = override(attndreambooth, {"PersonalizeAttnDreamBooth": {"preset.weights": weights}})
+    untrained, trained = pictures(server, prompt)
+    assert untrained != trained
+    (log,) = logs(server).keys() - earlier.keys()
+    assert stages(log) == [f"attndreambooth {stage}" for stage in (1, 1, 2, 2, 3, 3)]
+    (encode,) = (n for n in prompt.values() if n.get("_meta", {}).get("title") == "Prompt, placeholder")
+    assert encode["inputs"]["replace"][0] == show.node_titled(prompt, "Placeholder and class word")
+
+
+def test_stages_chained_through_a_graph(server, attndreambooth):
+    """One Train behind the other: the word of the first, the attention of the second, in one picture."""
+    prompt = override(attndreambooth, {"PersonalizeAttnDreamBooth": {"preset.run_stages": "1"}})
+    (recipe,) = (k for k, n in prompt.items() if n["class_type"] == "PersonalizeAttnDreamBooth")
+    (first,) = (k for k, n in prompt.items() if n["class_type"] == "PersonalizeTrain")
+    later = prompt[recipe]["inputs"] | {"preset.run_stages": "2+3"}
+    prompt["later"] = {"class_type": "PersonalizeAttnDreamBooth", "inputs": later}
+    inputs = prompt[first]["inputs"] | {"model": [first, 0], "clip": [first, 1], "recipe": ["later", 0]}
+    for node in prompt.values():
+        for name, link in node["inputs"].items():
+            if link in ([first, 0], [first, 1]):
+                node["inputs"][name] = ["second", link[1]]
+    prompt["second"] = {"class_type": "PersonalizeTrain", "inputs": inputs}
+    earlier = logs(server)
+    untrained, trained = pictures(server, prompt)
+    assert untrained != trained
+    runs = sorted(stages(log) for log in logs(server).keys() - earlier.keys())
+    assert runs == [["attndreambooth 1"] * 2, [f"attndreambooth {stage}" for stage in (2, 2, 3, 3)]]
+
+
+def test_a_later_stage_alone_says_that_it_needs_the_word(server, attndreambooth):
+    prompt = override(attndreambooth, {"PersonalizeAttnDreamBooth": {"preset.run_stages": "3"}})
+    with pytest.raises(api.HostError, match="Stage 3 goes on from a learned word, .* know <concept>"):
+        server.run(prompt)
+
+
+@pytest.fixture(scope="module")
+def dvar(object_info):
+    """The API prompt of workflows/dvar.json with the demo's values and a window of three steps."""
+    prompt = to_api(show.read_json(ROOT / "workflows" / "dvar.json"), object_info)
+    values = {kind: inputs for kind, inputs in host.demo_overrides().items() if kind != "PersonalizeTextBoost"}
+    quick = {kind: inputs for kind, inputs in host.QUICK.items() if kind != "PersonalizeTextBoost"}
+    quick["PersonalizeDreamBoothLoRA"] = {"preset.steps": 12, "preset.views": 8}
+    quick["PersonalizeDVAR"] = {"preset.window": 3, "preset.every": 1, "preset.eps": 1.0, "preset.min_steps": 4}
+    return override(override(prompt, values), quick)
+
+
+def test_a_monitor_ends_the_training_and_the_graph_goes_on(server, dvar):
+    earlier = logs(server)
+    untrained, trained = pictures(server, dvar)
+    assert untrained != trained
+    (log,) = logs(server).keys() - earlier.keys()
+    entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    assert 4 <= len(entries) < 12 and entries[-1]["measures"]["DVAR"]["ratio"] < 1
+    about = json.loads((log.parent / "run.json").read_text(encoding="utf-8"))
+    assert about["stops"][0]["monitor"] == "DVAR" and about["stops"][0]["step"] == len(entries)
+    history = server.client.get(f"/personalize/runs/{log.parent.name}")
+    assert history["stops"] == about["stops"] and len(history["entries"]) == len(entries)
+
+
+def test_a_preference_picks_a_state_without_another_training(server, object_info):
+    prompt = to_api(show.read_json(ROOT / "workflows" / "pick_by_score.json"), object_info)
+    values = {kind: inputs for kind, inputs in host.demo_overrides().items() if kind != "PersonalizeTextBoost"}
+    quick = {kind: inputs for kind, inputs in host.QUICK.items() if kind != "PersonalizeTextBoost"}
+    judges = evaluating.write_for_server(server.base / "models" / "clip_vision")
+    judges = {name: value for name, value in judges.items() if name != "diversity"}
+    quick["PersonalizeDreamBoothLoRA"] = {"preset.steps": 6, "preset.views": 8, "preset.learning_rate": 0.002}
+    quick["PersonalizePickByScore"] = judges | {"every": 2, "sampler_steps": 2, "seeds": 1, "prompts": "a {} on grass"}
+    prompt = override(override(prompt, values), quick)
+    earlier = logs(server)
+    drawn = {}
+    for weight in (0.0, 0.5, 1.0):
+        asked = override(prompt, {"PersonalizePickByScore": {"text_weight": weight}})
+        untrained, trained = pictures(server, asked)
+        ((log, _),) = logs(server).items() - earlier.items()
+        step = preferred(RunFolder(log.parent).history(6), weight).step
+        assert trained != untrained and drawn.setdefault(step, trained) == trained
+    assert len(logs(server).keys() - earlier.keys()) == 1 and len({*drawn.values()}) == len(drawn)
+
+
+METHODS = ["TextBoost", "AttnDreamBooth", "Textual Inversion", "DreamBooth-LoRA", "Custom Diffusion"]
+SHORT = {"preset.steps": 3, "preset.batch_size": 2, "preset.views": 4}
+
+
+@pytest.fixture(scope="module")
+def compared(server, object_info):
+    """The API prompt of workflows/compare_methods.json with the demo's picture, each method cut to a few steps."""
+    prompt = to_api(show.read_json(ROOT / "workflows" / "compare_methods.json"), object_info)
+    judges = evaluating.write_for_server(server.base / "models" / "clip_vision")
+    files = {"CLIP file": judges.pop("clip_weights"), "DINO file": judges.pop("dino_weights")}
+    stages = {f"preset.{name}_{stage}": 2 for name in ("steps", "batch_size") for stage in (1, 2, 3)}
+    return override(prompt, {
+        **{kind: host.demo_overrides()[kind] for kind in ("CheckpointLoaderSimple", "LoadImage")},
+        "PersonalizeLoadReferences": {"resolution": 128, "class_word": "dog"},
+        **{f"Personalize{name}": SHORT for name in ("TextBoost", "TextualInversion", "DreamBoothLoRA")},
+        "PersonalizeCustomDiffusion": SHORT | {"preset.class_images": 2, "preset.class_image_steps": 2},
+        "PersonalizeAttnDreamBooth": {**stages, "preset.views": 4},
+        **{name: {"value": file} for name, file in files.items()},
+        "PersonalizeEvaluate": {**judges, "steps": 2},
+        "Prompts": {"value": "a photo of a {} on the beach\na sketch of a {}"},
+    })  # fmt: skip
+
+
+def beside_each_other(server, prompt):
+    """The scatter, the grid, and the folder of the report."""
+    history = server.run(prompt)
+    images = server.images(history)
+    told = "\n".join(history["outputs"][show.node_titled(prompt, "Report")]["text"])
+    folder = server.base / "output" / Path(told.split("\n")[0]).parent
+    return *(images[show.node_titled(prompt, title)][0] for title in ("Scatter", "Grid")), folder
+
+
+def test_five_methods_in_one_queue(server, compared):
+    earlier = logs(server)
+    scatter, grid, folder = beside_each_other(server, compared)
+    trained = logs(server)
+    assert len(trained.keys() - earlier.keys()) == 5
+    files = {"report.csv", "report.json", "report.html", "table.png", "grid.png", "scatter.png"}
+    assert {each.name for each in folder.iterdir()} == files and folder.parent.name == "reports"
+    told = show.read_json(folder / "report.json")["reports"]
+    assert [each["label"] for each in told] == ["untrained", *METHODS] and told[0]["role"] == "floor"
+    subjects = ["dog", "<concept>", "<concept> dog", "<concept>", "<concept>", "<concept> dog"]
+    assert [each["prompts"][1]["prompt"] for each in told] == [f"a sketch of a {subject}" for subject in subjects]
+    assert all(each["scores"][name]["n"] == 4 for each in told for name in ("CLIP-T", "DINO seen"))
+    means = [row for row in csv.DictReader(io.StringIO((folder / "report.csv").read_text())) if row["of"] == "mean"]
+    assert [row["report"] for row in means] == ["untrained (floor)", *METHODS]
+    # Six rows, one of which learned nothing; two prompts of two seeds, 128 pixels each.
+    assert grid.size[1] == 34 + 6 * (128 + 6) and grid.size[0] > 4 * 128
+    rows = [grid.crop((grid.size[0] - 134, 34 + 134 * i, grid.size[0] - 20, 34 + 134 * i + 128)) for i in range(6)]
+    assert len({row.tobytes() for row in rows}) == 6
+    for name, shown in (("scatter", scatter), ("grid", grid)):
+        with Image.open(folder / f"{name}.png") as kept:
+            assert kept.convert("RGB").tobytes() == shown.convert("RGB").tobytes()
+
+    # Another prompt, and the first method left out as a muted Evaluate leaves it out.
+    other = override(compared, {"Prompts": {"value": "a photo of a {} at night"}})
+    del other[show.node_titled(other, "Evaluate: TextBoost")]
+    del other[show.node_titled(other, "Report")]["inputs"]["reports.report0"]
+    elsewhere = beside_each_other(server, other)[2]
+    assert [each["label"] for each in show.read_json(elsewhere / "report.json")["reports"]] == [
+        "untrained",
+        *METHODS[1:],
+    ]
+    # The host has forgotten, the folders of the runs have not.
+    server.client.post("/free", {"unload_models": True, "free_memory": True})
+    assert beside_each_other(server, compared)[2].parent == folder.parent
+    assert logs(server) == trained
+
+
+def test_every_workflow_has_a_note_and_its_picture():
+    for path in (ROOT / "workflows").glob("*.json"):
+        kinds = [node["type"] for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]]
+        assert "MarkdownNote" in kinds and path.with_suffix(".jpg").exists()

@@ -1,0 +1,269 @@
+"""`python -m trainers`: is a run of the graph, repeated from its folder and a checkpoint, the same run, bit for bit?"""
+
+import dataclasses
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from personalize.trainers import __main__ as command
+from personalize.trainers.data.concept import Concept
+from personalize.trainers.evaluation.protocol import Protocol
+from personalize.trainers.evaluation.scorer import Judges
+from personalize.trainers.recipes import METHODS
+from personalize.trainers.recipes.textboost import TextBoost
+from personalize.trainers.runs import replay, saved_images
+from personalize.trainers.runs.run import Run
+from personalize.trainers.stopping.monitor import FixedSteps
+
+FAST = TextBoost(steps=2, batch_size=2, views=4, knowledge_weight=0.0, augmentation_prompt="none")
+
+
+def picture(levels=255, channels=3, seed=0):
+    """`[channels, 40, 32]` as read from a file with that many levels."""
+    drawn = torch.randint(levels + 1, (channels, 40, 32), generator=torch.Generator().manual_seed(seed))
+    return torch.from_numpy(drawn.numpy().astype(np.float32) / levels)
+
+
+def concept(**changes):
+    """With a mask as the host makes it of transparency, a picture of 16 bits, and class pictures."""
+    masks = (1 - picture(channels=1), torch.ones(1, 40, 32))
+    words = {"class_word": "cat", "resolution": 32, "captions": ("{} here", ""), "class_captions": ("a cat",)}
+    pictures = {"images": (picture(), picture(65535)), "masks": masks, "class_images": (picture(seed=1),)}
+    return Concept(**pictures | words | changes)
+
+
+def folder_of(run, path):
+    """A run's folder as far as a repeat reads it."""
+    saved_images.write(run.concept, path)
+    (path / "run.json").write_text(json.dumps({"settings": run.settings(), "dataset": run.dataset()}))
+    return path
+
+
+def test_all_values_of_8_bits_come_back_from_a_png(tmp_path):
+    """As the host divides them, and so without a file of numbers beside."""
+    every = torch.from_numpy(np.arange(256, dtype=np.float32).reshape(1, 16, 16) / 255).expand(3, -1, -1)
+    saved_images.write(Concept(images=(every,)), tmp_path)
+    assert torch.equal(saved_images.read(tmp_path)["images"][0], every)
+    assert not (tmp_path / saved_images.EXACT).exists()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_is_read_back_from_its_folder(tmp_path, method):
+    stopper = (FixedSteps(steps=3, act=False), *replay.monitors([{"monitor": "DVAR", "window": 7}]))
+    for recipe in METHODS[method].values():
+        run = Run(concept=concept(), recipe=recipe, stopper=stopper, seed=2**60, dtype=torch.bfloat16)
+        again, _ = replay.read(folder_of(run, tmp_path / method / str(id(recipe))) / "run.json")
+        assert again.recipe == recipe and again.stopper == stopper and again.dtype == run.dtype
+        assert again.digest("a model") == run.digest("a model")
+
+
+def test_only_what_a_png_would_round_is_kept_as_numbers(tmp_path):
+    saved_images.write(concept(), tmp_path)
+    assert set(load_file(tmp_path / saved_images.EXACT)) == {"images/01", "masks/00"}
+    names = sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.png"))
+    assert names == ["class_images/00.png", "images/00.png", "images/01.png", "masks/00.png", "masks/01.png"]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "sentence"),
+    [
+        (["run_format"], 99, "run.json is of another version"),
+        (["method"], "TextBust", "There is no method 'TextBust': choose one of TextBoost,"),
+        (["recipe", "stepz"], 3, "TextBoost has no setting 'stepz': use steps, "),
+        (["recipe", "steps"], 0, "The value of steps of TextBoost is 0: use 1 to 100000"),
+        (["recipe", "steps"], "3", "The value of steps of TextBoost is '3': use a whole number"),
+        (["recipe", "templates"], "none", "templates of TextBoost is 'none': use one of imagenet_small, plain"),
+        (["concept", "class_wort"], "dog", "Concept has no setting 'class_wort'"),
+        (["concept", "crop"], "left", "The crop is 'left': use one of center, random, bucket"),
+        (["concept", "images"], [], "no word images"),
+        (["precision"], "float64", "The precision is 'float64': use float32, "),
+        (["seed"], "1", "The seed is '1'"),
+        (["stopper"], [{"monitor": "dvar"}], "There is no monitor 'dvar': choose one of DVAR, "),
+        (["stopper"], [{"monitor": "DVAR", "epsilon": 1}], "DVAR has no setting 'epsilon'"),
+    ],
+)
+def test_what_is_unknown_gets_one_sentence(tmp_path, place, value, sentence):
+    folder_of(Run(concept=concept(), recipe=FAST), tmp_path)
+    about = json.loads((tmp_path / "run.json").read_text())
+    inner = about["settings"]
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    (tmp_path / "run.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError) as error:
+        replay.read(tmp_path / "run.json")
+    assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_without_pictures_gets_one_sentence(tmp_path):
+    folder_of(Run(concept=concept(), recipe=FAST), tmp_path)
+    for file in (tmp_path / "images").iterdir():
+        file.unlink()
+    with pytest.raises(ValueError, match="has no images beside its run.json"):
+        replay.read(tmp_path / "run.json")
+    (tmp_path / "images" / "00.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="pictures of the run .* cannot be read"):
+        replay.read(tmp_path / "run.json")
+    with pytest.raises(ValueError, match="is no description of a run"):
+        replay.read(tmp_path / "nothing.json")
+
+
+# -- a method by its name
+
+
+def asked(tmp_path, *arguments, method="textboost"):
+    """The run that a command line asks for."""
+    paths = ["--images", str(tmp_path), "--checkpoint", "x", "--out", "y"]
+    return command.asked_for(command.parser().parse_args([method, *paths, *arguments]), torch.device("cpu"))[0]
+
+
+def test_a_command_line_is_the_run_of_the_same_settings(tmp_path):
+    Image.fromarray((picture().permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("{} here\n")
+    settings = ["--set", "steps=7", "--set", "lora_learning_rate=1e-3", "--set", "with_class_word=false"]
+    words = ["--class-word", "cat", "--resolution", "32", "--seed", "5", "--crop", "bucket"]
+    monitor = ["--stopper", '[{"monitor": "Fixed Steps", "steps": 3}]']
+    run = asked(tmp_path, "--preset", "readme", *settings, *words, *monitor)
+    recipe = dataclasses.replace(
+        METHODS["TextBoost"]["readme"], steps=7, lora_learning_rate=1e-3, with_class_word=False
+    )
+    same = Concept(images=(picture(),), class_word="cat", resolution=32, captions=("{} here",), crop="bucket")
+    by_hand = Run(concept=same, recipe=recipe, seed=5, stopper=(FixedSteps(steps=3),))
+    assert run.digest("a model") == by_hand.digest("a model")
+    staged = asked(tmp_path, "--set", "run_stages=1", method="attndreambooth").recipe  # text, though it looks a number
+    assert staged.run_stages == "1"
+
+
+def test_every_method_and_setting_stands_in_the_help():
+    text = command.parser().format_help()
+    for name, presets in METHODS.items():
+        assert f"settings of {name.lower().replace(' ', '-')} (presets: {', '.join(presets)})" in text
+        for field in (field for preset in presets.values() for field in dataclasses.fields(preset)):
+            assert f"  {field.name}=" in text and field.metadata["help"] in text
+
+
+@pytest.mark.parametrize("parser", [command.command_evaluate.parser, command.dreambench.parser])
+def test_the_other_commands_have_a_flag_for_every_setting(parser):
+    """Of what is drawn and who judges, with its dataclass's default and help."""
+    flags = {action.dest: action for action in parser()._actions}
+    for field in (field for settings in (Protocol, Judges) for field in dataclasses.fields(settings)):
+        assert flags[field.name].default == field.default and field.metadata["help"] in flags[field.name].help
+    assert all(f"python -m trainers {word} " in command.parser().format_help() for word in command.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--set", "stepz=1"], "TextBoost has no setting 'stepz'"),
+        (["--set", "steps=many"], "The value of steps of TextBoost is 'many'"),
+        (["--preset", "none"], "textboost has no preset 'none': use one of benchmark, readme"),
+        (["--class-word", ""], "The class word is empty"),
+    ],
+)
+def test_a_wrong_command_line_gets_one_sentence(tmp_path, arguments, sentence):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError) as error:
+        asked(tmp_path, *arguments)
+    assert str(error.value).startswith(sentence) and "\n" not in str(error.value)
+
+
+# -- the graph's runs
+
+
+def tiny(folder):
+    """The demo's checkpoint, all of it in float16, its MODEL, CLIP and VAE, and its layout."""
+    import comfy.sd
+
+    from personalize.demo import architecture, build
+
+    architecture.register()
+    path = build.build_checkpoint(folder / "tiny.safetensors")
+    with torch.inference_mode():
+        return path, comfy.sd.load_checkpoint_guess_config(str(path))[:3], {"unet": build.UNET, "heads": build.HEADS}
+
+
+def wide(folder):
+    """A random SD 1.x in float32, whose text encoder the host keeps in float16."""
+    from personalize.tests.support import random_sd
+
+    path = random_sd.write_checkpoint(folder / "random.safetensors")
+    return path, random_sd.load(path), {"unet": random_sd.UNET, "heads": random_sd.HEADS}
+
+
+@pytest.fixture(scope="module", params=[tiny, wide])
+def of_graph(request, tmp_path_factory):
+    """A run through Train's own functions: its folder, the checkpoint, the checkpoint's layout as a file."""
+    import folder_paths
+
+    from personalize.nodes import train
+
+    folder = tmp_path_factory.mktemp("graph")
+    path, graph, layout = request.param(folder)
+    (folder / "layout.json").write_text(json.dumps(layout))
+    run = Run(
+        concept=concept(class_images=(), class_captions=()), recipe=FAST, stopper=(FixedSteps(steps=1, act=False),)
+    )
+    hidden = SimpleNamespace(unique_id="1", extra_pnginfo=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder_paths, "get_output_directory", lambda: str(folder))
+        result = train.train(*graph, run, lambda sentence: None, hidden=hidden, checkpoint_every=0)
+    return result.folder, path, folder / "layout.json"
+
+
+def repeated(of_graph, out, checkpoint=None):
+    folder, path, layout = of_graph
+    files = ["--checkpoint", str(checkpoint or path), "--layout", str(layout), "--out", str(out), "--device", "cpu"]
+    command.main([str(folder / "run.json"), *files])
+    return next(path for path in out.iterdir() if path.name != "cache")
+
+
+def learned(folder):
+    files = [load_file(folder / f"{name}.safetensors") for name in ("lora", "clip")]
+    return {key: value.numpy().tobytes() for file in files for key, value in file.items()}
+
+
+@pytest.mark.comfy
+@pytest.mark.slow
+def test_an_autoencoder_that_rounds_otherwise_is_said(of_graph, tmp_path, capsys):
+    shutil.copytree(of_graph[0], tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    about["encoded"][3] += 1e-6
+    (tmp_path / "run" / "run.json").write_text(json.dumps(about))
+    assert repeated((tmp_path / "run", *of_graph[1:]), tmp_path / "out").name == of_graph[0].name
+    assert (
+        "The autoencoder rounds otherwise than in the graph (by 1e-06): so may the result." in capsys.readouterr().out
+    )
+
+
+@pytest.mark.comfy
+@pytest.mark.slow
+def test_a_run_of_the_graph_is_repeated_bit_for_bit(of_graph, tmp_path, capsys):
+    folder = repeated(of_graph, tmp_path)
+    assert "will differ" not in capsys.readouterr().out
+    assert folder.name == of_graph[0].name and learned(folder) == learned(of_graph[0])
+    about, original = (json.loads((one / "run.json").read_text()) for one in (folder, of_graph[0]))
+    assert {**about, "seconds": 0} == {**original, "seconds": 0}
+    repeated(of_graph, tmp_path)
+    assert "not trained again" in capsys.readouterr().out
+
+
+@pytest.mark.comfy
+@pytest.mark.slow
+@pytest.mark.parametrize("changed", ["model.diffusion_model.out.2.bias", "first_stage_model.taesd_encoder.14.bias"])
+def test_another_checkpoint_and_other_pictures_are_said(of_graph, changed, tmp_path, capsys):
+    state = load_file(of_graph[1])
+    state[changed] += 1
+    save_file(state, tmp_path / "other.safetensors")
+    shutil.copytree(of_graph[0], tmp_path / "run")
+    Image.new("RGB", (32, 40)).save(tmp_path / "run" / "images" / "00.png")
+    folder = repeated((tmp_path / "run", *of_graph[1:]), tmp_path / "out", tmp_path / "other.safetensors")
+    said = capsys.readouterr().out
+    assert "other.safetensors on cpu is not what that run started from" in said
+    assert "pictures beside run.json are not exactly those" in said
+    assert folder.name != of_graph[0].name

@@ -1,0 +1,268 @@
+"""Paired augmentation: do pixels, mask and prompt change together, exactly as described?"""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from personalize.trainers.data import augmentation
+from personalize.trainers.data.concept import Concept
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def picture():
+    return torch.rand(3, 32, 32, generator=generator(9))
+
+
+def ramps(height, width):
+    """A picture that says where each of its pixels comes from: `[row, column]`, in pixels."""
+    return torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).float()
+
+
+def test_flip_mirrors(picture):
+    flipped, name = augmentation.flip(picture, generator())
+    assert name == "hflip" and torch.equal(flipped[:, :, 0], picture[:, :, -1])
+
+
+@pytest.mark.parametrize("height", [16, 32, 64])
+@pytest.mark.parametrize("seed", range(6))
+def test_shift_moves_and_repeats_the_edge(height, seed):
+    """By a share of the width, whatever the height."""
+    picture = torch.rand(3, height, 32, generator=generator(9))
+    shifted, name = augmentation.shift(picture, generator(seed))
+    # the distance is the one at which the pictures agree
+    if name == "left":
+        pixels = next(d for d in range(1, 32) if torch.equal(shifted[..., : 32 - d], picture[..., d:]))
+        assert torch.equal(shifted[..., -1], picture[..., -1])
+    else:
+        pixels = next(d for d in range(1, 32) if torch.equal(shifted[..., d:], picture[..., : 32 - d]))
+        assert torch.equal(shifted[..., 0], picture[..., 0])
+    assert 0.15 * 32 - 0.5 <= pixels <= 0.30 * 32 + 0.5
+    assert shifted.shape == picture.shape
+
+
+def test_zoom_out_centres_and_repeats_the_edge():
+    picture = torch.zeros(1, 32, 32)
+    picture[:, 8:24, 8:24] = 1.0
+    out = augmentation.zoom(picture, 0.5)
+    assert out[:, 13:19, 13:19].min() > 0.95 and out[:, :10].max() < 0.05
+    edge = augmentation.zoom(torch.ones(1, 32, 32), 0.34)
+    assert torch.allclose(edge, torch.ones(1, 32, 32))  # no black borders
+
+
+def test_zoom_in_keeps_the_middle():
+    picture = torch.zeros(1, 32, 32)
+    picture[:, 12:20, 12:20] = 1.0
+    assert augmentation.zoom(picture, 1.4).sum() == pytest.approx(1.4**2 * 64, rel=0.1)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 128), (96, 48)])
+@pytest.mark.parametrize("factor", [0.5, 1.25])
+def test_zoom_is_the_same_along_both_axes(height, width, factor):
+    """What a pixel shows lies `1 / factor` times as far from the centre; outside of the picture, it shows the edge."""
+    size = torch.tensor([height, width])[:, None, None]
+    zoomed = augmentation.zoom(ramps(height, width) / size, factor) * size  # pictures lie in 0..1
+    centre = (size - 1) / 2
+    expected = ((ramps(height, width) - centre) / factor + centre).clamp(torch.zeros(1), size - 1)
+    assert zoomed.shape == (2, height, width)
+    assert (zoomed - expected).abs().max() < 1.0
+
+
+def test_scale_is_named_only_where_it_shows(picture):
+    names, factors = [], []
+    for seed in range(200):
+        factors.append(augmentation.draw(generator(seed), 0.34, 1.4))
+        names.append(augmentation.scale(picture, generator(seed))[1])
+    for factor, name in zip(factors, names, strict=True):
+        assert name == ("zoom-out" if factor < 0.6 else "zoom-in" if factor > 1.2 else None)
+    assert {None, "zoom-in", "zoom-out"} == set(names)
+
+
+def test_crop_enlarges_a_square():
+    ramp = torch.linspace(0, 1, 64).expand(1, 64, 64).clone()
+    widths = []
+    for seed in range(100):
+        cropped, name = augmentation.crop(ramp, generator(seed))
+        assert name == "crop" and cropped.shape == ramp.shape
+        widths.append((cropped[0, 0, -1] - cropped[0, 0, 0]).item())
+    assert min(widths) > 0.08**0.5 - 0.06 and max(widths) > 0.9  # 8 to 100 % of the area
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 120), (120, 60)])
+def test_crop_has_the_pictures_shape(height, width):
+    """Its share of the height is that of the width, but for a pixel, and it lies anywhere along both axes."""
+    size = torch.tensor([height, width])
+    centres = []
+    for seed in range(100):
+        cropped, _ = augmentation.crop(ramps(height, width) / size[:, None, None], generator(seed))
+        assert cropped.shape == (2, height, width)
+        low, high = cropped.amin(dim=(1, 2)) * size, cropped.amax(dim=(1, 2)) * size
+        parts = (high - low + 1) / size
+        assert abs(parts[0] - parts[1]) < 2 / 60
+        assert 0.08**0.5 - 0.04 < parts.mean() < 1.01
+        centres.append((low + high) / 2 / size)
+    assert torch.stack(centres).amin(dim=0).max() < 0.3 and torch.stack(centres).amax(dim=0).min() > 0.7
+    assert torch.corrcoef(torch.stack(centres, dim=1))[0, 1].abs() < 0.3
+
+
+@pytest.mark.parametrize("tiles", [2, 3])
+def test_collage_has_edges_along_both_axes(tiles):
+    white = augmentation.collage(torch.ones(1, 48, 96), tiles)[0]
+    black = {axis: (white.amax(dim=1 - axis) == 0).nonzero().flatten().tolist() for axis in (0, 1)}
+    for axis, side in ((0, 48 // tiles), (1, 96 // tiles)):
+        assert black[axis] == [edge for i in range(tiles) for edge in (i * side, (i + 1) * side - 1)]
+    assert white.sum().item() == pytest.approx((48 - 2 * tiles) * (96 - 2 * tiles))
+
+
+@pytest.mark.parametrize("tiles", [2, 3])
+def test_collage_has_black_edges_of_one_pixel(tiles):
+    white = augmentation.collage(torch.ones(1, 96, 96), tiles)
+    side = 96 // tiles
+    for start in range(0, 96, side):
+        assert white[:, start].max() == 0 and white[:, start + side - 1].max() == 0
+        assert white[0, start + 1, start + 1 : start + side - 1].min() > 0.99
+    assert white.sum().item() == pytest.approx(tiles**2 * (side - 2) ** 2)
+
+
+def test_grayscale_is_luma(picture):
+    gray = augmentation.grayscale(picture)
+    expected = 0.299 * picture[0] + 0.587 * picture[1] + 0.114 * picture[2]
+    assert all(torch.allclose(channel, expected) for channel in gray)
+
+
+def test_draws_are_independent_and_stack(picture):
+    g = generator()
+    views = [augmentation.augment((picture, None), g, p=0.5, grayscale_p=0.2) for _ in range(2000)]
+    share = lambda name: sum(name in view.operations for view in views) / len(views)  # noqa: E731
+    assert share("collage") == pytest.approx(0.5, abs=0.04)
+    assert share("grayscale") == pytest.approx(0.2, abs=0.03)
+    assert share("hflip") == pytest.approx(0.5 / 4, abs=0.03)
+    assert share("left") + share("right") == pytest.approx(0.5 / 4, abs=0.03)
+    both = sum({"collage", "hflip"} <= set(view.operations) for view in views) / len(views)
+    assert both == pytest.approx(0.5 * 0.5 / 4, abs=0.02)
+
+
+def test_only_the_flip_leaves_a_style_alone(picture):
+    """Nothing but a mirror and the loss of colour: the views are exactly four pictures, the flip in its whole share."""
+    g, seen = generator(), []
+    gray = augmentation.grayscale(picture)
+    expected = {
+        (): picture,
+        ("hflip",): picture.flip(-1),
+        ("grayscale",): gray,
+        ("hflip", "grayscale"): gray.flip(-1),
+    }
+    for _ in range(1000):
+        view = augmentation.augment((picture, None), g, p=0.5, grayscale_p=0.2, kinds="flip")
+        assert torch.equal(view.pixels, expected[view.operations])
+        seen.append("hflip" in view.operations)
+    assert sum(seen) / len(seen) == pytest.approx(0.5, abs=0.05)
+    assert {name for operations in expected for name in operations} == set(augmentation.NAMES["flip"])
+
+
+def test_off_means_unchanged(picture):
+    view = augmentation.augment((picture, None), generator(), p=0.0, grayscale_p=0.0)
+    assert view.operations == () and torch.equal(view.pixels, picture)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (24, 40), (64, 16)])
+def test_mask_follows_the_picture(height, width):
+    """A picture that is its own mask stays so through every operation except the loss of colour, and keeps its size."""
+    mask = (torch.rand(1, height, width, generator=generator(9)) > 0.5).float()
+    pixels, seen = mask.expand(3, -1, -1), set()
+    for seed in range(100):
+        view = augmentation.augment((pixels, mask), generator(seed), p=0.9, grayscale_p=0.0)
+        assert view.pixels.shape == pixels.shape and view.mask.shape == mask.shape
+        assert torch.allclose(view.pixels[:1], view.mask)
+        seen |= set(view.operations)
+    assert seen == set(augmentation.TOKENS) - {"grayscale"}
+
+
+SHAPES = pytest.mark.parametrize(("height", "width"), [(32, 32), (24, 40), (40, 20)])
+
+
+@SHAPES
+@pytest.mark.parametrize("degrees", [-45.0, -10.0, 0.0, 30.0, 45.0, 180.0])
+def test_a_turned_picture_is_scipys_reflected_at_its_edges(height, width, degrees):
+    """About its centre, counter-clockwise, bilinear; nothing is stretched where it is not square."""
+    ndimage = pytest.importorskip("scipy.ndimage")
+    picture = torch.rand(3, height, width, generator=generator(2))
+    turned = augmentation.rotate(picture, degrees)
+    planes = picture.double().numpy()
+    expected = [ndimage.rotate(c, degrees, reshape=False, order=1, mode="reflect") for c in planes]
+    assert turned.shape == picture.shape
+    assert (turned - torch.stack([torch.from_numpy(c) for c in expected])).abs().max() < 1e-4
+
+
+def test_counter_clockwise_is_a_quarter_turn_to_the_left(picture):
+    assert torch.allclose(augmentation.rotate(picture, 90.0), picture.rot90(1, (-2, -1)), atol=1e-5)
+
+
+@SHAPES
+def test_no_turned_picture_has_black_corners(height, width):
+    white = torch.ones(3, height, width)
+    for seed in range(50):
+        view = augmentation.turn((white, None), generator(seed), p=1.0)
+        assert torch.allclose(view.pixels, white, atol=1e-5)
+
+
+def test_turns_are_drawn_as_the_paper_says():
+    """Three in four turned by up to 45 degrees either way, one in four mirrored: read from where pixels come from."""
+    row, column = ramps(64, 64)
+    angles, mirrored = [], 0
+    for seed in range(400):
+        view = augmentation.turn((torch.stack([row, column, row]), None), generator(seed))
+        down, right = (view.pixels[:2, 32, 33] - view.pixels[:2, 32, 32]).tolist()  # one pixel to the right comes from
+        mirrored += right < 0
+        angles.append(math.degrees(math.atan(down / right)))
+    turned = [angle for angle in angles if abs(angle) > 0.01]
+    assert 0.68 < len(turned) / 400 < 0.82 and 0.19 < mirrored / 400 < 0.31
+    assert max(turned) < 45.1 and min(turned) > -45.1 and max(turned) > 40 and min(turned) < -40
+
+
+def test_a_mask_turns_with_its_picture():
+    mask = (torch.rand(1, 24, 40, generator=generator(9)) > 0.5).float()
+    for seed in range(20):
+        view = augmentation.turn((mask.expand(3, -1, -1), mask), generator(seed))
+        assert view.operations == () and torch.equal(view.pixels[:1], view.mask)
+    assert augmentation.turn((mask.expand(3, -1, -1), None), generator()).mask is None
+
+
+def test_words_stand_where_they_belong():
+    def describe(*operations, named="words"):
+        prompts = {augmentation.describe("a <dog>", operations, named, generator(s)) for s in range(20)}
+        return prompts
+
+    assert describe("collage") == {"photo collage of a <dog>"}
+    assert describe("zoom-in") == {"zoomed in a <dog>", "close up a <dog>"}
+    assert describe("left") == {"a <dog> on the left"}
+    assert describe("grayscale") == {"a <dog>, grayscale"}
+    assert describe("hflip") == {"horizontally flipped a <dog>", "a <dog>, horizontally flipped"}
+    assert describe("right", "grayscale", named="tokens") == {"a <dog> <right>, <grayscale>"}
+    assert describe("right", "grayscale", named="none") == {"a <dog>"}
+
+
+def test_a_view_knows_its_picture():
+    """Pictures come in the order asked for, each view with the number of the picture it was made from."""
+    concept = Concept(images=tuple(torch.full((3, 32, 32), value) for value in (0.0, 0.5, 1.0)))
+    seen = [
+        *augmentation.views(
+            concept, [2, 0, 1, 1], (32, 32), generator(), partial(augmentation.augment, p=0.0, grayscale_p=0.0)
+        )
+    ]
+    assert [view.picture for view in seen] == [2, 0, 1, 1]
+    assert [view.pixels.mean().item() for view in seen] == [1.0, 0.0, 0.5, 0.5]
+
+
+def test_same_seed_same_views():
+    concept = Concept(images=(torch.rand(3, 40, 32), torch.rand(3, 32, 32)), crop="random")
+    first, second = (
+        augmentation.views(concept, [0, 1] * 5, (32, 32), generator(3), augmentation.augment) for _ in range(2)
+    )
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a.pixels, b.pixels) and (a.operations, a.picture) == (b.operations, b.picture)

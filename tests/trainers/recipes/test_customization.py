@@ -1,0 +1,204 @@
+"""Textual Inversion, DreamBooth-LoRA and Custom Diffusion: does exactly what each declares train, and twice alike?
+
+Small random models on the CPU. What came back on the host: test_customization_files.py.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from personalize.tests.support import small
+from personalize.tests.trainers.recipes.test_attndreambooth import snapshot
+from personalize.tests.trainers.runs.test_resume import Killed, learned
+from personalize.trainers.data.concept import Concept
+from personalize.trainers.models.families import SD1, SD2, SDXL
+from personalize.trainers.recipes import METHODS
+from personalize.trainers.recipes.custom_diffusion import CustomDiffusion
+from personalize.trainers.recipes.dreambooth_lora import DreamBoothLoRA
+from personalize.trainers.recipes.textual_inversion import TextualInversion
+from personalize.trainers.runs import train as training
+from personalize.trainers.runs.folder import RunFolder
+from personalize.trainers.runs.run import Run
+from personalize.trainers.stopping.dvar import DVAR
+from personalize.trainers.training.objective import Objective
+
+SMALL = {"class_images": 5, "class_image_steps": 2}
+RECIPES = {
+    "textual inversion": TextualInversion(steps=3, views=4),
+    "dreambooth-lora": DreamBoothLoRA(steps=3, views=4, learning_rate=1e-2),
+    "dreambooth-lora with prior": DreamBoothLoRA(steps=3, views=4, prior_weight=0.5, feed_forward=True, **SMALL),
+    "custom diffusion": CustomDiffusion(steps=3, views=6, learning_rate=1e-3, **SMALL),
+    "custom diffusion without prior": CustomDiffusion(steps=3, views=6, learning_rate=1e-3, prior_weight=0.0),
+}
+EACH = pytest.mark.parametrize("name", RECIPES)
+
+
+def concept(**changes):
+    picture = torch.rand(3, 48, 32, generator=torch.Generator().manual_seed(5))
+    return Concept(**{"images": (picture, picture.flip(1)), "resolution": 32} | changes)
+
+
+def train(name, folder, models=None, stop_after=None, seed=0, recipe=None, **changes):
+    """The models after a short training, and its result."""
+
+    def on_step(report):
+        if stop_after and len((folder / "steps.jsonl").read_text().splitlines()) == stop_after:
+            raise Killed
+
+    models, watcher = models or small.models(), training.Watcher(on_step=on_step)
+    run = Run(concept=concept(**changes), recipe=recipe or RECIPES[name], seed=seed)
+    return models, training.train(run, models, folder, checkpoint_every=1, watcher=watcher)
+
+
+@EACH
+def test_exactly_what_is_declared_changes(tmp_path, name):
+    before = snapshot(small.models())
+    models, result = train(name, tmp_path)
+    after = {key.replace(".base_layer", ""): value for key, value in snapshot(models).items()}
+    changed = {key for key in before if key in after and not torch.equal(before[key], after[key])}
+    new = {key for key in after if key not in before}
+    keys = {key for key in before if ".attn2.to_k." in key or ".attn2.to_v." in key}
+    assert changed == (keys if name.startswith("custom") else set()) and (changed or not name.startswith("custom"))
+    rows = {key for key in new if key.endswith("token_embedding.rows")}
+    assert len(rows) == 1 and not torch.equal(after[min(rows)], before["text.0.table"][_ids("dog")])
+    lora = {key.partition(".lora_")[0] for key in new - rows}
+    blocks = {key.rpartition(".attn2.")[0] for key in keys}
+    parts = [f"{attn}.{part}" for attn in ("attn1", "attn2") for part in ("to_q", "to_k", "to_v", "to_out.0")]
+    parts += ["ff.net.0.proj"] if name.endswith("prior") else []
+    assert lora == ({f"{block}.{part}" for block in blocks for part in parts} if "lora" in name else set())
+    assert all(after[key].abs().max() > 0 for key in new)
+    assert bool(result.lora) == (name != "textual inversion") and result.tokens["<concept>"][0].shape == (1, 32)
+
+
+def _ids(words):
+    return small.models().text_encoders[0].tokenizer.encode_words(words)
+
+
+@EACH
+def test_twice_in_one_process_is_the_same(tmp_path, name):
+    torch.manual_seed(1)
+    train(name, tmp_path / "first")
+    torch.manual_seed(2)
+    train(name, tmp_path / "second")
+    assert learned(tmp_path / "first") == learned(tmp_path / "second")
+    other = train(name, tmp_path / "other", seed=1)[1]
+    assert other.history[0]["loss"] != RunFolder(tmp_path / "first").result().history[0]["loss"]
+
+
+@EACH
+@pytest.mark.parametrize("stop_after", [1, 2])
+def test_a_kill_changes_nothing(tmp_path, name, stop_after):
+    train(name, tmp_path / "whole" / "run")
+    folder = tmp_path / "broken" / "run"
+    with pytest.raises(Killed):
+        train(name, folder, stop_after=stop_after)
+    train(name, folder)
+    assert learned(folder) == learned(tmp_path / "whole" / "run")
+
+
+@EACH
+def test_first_losses_equal_the_golden_ones(tmp_path, name):
+    golden = json.loads((Path(__file__).parents[2] / "golden" / "losses.json").read_text())
+    history = train(name, tmp_path)[1].history
+    assert [step["loss"] for step in history] == pytest.approx(golden[name], rel=1e-3)
+
+
+@EACH
+@pytest.mark.parametrize("family", [SD1, SD2, SDXL], ids=lambda family: family.name)
+def test_every_family_trains(tmp_path, name, family):
+    recipe = dataclasses.replace(RECIPES[name], steps=2)
+    models, result = train(name, tmp_path, models=small.models(family=family), recipe=recipe)
+    assert len(result.history) == 2 and all(torch.isfinite(v).all() for v in result.lora.values())
+    assert len(result.tokens["<concept>"]) == len(models.text_encoders)
+
+
+@EACH
+@pytest.mark.parametrize("crop", ["center", "bucket"])
+def test_a_split_batch_trains_the_same(tmp_path, name, crop):
+    """Whether a share holds pictures of one kind or of both: 4 samples in shares of 3 and of 1."""
+    from personalize.trainers.training.memory import Effort
+
+    results = []
+    for size in (0, 1, 3):
+        run = Run(concept=concept(crop=crop), recipe=dataclasses.replace(RECIPES[name], max_grad_norm=0.0))
+        effort = Effort(micro_batch_size=size, gradient_checkpointing=size == 1)
+        results.append(training.train(run, small.models(), tmp_path / str(size), effort=effort))
+    for result in results[1:]:
+        for own, whole in zip(result.history, results[0].history, strict=True):
+            assert own["terms"] == pytest.approx(whole["terms"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["textual inversion", "dreambooth-lora with prior", "custom diffusion"])
+def test_a_monitor_looks_at_the_subject_alone_and_changes_nothing(tmp_path, name):
+    run, seen, predict = Run(concept=concept(), recipe=RECIPES[name]), [], Objective.predict
+    training.train(run, small.models(), tmp_path / "plain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Objective, "predict", lambda self, batch, *rest: seen.append(batch) or predict(self, batch, *rest)
+        )
+        watched = training.train(dataclasses.replace(run, stopper=(DVAR(),)), small.models(), tmp_path / "watched")
+    assert learned(tmp_path / "plain")[0] == learned(tmp_path / "watched")[0]
+    assert all(torch.isfinite(torch.tensor(entry["measures"]["DVAR"]["fixed_loss"])) for entry in watched.history)
+    looked = [batch for batch in seen if len(batch) == DVAR().batch_size and batch.weights is None]
+    assert len(looked) == 4  # before the first step, and after each of three
+
+
+def test_class_pictures_are_told_of_kept_and_survive_a_cancel(tmp_path):
+    """A cancel while they are drawn leaves nothing behind that changes a later training; a second one reads them."""
+    run = Run(concept=concept(), recipe=RECIPES["custom diffusion"])
+    whole = training.train(run, small.models(), tmp_path / "whole")
+    said = []
+
+    def cancel(sentence):
+        said.append(sentence)
+        raise Killed
+
+    with pytest.raises(Killed):
+        training.train(run, small.models(), tmp_path / "run", watcher=training.Watcher(on_notice=cancel))
+    assert said == ["class pictures: 0 of 5"] and RunFolder(tmp_path / "run").result(partial=True) is None
+    for folder in ("run", "again"):
+        result = training.train(run, small.models(), tmp_path / folder, cache=tmp_path / "cache")
+        assert saved_losses(result) == saved_losses(whole)
+    assert len([*(tmp_path / "cache").rglob("*.png")]) == 5
+
+
+def saved_losses(result):
+    return [entry["terms"] for entry in result.history]
+
+
+def test_presets_and_rates_are_the_papers():
+    """Of DVAR's table: steps, and learning rates with the batch size in them, doubled with prior preservation."""
+    wanted = {
+        "Textual Inversion": ((6100, 475), 5e-3 * 2),
+        "DreamBooth-LoRA": ((1000, 450), 5e-4 * 2),
+        "Custom Diffusion": ((500, 367), 1e-5 * 2 * 2),
+    }
+    for method, (steps, rate) in wanted.items():
+        presets = METHODS[method]
+        assert [*presets] == ["full", "short"] and tuple(recipe.steps for recipe in presets.values()) == steps
+        recipe = dataclasses.replace(presets["full"], views=2, **(SMALL if method == "Custom Diffusion" else {}))
+        stage = next(recipe.stages(small.models(), concept(), torch.Generator().manual_seed(0)))
+        assert [group["lr"] for group in stage.params] == pytest.approx([rate])
+        plain = dataclasses.replace(recipe, scale_lr=False)
+        stage = next(plain.stages(small.models(), concept(), torch.Generator().manual_seed(0)))
+        assert [group["lr"] for group in stage.params] == pytest.approx([rate / 2])
+    custom = METHODS["Custom Diffusion"]["full"]
+    assert (custom.prior_weight, custom.class_images, custom.max_grad_norm, custom.batch_size) == (1.0, 200, 1.0, 2)
+    assert METHODS["DreamBooth-LoRA"]["full"].prior_weight == 0.0
+
+
+def test_one_template_is_drawn_for_the_whole_run():
+    recipe, seen = dataclasses.replace(RECIPES["custom diffusion without prior"], random_size=False), set()
+    for seed in range(6):
+        models = small.models()
+        stage = next(recipe.stages(models, concept(), torch.Generator().manual_seed(seed)))
+        ids = torch.cat([next(stage.batches).input_ids[:, 0] for _ in range(8)])
+        assert len({tuple(row) for row in ids.tolist()}) == 1
+        (word,) = models.text_encoders[0].tokenizer.placeholders["<concept>"]
+        at = ids[0].tolist().index(word)
+        assert ids[0, at + 1 : at + 2].tolist() == _ids("dog")
+        seen.add(tuple(ids[0].tolist()))
+    assert len(seen) > 2

@@ -1,0 +1,139 @@
+"""TextBoost's own parts: captions, views, rows for mixing, the LoRA of the U-Net. (Any recipe: test_recipes.py.)
+
+Small random models on the CPU; the latents of a plain gray picture tell which one it is.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+
+from personalize.tests.support import small
+from personalize.trainers.data.concept import Concept
+from personalize.trainers.data.templates import TEMPLATES
+from personalize.trainers.device import SingleDevice
+from personalize.trainers.recipes.textboost import PRESETS, TextBoost
+from personalize.trainers.runs import train as training
+from personalize.trainers.runs.run import Run
+from personalize.trainers.training.loop import forward_backward
+from personalize.trainers.training.objective import Objective
+from personalize.trainers.training.stage import freeze_all_but
+
+FAST = TextBoost(steps=3, batch_size=4, views=8)
+GRAYS = (0.0, 0.5, 1.0)
+
+
+def concept(**changes):
+    pictures = tuple(torch.full((3, 32, 32), gray) for gray in GRAYS)
+    return Concept(**{"images": pictures, "resolution": 32, "initializer_token": "corgi dog"} | changes)
+
+
+def train(recipe, folder, models=None):
+    return training.train(Run(concept=concept(), recipe=recipe), models or small.models(), folder)
+
+
+def test_unet_lora_trains_in_float32_beside_a_half_precision_unet():
+    """Its gradients are those of a float32 U-Net but for rounding; without them it would train in name only."""
+
+    def gradients(dtype):
+        models = small.models().to("cpu", dtype)
+        generator = torch.Generator().manual_seed(0)
+        stage = next(dataclasses.replace(FAST, unet_lora_rank=4).stages(models, concept(), generator))
+        freeze_all_but(stage, models)
+        objective = Objective(models, {name: loss for name, (_, loss) in stage.losses.items()})
+        forward_backward(stage, objective, SingleDevice(device=torch.device("cpu"), dtype=dtype), generator, 0)
+        lora = stage.params[-1]["params"]
+        assert {p.dtype for p in lora} == {p.grad.dtype for p in lora} == {torch.float32}
+        return torch.cat([p.grad.flatten() for p in lora])
+
+    exact, half = gradients(torch.float32), gradients(torch.bfloat16)
+    assert 0 < (half - exact).norm() < 0.05 * exact.norm()
+
+
+def deltas(result):
+    """What each layer's weight changes by, from the saved LoRA: (alpha / rank) B A."""
+    layers = {key.removesuffix(".alpha") for key in result.lora if key.endswith(".alpha")}
+    parts = {
+        name: [result.lora[f"{name}.{p}"] for p in ("lora_down.weight", "lora_up.weight", "alpha")] for name in layers
+    }
+    return {name: alpha / len(down) * up @ down for name, (down, up, alpha) in parts.items() if "out_proj" not in name}
+
+
+def test_an_object_and_a_style_never_change_the_same_output(tmp_path):
+    """Odd rows for objects, even ones for styles, exactly: also under weight decay, in the U-Net too."""
+    recipe = dataclasses.replace(FAST, unet_lora_rank=2, weight_decay=0.5, lora_learning_rate=0.1)
+    trained = {
+        mixing: deltas(train(dataclasses.replace(recipe, mixing=mixing), tmp_path / mixing))
+        for mixing in ("object", "style", "off")
+    }
+    for name in trained["off"]:
+        changed = {mixing: delta[name].abs().amax(dim=1) > 0 for mixing, delta in trained.items()}
+        odd = torch.arange(len(changed["off"])) % 2 == 1
+        assert torch.equal(changed["object"], odd)
+        assert torch.equal(changed["style"], ~odd)
+        assert changed["off"].all()
+
+
+@pytest.mark.parametrize("views", [0, 24])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_captions_take_the_place_of_templates(preset, views):
+    """Each view of a batch has the caption of the picture that it shows; a picture without one a template."""
+    captions = ("A house in {}", "", "{} on a {{hill}}")
+    many = concept(captions=captions)
+    recipe = dataclasses.replace(
+        PRESETS[preset], views=views, batch_size=24, augmentation_p=0.0, grayscale_p=0.0, knowledge_weight=0.0
+    )
+    models = small.models()
+    batch = next(next(recipe.stages(models, many, torch.Generator().manual_seed(0))).batches)
+    subject = recipe.subject(many)
+    possible = [
+        models.tokenize([f"A house in {subject}"]),
+        models.tokenize([template.format(subject) for template in TEMPLATES[recipe.templates]]),
+        models.tokenize([f"{subject} on a {{{{hill}}}}"]),
+    ]
+    shown = [round(latents.mean().item()) // 2 + 1 for latents in batch.latents]  # the latents are -2, 0 and 2
+    assert set(shown) == {0, 1, 2}
+    for picture, ids in zip(shown, batch.input_ids, strict=True):
+        assert (possible[picture] == ids).flatten(1).all(dim=1).any()
+
+
+def test_fresh_views_encode_in_every_step(tmp_path):
+    models = small.models()
+    calls, encode = [], models.encode_images
+    models.encode_images = lambda pixels: calls.append(len(pixels)) or encode(pixels)
+    train(dataclasses.replace(FAST, views=0), tmp_path / "fresh", models)
+    assert calls == [1, 4, 4, 4]  # the first is the one picture by which a run's autoencoder is known again
+    models = small.models()
+    models.encode_images = lambda pixels: calls.append(len(pixels)) or encode(pixels)
+    calls.clear()
+    train(FAST, tmp_path / "pool", models)
+    assert calls == [1, 8]  # all before the first step
+
+
+def test_a_pool_shows_every_picture_equally_often():
+    models, values = small.models(), []
+    encode = models.encode_images
+    models.encode_images = lambda pixels: values.extend(pixels.mean(dim=(1, 2, 3)).tolist()) or encode(pixels)
+    recipe = dataclasses.replace(FAST, views=9, augmentation_p=0.0, grayscale_p=0.0)
+    next(recipe.stages(models, concept(), torch.Generator().manual_seed(0)))
+    assert values == [*GRAYS] * 3
+
+
+@pytest.mark.parametrize("views", [0, 8])
+def test_the_generator_alone_knows_the_next_batch(views):
+    """A run that is taken up again needs no memory of which picture came last."""
+
+    def batches():
+        generator = torch.Generator().manual_seed(0)
+        recipe = dataclasses.replace(FAST, views=views)
+        return generator, next(recipe.stages(small.models(), concept(), generator)).batches
+
+    generator, going = batches()
+    for _ in range(4):
+        next(going)
+    state = generator.get_state()
+    expected = next(going)
+    generator, resumed = batches()
+    generator.set_state(state)
+    found = next(resumed)
+    assert torch.equal(found.latents, expected.latents) and torch.equal(found.input_ids, expected.input_ids)

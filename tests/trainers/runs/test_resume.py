@@ -1,0 +1,316 @@
+"""Does a run survive whatever ends it: bit for bit the same as one that nothing disturbed? Small models on the CPU."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from personalize.tests.support import small
+from personalize.trainers.data.concept import Concept
+from personalize.trainers.recipes.textboost import TextBoost
+from personalize.trainers.runs import train as training
+from personalize.trainers.runs import trainer
+from personalize.trainers.runs.folder import RunFolder
+from personalize.trainers.runs.run import Run
+from personalize.trainers.training import memory, state
+from personalize.trainers.training.memory import Effort
+from personalize.trainers.training.objective import Objective
+from personalize.trainers.training.stage import Diverged
+
+FAST = TextBoost(steps=7, batch_size=4, views=8)
+
+
+class Killed(BaseException):
+    pass
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TwoStages(TextBoost):
+    """TextBoost twice: first the words, then the LoRA. Like AttnDreamBooth, the second draws before it begins."""
+
+    def stages(self, models, concept, generator):
+        (stage,) = super().stages(models, concept, generator)
+        yield dataclasses.replace(stage, name="words", steps=4, params=stage.params[:1], after_step=lambda: None)
+        torch.randn(3, generator=generator)
+        yield dataclasses.replace(stage, name="lora", steps=3, params=stage.params[1:], after_step=lambda: None)
+
+
+def train(folder, recipe=FAST, *, crop="center", stop_after=None, models=None, **options):
+    """A run with a checkpoint every two steps; `stop_after` breaks it off as a user's cancel does."""
+
+    def on_step(report):
+        if stop_after and len((folder / "steps.jsonl").read_text().splitlines()) == stop_after:
+            raise Killed
+
+    picture = torch.rand(3, 48, 32, generator=torch.Generator().manual_seed(5))
+    concept = Concept(images=(picture, picture.flip(1), picture.flip(2).mT), resolution=32, crop=crop)
+    run = Run(concept=concept, recipe=recipe)
+    options = {"checkpoint_every": 2, "watcher": training.Watcher(on_step=on_step)} | options
+    return training.train(run, models or small.models(), folder, **options)
+
+
+def learned(folder):
+    """Every bit that a run learned, and what its steps said but for the clock."""
+    files = [load_file(folder / f"{name}.safetensors") for name in ("lora", "clip")]
+    tensors = {key: value.numpy().tobytes() for file in files for key, value in file.items()}
+    steps = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+    return tensors, [{k: v for k, v in step.items() if k not in ("seconds", "steps")} for step in steps]
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize(
+    "recipe",
+    [FAST, dataclasses.replace(FAST, views=0), TwoStages(**vars(FAST))],
+    ids=["pool", "fresh views", "two stages"],
+)
+def test_a_broken_off_run_ends_as_an_undisturbed_one(tmp_path, recipe, stop_after):
+    train(tmp_path / "whole" / "run", recipe)
+    folder = tmp_path / "broken" / "run"
+    with pytest.raises(Killed):
+        train(folder, recipe, stop_after=stop_after)
+    partial = RunFolder(folder).result(partial=True)
+    assert not partial.complete and len(partial.history) == stop_after and str(stop_after) in partial.stop_reason
+    assert RunFolder(folder).result() is None
+    result = train(folder, recipe)
+    assert learned(folder) == learned(tmp_path / "whole" / "run")
+    assert [step["step"] for step in result.history] == list(range(1, 8))
+    assert not (folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("stop_after", [1, 3])
+@pytest.mark.parametrize("views", [0, 8])
+def test_pictures_of_two_sizes_go_on_as_undisturbed_ones(tmp_path, monkeypatch, views, stop_after):
+    """After a cancel, and after a kill, which takes the run back to its last checkpoint: the sizes come as before."""
+    recipe, shapes = dataclasses.replace(FAST, views=views), []
+
+    def sizes(folder, **options):
+        models = small.models()
+        models.unet.register_forward_pre_hook(
+            lambda module, args, named: shapes.append(tuple(named["sample"].shape[-2:])), with_kwargs=True
+        )
+        shapes.clear()
+        train(folder, recipe, crop="bucket", models=models, **options)
+        return list(shapes)
+
+    whole = sizes(tmp_path / "whole" / "run")
+    assert set(whole) == {(5, 3), (3, 5)}
+    for how in ("cancelled", "killed"):
+        if how == "killed":
+            monkeypatch.setattr(training.Training, "_break_off", lambda self, stages: None)
+        folder = tmp_path / how / "run"
+        with pytest.raises(Killed):
+            sizes(folder, stop_after=stop_after)
+        done = stop_after if how == "cancelled" else stop_after // 2 * 2
+        assert sizes(folder) == whole[done:]
+        assert learned(folder) == learned(tmp_path / "whole" / "run")
+
+
+def test_a_process_that_is_killed_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
+    """Nothing is written after the kill: the newest checkpoint is of step 4, the log is longer and ends in mid-line."""
+    train(tmp_path / "whole" / "run")
+    monkeypatch.setattr(training.Training, "_break_off", lambda self, stages: None)
+    folder = tmp_path / "killed" / "run"
+    with pytest.raises(Killed):
+        train(folder, stop_after=5)
+    with (folder / "steps.jsonl").open("a") as log:
+        log.write('{"step": 6, "lo')
+    assert [f.name for f in sorted((folder / "checkpoints").iterdir())] == [
+        "step_000002.safetensors",
+        "step_000004.safetensors",
+    ]
+    train(folder)
+    assert learned(folder) == learned(tmp_path / "whole" / "run")
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "empty", "text"])
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_damaged_checkpoint_is_not_used(tmp_path, damage, damaged):
+    train(tmp_path / "whole" / "run")
+    folder = tmp_path / "damaged" / "run"
+    with pytest.raises(Killed):
+        train(folder, stop_after=6)
+    files = sorted((folder / "checkpoints").iterdir(), reverse=True)
+    for file in files[:damaged]:
+        data = bytearray(file.read_bytes())
+        data[-100] ^= 1
+        changed = {"cut": data[: len(data) // 2], "bit": data, "empty": b"", "text": b"no tensors in here"}
+        file.write_bytes(changed[damage])
+    trainer = RunFolder(folder).last_state()
+    assert [s.step for s in trainer] == ([4] if damaged == 1 else [])
+    train(folder)
+    assert learned(folder) == learned(tmp_path / "whole" / "run")
+
+
+def test_more_steps_go_on_where_fewer_ended(tmp_path):
+    """Exactly from a broken-off run; from a finished one, whose optimizer is gone, with new moments, and it says so."""
+    whole = dataclasses.replace(FAST, steps=9)
+    train(tmp_path / "whole" / "run", whole)
+    with pytest.raises(Killed):
+        train(tmp_path / "broken" / "short", stop_after=5)
+    steps = []
+    watcher = training.Watcher(on_step=lambda report: steps.append(report.step))
+    train(tmp_path / "broken" / "long", whole, watcher=watcher)
+    assert steps == [6, 7, 8, 9]
+    assert learned(tmp_path / "broken" / "long") == learned(tmp_path / "whole" / "run")
+
+    steps.clear()
+    train(tmp_path / "finished" / "short")
+    train(tmp_path / "finished" / "long", whole, watcher=watcher)
+    assert steps == [8, 9]
+    about = RunFolder(tmp_path / "finished" / "long").about()
+    assert about["continued_from"] == "step 7 of run short, with new optimizer moments"
+    assert learned(tmp_path / "finished" / "long")[1][:7] == learned(tmp_path / "whole" / "run")[1][:7]
+
+
+def test_another_run_is_no_ancestor(tmp_path):
+    train(tmp_path / "short")
+    steps = []
+    watcher = training.Watcher(on_step=lambda report: steps.append(report.step))
+    train(tmp_path / "other", dataclasses.replace(FAST, steps=8, lora_rank=2), watcher=watcher)
+    assert steps == list(range(1, 9))
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    with RunFolder(tmp_path).lock():
+        with pytest.raises(RuntimeError, match="already running"):
+            train(tmp_path)
+        with pytest.raises(RuntimeError, match="already running"):
+            RunFolder(tmp_path).delete()
+    train(tmp_path)
+    RunFolder(tmp_path).delete()
+    assert not tmp_path.exists()
+
+
+def diverge_at(step, monkeypatch):
+    """From `step` on the loss is no number."""
+    calls, forward = [], Objective.forward
+
+    def broken(self, *batch):
+        calls.append(1)
+        terms = forward(self, *batch)
+        return {name: term * float("nan") for name, term in terms.items()} if len(calls) >= step else terms
+
+    monkeypatch.setattr(Objective, "forward", broken)
+
+
+@pytest.mark.parametrize(("nan_at", "kept"), [(4, 2), (5, 2), (6, 4), (7, 4)])
+def test_a_loss_that_is_no_number_restores_the_last_good_state(tmp_path, monkeypatch, nan_at, kept):
+    """The loss of step n judges the state after step n - 1: a checkpoint of that very state is not trusted."""
+    train(tmp_path / "good" / "run", dataclasses.replace(FAST, steps=kept))
+    diverge_at(nan_at, monkeypatch)
+    result = train(tmp_path / "bad" / "run")
+    assert result.stop_reason == f"the loss was no number at step {nan_at}; this is the state after step {kept}"
+    assert learned(tmp_path / "bad" / "run")[1] == learned(tmp_path / "good" / "run")[1]
+    good = RunFolder(tmp_path / "good" / "run").result()
+    assert all(torch.equal(result.lora[key], good.lora[key]) for key in good.lora)
+    assert all(torch.equal(result.tokens[key][0], good.tokens[key][0]) for key in good.tokens)
+
+
+def test_divergence_before_the_first_checkpoint_is_an_error(tmp_path, monkeypatch):
+    diverge_at(2, monkeypatch)
+    with pytest.raises(Diverged, match="at step 2: lower the learning rates"):
+        train(tmp_path)
+
+
+def test_where_memory_runs_out_less_goes_through_at_once(tmp_path, monkeypatch):
+    """More than one picture at once fails from step 5 on: the run goes on from step 4 with 2, then with 1."""
+    sizes, forward = [], Objective.forward
+
+    def limited(self, batch, noise, timesteps):
+        sizes.append(len(batch))
+        if len(sizes) > 4 and len(batch) > 1:
+            raise torch.cuda.OutOfMemoryError("out of memory, on purpose")
+        return forward(self, batch, noise, timesteps)
+
+    said = []
+    monkeypatch.setattr(Objective, "forward", limited)
+    result = train(tmp_path / "limited", watcher=training.Watcher(on_notice=said.append))
+    assert sizes == [4] * 5 + [2] + [1] * 12
+    assert [step["step"] for step in result.history] == list(range(1, 8))
+    assert "memory ran out: going on with 1 of 4 pictures at once" in said
+    monkeypatch.setattr(Objective, "forward", forward)
+    whole = train(tmp_path / "other" / "whole")
+    assert all(torch.allclose(result.lora[key], whole.lora[key], atol=1e-5) for key in whole.lora)
+
+
+def test_memory_that_never_suffices_is_one_sentence(tmp_path, monkeypatch):
+    def never(self, *batch):
+        raise torch.cuda.OutOfMemoryError("out of memory, on purpose")
+
+    monkeypatch.setattr(Objective, "forward", never)
+    with pytest.raises(MemoryError, match="lower the resolution"):
+        train(tmp_path)
+
+
+def test_efforts_go_from_halves_to_checkpointing():
+    efforts = list(memory.efforts(Effort(), 8))
+    assert [e.micro_batch_size for e in efforts] == [0, 4, 2, 1, 1]
+    assert [e.gradient_checkpointing for e in efforts] == [False] * 4 + [True]
+
+
+def test_an_estimate_chooses_the_effort_before_the_first_step(tmp_path):
+    models = small.models()
+    size = {"trained": 1000, "batch_size": 4, "resolution": 32}
+    needs = [memory.stage_bytes(models, effort, **size) for effort in memory.efforts(Effort(), 4)]
+    assert needs == sorted(needs, reverse=True)
+    for need, effort in zip(needs, memory.efforts(Effort(), 4), strict=True):
+        assert memory.fit(models, Effort(), need, **size) == (effort, need)
+    with pytest.raises(MemoryError, match="lower the resolution"):
+        memory.fit(models, Effort(), needs[-1] - 1, **size)
+    said = []
+    train(tmp_path, watcher=training.Watcher(on_notice=said.append), free_memory=lambda: memory.BASE + 2**21)
+    assert any("pictures at once" in sentence for sentence in said)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (4, 16)])
+def test_what_autograd_keeps_lies_within_the_margin_of_the_count(shape):
+    """Counted without memory, for a square; here for any shape of that area, with real tensors and fused attention,
+    which keeps a few more of them.
+    """
+    models = small.models()
+    models.unet.requires_grad_(False)
+    kept = {}
+
+    def pack(tensor):
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = (tensor.untyped_storage().nbytes(), tensor)
+        return tensor
+
+    weights = {p.untyped_storage().data_ptr() for p in models.unet.parameters()}
+    context = torch.randn(1, 77, 32, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        models.unet(torch.randn(1, 4, *shape), torch.zeros(1).long(), context)
+    real = sum(size for size, _ in kept.values())
+    counted = memory.activation_bytes(models, 8, False)
+    assert counted <= real <= memory.MARGIN * counted
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path):
+    plain = train(tmp_path / "plain" / "run")
+    twice = train(tmp_path / "twice" / "run", effort=Effort(micro_batch_size=4, gradient_checkpointing=True))
+    assert all(torch.allclose(plain.lora[key], twice.lora[key], atol=1e-6) for key in plain.lora)
+
+
+def test_a_full_disk_is_known_before_the_first_step(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(trainer.shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000))
+    with pytest.raises(RuntimeError, match="make room"):
+        train(tmp_path)
+
+
+def test_a_state_survives_its_file(tmp_path):
+    parameter = torch.nn.Parameter(torch.randn(3, 2))
+    optimizer = torch.optim.AdamW([parameter])
+    parameter.sum().backward()
+    optimizer.step()
+    saved = state.capture(1, 2.5, [parameter], torch.Generator().manual_seed(1), optimizer)
+    begun = state.capture(0, 0.0, [parameter], torch.Generator())
+    state.save((saved, dataclasses.replace(begun, step=3)), tmp_path / "state.safetensors")
+    first, second = state.load(tmp_path / "state.safetensors")
+    assert first.step == 1 and first.seconds == 2.5 and torch.equal(first.params[0], parameter)
+    assert torch.equal(first.optimizer[0]["exp_avg"], optimizer.state[parameter]["exp_avg"])
+    assert second.step == 3 and second.optimizer == {}
+    assert state.load(tmp_path / "nowhere.safetensors") is None

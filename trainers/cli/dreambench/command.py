@@ -1,0 +1,168 @@
+"""`python -m trainers dreambench`: the DreamBooth protocol, one subject after the other or several at once.
+
+    python -m trainers dreambench --data DIR --checkpoint FILE --method textboost --out OUT [--set steps=100 ...]
+    python -m trainers dreambench ... --workers 4                        on four cards, through Ray (pip install ray)
+    python -m trainers dreambench ... --workers 8 --ray-address auto     on the machines of a Ray cluster
+
+DIR is a copy of the DreamBooth data set (github.com/google/dreambooth), or another in its form: a folder of pictures
+for each subject, and prompts_and_classes.txt with a line subject_name,class for each. Columns "kind" (live or object)
+and "initializer" may be added there; without a kind the classes cat and dog are live.
+
+Each subject is learned from its first pictures (--references), its prompts are drawn and scored; pictures that it did
+not learn from are the unseen references. OUT/<subject> gets its report, OUT/dreambench.csv, .json and .html the table
+of all with mean and standard deviation over subjects. Started again, subjects that are complete with the same settings
+are not repeated, and a training that was broken off goes on from its last checkpoint. Subjects may be shared by hand,
+too: the same OUT with other --subjects, and at the end all of them once for the table.
+
+With Ray each subject is a task. Workers on other machines need this folder, DIR, OUT, the checkpoint and the judges'
+files under the same paths. The scores do not depend on how many workers there are (on processors: with the same
+OMP_NUM_THREADS).
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ...evaluation import vqa
+from ...evaluation.protocol import Protocol
+from ...evaluation.scorer import Judges
+from ...runs import replay
+from ..options import (
+    loader,
+    method_flags,
+    model_flags,
+    new_parser,
+    own_prompts,
+    protocol_flags,
+    settings_help,
+    settings_of,
+    training_flags,
+    word_flags,
+)
+from ..train import NAMES, WORDS, precision, recipe_of
+from . import dataset, farm
+from .farm import Farm
+from .subject import Bench, Worker
+from .table import FAILED, Row, Table
+
+ONE_PICTURE = ("textboost",)  # methods whose paper learns from a single one
+OWN_WORDS = ("class_word",)  # a subject's, which its data set says
+
+
+def parser() -> argparse.ArgumentParser:
+    command = new_parser(" dreambench", __doc__, settings_help())
+    command.add_argument("--data", type=Path, required=True, metavar="DIR", help="the data set, or its folder dataset")
+    model_flags(command)
+    command.add_argument("--out", type=Path, required=True, help="reports, the table, and in runs/ the trainings")
+    command.add_argument("--subjects", default="", metavar="A,B", help="only these")
+    command.add_argument(
+        "--references", type=int, default=-1, metavar="N",
+        help="learn from the first N pictures by name; 0: from all. If not given as in the papers: TextBoost from one, "
+        "AttnDreamBooth, Textual Inversion, DreamBooth and Custom Diffusion from all that there are (3 to 6)",
+    )  # fmt: skip
+    method = command.add_argument_group("how they are learned")
+    method.add_argument("--method", dest="what", default="textboost", choices=NAMES)
+    method_flags(method)
+    word_flags(method, leave=OWN_WORDS)
+    training_flags(method)
+    protocol_flags(command)
+    several = command.add_argument_group("several at once")
+    several.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="subjects at once; more than one needs ray"
+    )
+    several.add_argument("--ray-address", default="", metavar="ADDRESS", help="of a Ray that runs: auto, or host:port")
+    several.add_argument(
+        "--gpus", type=float, help="cards of each worker, 0.5 for half of one; 1 where --device is cuda"
+    )
+    return command
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Exits with 1 where a subject failed."""
+    if any(row.state == FAILED for row in dreambench(parser().parse_args(arguments))):
+        sys.exit(1)
+
+
+def dreambench(given: argparse.Namespace) -> list[Row]:
+    """Learn, draw and score what is not yet done, and write the table after each subject.
+
+    Raises:
+        ValueError: something is missing or does not fit; nothing was trained then.
+    """
+    say = partial(print, flush=True)
+    subjects = dataset.read(given.data, [name for name in given.subjects.split(",") if name])
+    bench = bench_of(given)
+    for subject in subjects:
+        bench.check(subject)
+    workers = farm_of(given)
+    worker = Worker(bench)  # reads everything once: what is wrong is found here
+    title, settings = f"DreamBooth protocol: {given.what}", settings_shown(given, bench, worker.model)
+    rows = workers.rows(bench, subjects, say) if workers else map(partial(worker, say=say), subjects)
+    del worker  # Ray's have models of their own
+    found = {subject.name: Row.not_yet(subject) for subject in subjects}
+    for row in rows:
+        found[row.subject] = row
+        Table([*found.values()]).write(given.out, settings, title)
+    say(Table([*found.values()]).text())
+    return [*found.values()]
+
+
+def bench_of(given: argparse.Namespace) -> Bench:
+    """What the flags say of all subjects."""
+    device = torch.device(given.device)
+    if given.references < -1:
+        raise ValueError(f"The number of references is {given.references}: use 1 or more, or 0 for all pictures.")
+    default = 1 if given.what in ONE_PICTURE else 0
+    return Bench(
+        load=loader(given),
+        out=given.out,
+        device=given.device,
+        dtype=precision(given.precision, device),
+        recipe=recipe_of(given),
+        stopper=replay.monitors(json.loads(given.stopper)),
+        seed=given.seed,
+        words={word.name: getattr(given, word.name) for word in WORDS if word.name not in OWN_WORDS},
+        references=default if given.references == -1 else given.references,
+        protocol=settings_of(Protocol, given, "the protocol"),
+        prompts=own_prompts(given),
+        judges=settings_of(Judges, given, "the judges"),
+        clip_folders=tuple(given.clip_folder),
+        vqa_download=given.vqa_download,
+        micro_batch_size=given.micro_batch_size,
+        checkpoint_every=given.checkpoint_every,
+    )
+
+
+def farm_of(given: argparse.Namespace) -> Farm | None:
+    """The workers; `None` where this process does all.
+
+    Raises:
+        ValueError: ray is needed and missing.
+    """
+    if given.workers < 1:
+        raise ValueError(f"The number of workers is {given.workers}: use 1 or more.")
+    if given.workers == 1 and not given.ray_address:
+        return None
+    farm.imported()
+    gpus = given.gpus if given.gpus is not None else float(given.device.startswith("cuda"))
+    return Farm(workers=given.workers, gpus=gpus, address=given.ray_address)
+
+
+def settings_shown(given: argparse.Namespace, bench: Bench, model: str) -> dict:
+    """What dreambench.json says of how the table came about."""
+    return {
+        "method": type(bench.recipe).__name__,
+        "recipe": dataclasses.asdict(bench.recipe),
+        "checkpoint": given.checkpoint.name,
+        "model": model,
+        "references": bench.references,
+        "protocol": dataclasses.asdict(bench.protocol),
+        "judges": dataclasses.asdict(bench.judges),
+        vqa.VQA: vqa.missing(bench.vqa_download) or vqa.MODEL,
+    }

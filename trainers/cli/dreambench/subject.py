@@ -1,0 +1,167 @@
+"""One subject of the DreamBooth protocol: learn it, draw its prompts, score them, write its report; or find it done."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ...data.concept import Concept
+from ...device import SingleDevice
+from ...evaluation import protocol
+from ...evaluation.protocol import Evaluation, Protocol
+from ...evaluation.report import CLIP_T
+from ...evaluation.scorer import Judges, References
+from ...images import to_pil
+from ...metrics.extractor_cache import Backbones
+from ...models.diffusion import Models
+from ...models.fingerprint import fingerprint
+from ...models.tokenizer import Tokenizer, bundled_words
+from ...reports import report_folder
+from ...runs import pick, restore
+from ...runs.folder import RunFolder
+from ...runs.result import RunResult
+from ...runs.run import Run, judges
+from ...stopping.monitor import Monitor
+from ...training import trainables
+from ..options import Say, train
+from ..train import pictures_in
+from .dataset import Subject
+from .table import Row
+
+FAILURES = (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError)  # of a subject; others are our mistakes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What all subjects have in common; it travels to the workers."""
+
+    load: Callable[[], Models]  # reads the checkpoint
+    out: Path
+    device: str
+    dtype: torch.dtype
+    recipe: object
+    stopper: tuple[Monitor, ...]
+    seed: int
+    words: dict[str, str | int]  # of every concept
+    references: int  # pictures to learn from; 0: all
+    protocol: Protocol
+    prompts: str  # lines of the user's own; "" for none
+    judges: Judges
+    clip_folders: tuple[Path, ...]
+    vqa_download: bool
+    micro_batch_size: int
+    checkpoint_every: int
+
+    def concept(self, subject: Subject, images: tuple[torch.Tensor, ...], captions: tuple[str, ...] = ()) -> Concept:
+        own = {"initializer_token": subject.initializer} if subject.initializer else {}
+        return Concept(images=images, captions=captions, class_word=subject.class_word, **self.words | own)
+
+    def check(self, subject: Subject) -> None:
+        """Raise `ValueError` where the subject's words do not do; its pictures are looked at when it is its turn."""
+        concept = self.concept(subject, (torch.zeros(3, 8, 8),))
+        words = concept.placeholder_token, concept.initializer, concept.class_word
+        trainables.check_words(Tokenizer(bundled_words()), *words)
+        self.recipe.check(concept)
+        self.protocol.prompts(self.prompts, subject.kind, concept, self.recipe.subject(concept))
+
+
+class Worker:
+    """A process's models and judges, read once, and what it does with them for one subject after the other.
+
+    Args:
+        cache: a folder of its own, because two workers would write the same files at the same time.
+    """
+
+    def __init__(self, bench: Bench, cache: str = "cache"):
+        self.bench = bench
+        self.cache = bench.out / "runs" / cache
+        self.backbones = Backbones(folders=lambda: bench.clip_folders)
+        self.judged_by = protocol.load_judges(bench.judges, self.backbones)
+        for choice in judges(bench.recipe, bench.stopper):
+            self.backbones.load(choice)
+        self.models = bench.load().to("cpu", bench.dtype)
+        self.model = fingerprint(self.models)
+
+    def __call__(self, subject: Subject, say: Say) -> Row:
+        """The subject's row of the table; where it fails, with the sentence that says why."""
+        say = partial(_named, say, subject.name)
+        try:
+            return self._done(subject, say)
+        except FAILURES as error:
+            sentence = " ".join(str(error).split()) or type(error).__name__
+            say(f"failed: {sentence}")
+            return Row.failed(subject, sentence)
+
+    def _done(self, subject: Subject, say: Say) -> Row:
+        bench, folder = self.bench, self.bench.out / subject.name
+        images, captions = pictures_in(subject.folder)
+        count = bench.references or len(images)
+        concept = bench.concept(subject, images[:count], captions[:count])
+        bench.recipe.check(concept)
+        run = Run(concept=concept, recipe=bench.recipe, stopper=bench.stopper, seed=bench.seed, dtype=bench.dtype)
+        evaluation = self._evaluation(subject, run, images[count:])
+        digest = evaluation.digest(f"{run.digest(self.model)} {pick.weight_of(run.stopper)}")
+        if told := report_folder.read(folder, digest):
+            say("complete with these settings, not repeated")
+            return Row.of(subject, told)
+        result = pick.chosen(self._trained(run, say), run.stopper)
+        drawn = evaluation.drawn(self._with(result), say)
+        report = evaluation.report(subject.name, drawn, self.backbones, bench.device, say)
+        if not evaluation.references.unseen:
+            why = {column: "all pictures were learned from" for column in report.missing if column.endswith("unseen")}
+            report = replace(report, missing=report.missing | why)
+        facts = {
+            "class word": subject.class_word, "method": result.settings["method"], "run": result.folder.name,
+            "training": result.stop_reason, "training seconds": round(result.seconds, 1), "digest": digest,
+        }  # fmt: skip
+        report_folder.write(folder, [replace(report, settings=report.settings | facts)])
+        say(f"scored, {CLIP_T} {report.cell(CLIP_T)}")
+        return Row.of(subject, report_folder.read(folder, digest))
+
+    def _evaluation(self, subject: Subject, run: Run, unseen: tuple[torch.Tensor, ...]) -> Evaluation:
+        bench, concept = self.bench, run.concept
+        subject_words = bench.recipe.subject(concept)
+        return Evaluation(
+            protocol=bench.protocol,
+            judges=bench.judges,
+            judged_by=self.judged_by,
+            prompts=tuple(bench.protocol.prompts(bench.prompts, subject.kind, concept, subject_words)),
+            references=References(seen=[*map(to_pil, concept.images)], unseen=[*map(to_pil, unseen)]),
+            side=concept.at_resolution(self.models.resolution),
+            dtype=bench.dtype,
+            vqa_download=bench.vqa_download,
+        )
+
+    def _trained(self, run: Run, say: Say) -> RunResult:
+        """What the run learned: now, or in an earlier process, whose broken-off training goes on."""
+        bench = self.bench
+        folder = RunFolder(bench.out / "runs" / run.digest(self.model))
+        if finished := folder.result():
+            say("trained before")
+            return finished
+        device = SingleDevice(device=torch.device(bench.device), dtype=run.dtype)
+        return train(
+            run, self._fresh(), folder, device, say,
+            model=self.model,
+            micro_batch_size=bench.micro_batch_size,
+            checkpoint_every=bench.checkpoint_every,
+            cache=self.cache,
+        )  # fmt: skip
+
+    def _fresh(self) -> Models:
+        """Models as they were read, for one subject to change."""
+        parts = {"unet": copy.deepcopy(self.models.unet), "text_encoders": copy.deepcopy(self.models.text_encoders)}
+        return replace(self.models, **parts, known_adapters={}, base_weights={}, backbones=self.backbones)
+
+    def _with(self, result: RunResult) -> Models:
+        """Always from the run's result, whoever trained it: a subject that was broken off gets the same pictures."""
+        models = self._fresh().to(self.bench.device, self.bench.dtype)
+        restore.put(result, models)
+        return models
+
+
+def _named(say: Say, name: str, sentence: str) -> None:
+    say(f"{name}: {sentence}")

@@ -1,0 +1,149 @@
+"""The table over a data set's subjects: CSV, JSON, a page and lines of text. Data in, files out."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from html import escape
+from pathlib import Path
+
+from ...evaluation.report import COLUMNS, NOT_MEASURED, Spread
+from ...evaluation.vqa import VQA
+from ...files import replaced
+from ...reports.html import document
+from .dataset import Subject
+
+SCORES = (*COLUMNS, VQA)
+EXPLAINED = (
+    "Mean ± standard deviation over a subject's pictures, of diversity over its prompts; in the last line over the "
+    "subjects' means."
+)
+DONE, FAILED, MISSING = "done", "failed", "missing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One subject: its scores, or why it has none."""
+
+    subject: str
+    class_word: str
+    state: str
+    why: str = ""
+    scores: dict[str, Spread] = field(default_factory=dict)  # over its pictures; what was not measured is absent
+    missing: dict[str, str] = field(default_factory=dict)  # column -> why it was not measured
+    training_seconds: float = 0.0
+
+    @classmethod
+    def of(cls, subject: Subject, told: dict) -> "Row":
+        """Of what its report.json tells."""
+        scores = {name: Spread(**spread) for name, spread in told["scores"].items() if spread}
+        vqa = Spread.of(each["scores"][VQA] for each in told["pictures"] if VQA in each["scores"])
+        return cls(
+            subject=subject.name, class_word=subject.class_word, state=DONE, missing=told[NOT_MEASURED],
+            scores=scores | ({VQA: vqa} if vqa else {}), training_seconds=told["settings"]["training seconds"],
+        )  # fmt: skip
+
+    @classmethod
+    def failed(cls, subject: Subject, sentence: str) -> "Row":
+        return cls(subject=subject.name, class_word=subject.class_word, state=FAILED, why=sentence)
+
+    @classmethod
+    def not_yet(cls, subject: Subject) -> "Row":
+        return cls(subject=subject.name, class_word=subject.class_word, state=MISSING, why="not finished")
+
+    def mean(self, column: str) -> float | None:
+        return self.scores[column].mean if column in self.scores else None
+
+
+@dataclass(frozen=True)
+class Table:
+    """All rows, and their means."""
+
+    rows: Sequence[Row]
+
+    def overall(self, column: str) -> Spread | None:
+        """Mean and standard deviation over subjects of each subject's mean."""
+        return Spread.of(mean for row in self.rows if (mean := row.mean(column)) is not None)
+
+    def notes(self) -> list[str]:
+        """Why something was not measured, and what failed; each once."""
+        found = [f"{name}, {NOT_MEASURED}: {why}" for row in self.rows for name, why in row.missing.items()]
+        found += [f"{row.subject}, {row.state}: {row.why}" for row in self.rows if row.why]
+        return [*dict.fromkeys(found)]
+
+    def csv(self) -> str:
+        """A row for each subject, then mean and standard deviation over subjects. `note` says what is missing, why."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["subject", "class", "state", *SCORES, "note"], lineterminator="\n")
+        writer.writeheader()
+        for row in self.rows:
+            note = row.why or "; ".join(f"{name}: {why}" for name, why in row.missing.items())
+            writer.writerow(
+                {"subject": row.subject, "class": row.class_word, "state": row.state, "note": note}
+                | {name: "" if row.mean(name) is None else row.mean(name) for name in SCORES}
+            )
+        for title, part in (("mean", "mean"), ("standard deviation", "std")):
+            found = {name: self.overall(name) for name in SCORES}
+            cells = {name: getattr(spread, part) if spread else "" for name, spread in found.items()}
+            writer.writerow({"subject": title, "state": self._count(), **cells})
+        return text.getvalue()
+
+    def _count(self) -> str:
+        return f"{sum(row.state == DONE for row in self.rows)} of {len(self.rows)} subjects"
+
+    def json(self, settings: dict) -> str:
+        found = {name: self.overall(name) for name in SCORES}
+        told = {
+            "settings": settings,
+            "scores": {name: asdict(spread) if spread else None for name, spread in found.items()},
+            "subjects": [asdict(row) for row in self.rows],
+        }
+        return json.dumps(told, indent=1, ensure_ascii=False)
+
+    def cells(self) -> list[list[str]]:
+        """As a table for people: a heading, a line for each subject, and the mean."""
+        lines = [["subject", "class", *SCORES, "training"]]
+        for row in self.rows:
+            seconds = f"{row.training_seconds:.0f} s" if row.state == DONE else row.state
+            lines.append([row.subject, row.class_word, *(_cell(row.scores.get(name)) for name in SCORES), seconds])
+        overall = [_cell(self.overall(name)) for name in SCORES]
+        return [*lines, ["mean over subjects", self._count(), *overall, ""]]
+
+    def text(self) -> str:
+        lines = self.cells()
+        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+        padded = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
+        return "\n".join([*padded, *self.notes()])
+
+    def html(self, title: str) -> str:
+        """A page that needs nothing else; each subject is a link to its own report. All words are escaped."""
+        heading, *lines, overall = self.cells()
+        body = [_html_row(heading, "th")]
+        for row, line in zip(self.rows, lines, strict=True):
+            name = escape(row.subject)
+            first = f'<a href="{escape(row.subject, quote=True)}/report.html">{name}</a>' if row.state == DONE else name
+            body.append(_html_row(line, "td", first))
+        body.append(_html_row(overall, "td"))
+        notes = "".join(f'<p class="note">{escape(note)}</p>' for note in [EXPLAINED, *self.notes()])
+        table = f'<div class="card"><table>{"".join(body)}</table></div>'
+        lead = f'<h1>{escape(title)}</h1><p class="lead">{self._count()}</p>'
+        return document(escape(title), f"{lead}{table}{notes}")
+
+    def write(self, folder: Path, settings: dict, title: str) -> None:
+        """dreambench.csv, .json and .html."""
+        folder.mkdir(parents=True, exist_ok=True)
+        texts = {"csv": self.csv(), "json": self.json(settings), "html": self.html(title)}
+        for ending, text in texts.items():
+            with replaced(folder / f"dreambench.{ending}") as beside:
+                beside.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _cell(spread: Spread | None) -> str:
+    return f"{spread.mean:.3f} ± {spread.std:.3f}" if spread else "-"
+
+
+def _html_row(cells: list[str], tag: str, first: str = "") -> str:
+    """One row; `first` is HTML in the place of the first cell."""
+    texts = [first or escape(cells[0]), *map(escape, cells[1:])]
+    return "<tr>" + "".join(f"<{tag}>{text}</{tag}>" for text in texts) + "</tr>"

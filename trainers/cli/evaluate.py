@@ -1,0 +1,128 @@
+"""`python -m trainers evaluate`: pictures by what a run learned, or by the untrained model, and their scores.
+
+    python -m trainers evaluate RUN --checkpoint FILE --out DIR [--unseen DIR ...]
+    python -m trainers evaluate none --images DIR --class-word dog --checkpoint FILE --out DIR
+
+RUN is the folder of a finished run, as Train and `python -m trainers` write it; "none" is the untrained model, which is
+asked for the class word. DIR gets report.html, report.csv, report.json, table.png, grid.png and scatter.png.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..data.concept import Concept
+from ..evaluation import protocol
+from ..evaluation.protocol import Evaluation, Protocol
+from ..evaluation.scorer import Judges, References
+from ..images import to_pil
+from ..reports import report_folder
+from ..runs import replay, restore
+from ..runs.folder import RunFolder
+from ..runs.pick import picked
+from ..runs.result import RunResult
+from ..runs.run import Run
+from ..settings import checked
+from ..stopping.pick_by_score import PickByScore
+from .dreambench.dataset import kind_of
+from .options import (
+    model_flags,
+    new_parser,
+    own_prompts,
+    precision_flag,
+    protocol_flags,
+    settings_of,
+    shelf,
+    starting_from,
+    word_flags,
+)
+from .train import pictures_in, precision
+
+NONE = "none"
+
+
+def parser() -> argparse.ArgumentParser:
+    command = new_parser(" evaluate", __doc__)
+    command.add_argument("run", metavar=f"RUN|{NONE}", help="the folder of a finished run; none: the untrained model")
+    model_flags(command)
+    command.add_argument("--out", type=Path, required=True, help="the folder of the report")
+    command.add_argument("--label", default="", help="what the report calls it; if not given, the method")
+    command.add_argument(
+        "--unseen", type=Path, metavar="DIR", help="pictures of the subject that it did not learn from"
+    )
+    command.add_argument(
+        "--text-weight", type=float, metavar="0..1",
+        help="of a run with Pick by Score: its state with most likeness (0), or the one that follows words best (1); "
+        "if not given, the last",
+    )  # fmt: skip
+    protocol_flags(command)
+    untrained = command.add_argument_group(f"where {NONE} is given")
+    untrained.add_argument("--images", type=Path, metavar="DIR", help="pictures of the subject")
+    word_flags(untrained, leave=("placeholder_token", "initializer_token", "crop"))
+    precision_flag(untrained)
+    return command
+
+
+def main(arguments: Sequence[str]) -> None:
+    evaluate(parser().parse_args(arguments))
+
+
+def evaluate(given: argparse.Namespace) -> None:
+    """Draw, score and write; what is there with the same settings stays.
+
+    Raises:
+        ValueError: something is missing or does not fit.
+    """
+    run, about, result = _untrained(given) if given.run == NONE else _finished(Path(given.run), given.text_weight)
+    concept, device = run.concept, torch.device(given.device)
+    chosen = settings_of(Protocol, given, "the protocol")
+    subject = run.recipe.subject(concept) if result else "C"
+    prompts = chosen.prompts(own_prompts(given), kind_of(concept.class_word), concept, subject)
+    unseen = pictures_in(given.unseen)[0] if given.unseen else ()
+    backbones, judges = shelf(given), settings_of(Judges, given, "the judges")
+    judged_by = protocol.load_judges(judges, backbones)
+    models, model = starting_from(given, run, about, device, print)
+    evaluation = Evaluation(
+        protocol=chosen, judges=judges, judged_by=judged_by, prompts=tuple(prompts), dtype=run.dtype,
+        vqa_download=given.vqa_download,
+        references=References(seen=[*map(to_pil, concept.images)], unseen=[*map(to_pil, unseen)]),
+        side=concept.at_resolution(models.resolution),
+    )  # fmt: skip
+    label = given.label or (result.settings["method"] if result else "untrained")
+    digest = evaluation.digest(f"{label}: {f'{run.digest(model)} {result.picked}' if result else model}")
+    if report_folder.read(given.out, digest):
+        print("complete with these settings, and not drawn again")
+        return
+    models = models.to(device, run.dtype)
+    if result:
+        restore.put(result, models)
+    drawn = evaluation.drawn(models, print)
+    del models  # the judges need the room
+    report = evaluation.report(label, drawn, backbones, given.device, print)
+    facts = {"checkpoint": given.checkpoint.name, "run": result.folder.name if result else NONE, "digest": digest}
+    report_folder.write(given.out, [replace(report, settings=report.settings | facts)])
+    print(report.summary())
+
+
+def _finished(folder: Path, text_weight: float | None) -> tuple[Run, dict, RunResult]:
+    """A run's settings and pictures, its run.json, and what it learned."""
+    folder = folder.parent if folder.name == "run.json" else folder
+    run, about = replay.read(folder / "run.json")
+    result = RunFolder(folder).result()
+    if result is None:
+        raise ValueError(f"The run {folder.name} holds no complete result: train it to its end first.")
+    if text_weight is None:
+        return run, about, result
+    return run, about, picked(result, **checked(PickByScore, {"text_weight": text_weight}))
+
+
+def _untrained(given: argparse.Namespace) -> tuple[Run, dict, None]:
+    """A run that trains nothing."""
+    if given.images is None:
+        raise ValueError("There is no picture of the subject: name a folder of pictures with --images.")
+    images, _ = pictures_in(given.images)
+    concept = Concept(images=images, class_word=given.class_word, resolution=given.resolution)
+    return Run(concept=concept, recipe=None, dtype=precision(given.precision, torch.device(given.device))), {}, None

@@ -1,0 +1,56 @@
+"""TODO trainers.data.batch"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one step learns from; B samples and, for losses on the text encoder alone, P preservation prompts.
+
+    Samples may be of two kinds, pictures of the instance and, for prior preservation, of its class. `weights` says how
+    much each counts as the one and as the other, so that means over shares of a batch add up to those over the whole.
+    """
+
+    latents: Tensor  # [B, 4, h, w], scaled as the U-Net sees them
+    input_ids: Tensor  # [B, E, 77], one row of ids for each of E text encoders
+    masks: Tensor | None = None  # [B, 1, h, w] in 0..1
+    posterior: Tensor | None = None  # [B, 8, h, w], mean and deviation that `latents` were drawn with, if they were
+    preservation_ids: Tensor | None = None  # [P, E, 77]
+    preservation_targets: Tensor | None = None  # [P, 77, d], the frozen encoders' joined outputs
+    weights: Tensor | None = None  # [B, 2], as instance and as class; of the whole batch both columns' means are 1
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with `function` applied to every tensor it holds."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: function(t) for name, t in tensors.items() if t is not None})
+
+    @classmethod
+    def joined(cls, batches: Sequence["Batch"]) -> "Batch":
+        """One batch of several that hold the same kinds of tensors, of the same shapes."""
+        held = [f.name for f in fields(cls) if getattr(batches[0], f.name) is not None]
+        return cls(**{name: torch.cat([getattr(batch, name) for batch in batches]) for name in held})
+
+    def instances(self) -> "Batch":
+        """The pictures of the subject alone, without class pictures and preservation prompts."""
+        plain = replace(self, preservation_ids=None, preservation_targets=None, weights=None)
+        return plain if self.weights is None else plain.map(lambda t: t[self.weights[:, 0] > 0])
+
+    def with_class(self, classes: "Batch") -> "Batch":
+        """This batch of the subject's pictures, and behind them those of `classes`, which count as a whole as much."""
+        sizes = len(self), len(classes)
+        masks = None if self.masks is None else self.masks.new_ones(len(classes), *self.masks.shape[1:])
+        kinds = zip((self.instances(), replace(classes, masks=masks)), sizes, torch.eye(2), strict=True)
+        both = [replace(kind, weights=(sum(sizes) / n * column).repeat(n, 1)) for kind, n, column in kinds]
+        preserved = {name: getattr(self, name) for name in ("preservation_ids", "preservation_targets")}
+        return replace(Batch.joined(both), **preserved)
+
+    def split(self, parts: int) -> list["Batch"]:
+        """`parts` equal shares, so that means over the shares add up to the mean over the whole."""
+        return [self.map(lambda t, i=i: t.tensor_split(parts)[i]) for i in range(parts)]

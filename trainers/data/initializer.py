@@ -1,0 +1,143 @@
+"""The word that a new token starts from, chosen by CLIP: the vocabulary's most or least fitting one, or any.
+
+Textual Inversion in the DVAR paper's comparison (arXiv 2302.04841) starts from a word given by hand, drawn at random,
+or the best or worst of the vocabulary by CLIP score. Ours scores every word of the text encoder's vocabulary that is
+one whole word of letters (entries `[a-z]+</w>`, 32,875 of the 49,408; the others are parts of words, numbers, signs,
+emoji). Written as text, each of them is exactly that one entry, so the word and its id say the same.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from .. import files
+from ..digest import choose, digest_of, sampled
+from ..images import to_pil
+from ..metrics.clip import ClipChoice
+from ..metrics.feature_extractors import Backbone
+from ..metrics.metrics import unit_features
+from ..models.diffusion import Models
+from .concept import Concept
+
+STRATEGIES = ("given", "random", "best", "worst")
+TEMPLATE = "a photo of a {}"
+KEPT = 10  # of the best and of the worst words, in the file: the first one counts, the others are worth a look
+
+
+@dataclass(frozen=True, kw_only=True)
+class Word:
+    """An entry of the vocabulary."""
+
+    word: str
+    id: int
+    score: float | None = None  # its CLIP score
+
+
+@lru_cache(maxsize=1)
+def vocabulary() -> tuple[Word, ...]:
+    """The candidates, in the order of their ids."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    entries = SimpleTokenizer().encoder.items()
+    return tuple(Word(word=entry[:-4], id=i) for entry, i in entries if re.fullmatch("[a-z]+</w>", entry))
+
+
+def starting_word(
+    strategy: str, models: Models, images: Sequence[Tensor], clip: ClipChoice | None, generator: Generator
+) -> Word:
+    """What the new token starts from by "random", "best" or "worst"; "given" is the concept's own initializer.
+
+    Args:
+        images: the references, `[3, h, w]` in 0..1.
+        generator: the run's; only "random" draws from it.
+
+    Raises:
+        ValueError: the CLIP cannot be loaded.
+    """
+    if strategy == "random":
+        return choose(vocabulary(), generator)
+    return ranking(models, images, clip)[strategy][0]
+
+
+def words(strategy: str, models: Models, concept: Concept, clip: ClipChoice | None, generator: Generator) -> str:
+    """What the new token starts from, as `trainables.add_tokens` reads it, by any of `STRATEGIES`."""
+    if strategy == "given":
+        return concept.initializer
+    found = starting_word(strategy, models, concept.images, clip, generator)
+    models.notice(f"{concept.placeholder_token} starts from {found.word}")
+    return found.word
+
+
+def ranking(models: Models, images: Sequence[Tensor], clip: ClipChoice) -> dict[str, list[Word]]:
+    """The `KEPT` best and worst words for these pictures, the extreme ones first; kept in the models' cache."""
+    with models.backbones.on(models.device, clip) as backbone:
+        file = _file(models.cache, backbone, images)
+        found = _read(file)
+        if found is None:
+            pictures = [to_pil(image) for image in images]
+            found = _ranked(word_scores(backbone, pictures, vocabulary(), models.notice))
+            _write(file, found)
+    return found
+
+
+@torch.no_grad()
+def word_scores(
+    clip: Backbone,
+    images: Sequence,
+    words: Sequence[Word],
+    notice: Callable[[str], None] = lambda sentence: None,
+    batch_size: int = 256,
+) -> Tensor:
+    """`cosine(m, CLIP text of "a photo of a {word}")` of each word, `[words]`.
+
+    `m` is the mean of the pictures' CLIP features, each of length 1 before, so that every picture counts the same.
+    """
+    mean = F.normalize(unit_features(clip.image_features, images).mean(dim=0), dim=0)
+    prompts, scores = [TEMPLATE.format(word.word) for word in words], []
+    for start in range(0, len(prompts), batch_size):
+        notice(f"words to start from: {start} of {len(prompts)}")
+        scores.append(unit_features(clip.text_features, prompts[start : start + batch_size]) @ mean)
+    return torch.cat(scores)
+
+
+def _ranked(scores: Tensor) -> dict[str, list[Word]]:
+    entries, order = vocabulary(), scores.argsort(stable=True).tolist()
+    chosen = {"best": order[: -KEPT - 1 : -1], "worst": order[:KEPT]}
+    return {name: [replace(entries[i], score=float(scores[i])) for i in indices] for name, indices in chosen.items()}
+
+
+def _file(cache: Path | None, backbone: Backbone, images: Sequence[Tensor]) -> Path | None:
+    """Named by the pictures and the CLIP's own weights: under a file's name there may be another file tomorrow."""
+    if cache is None:
+        return None
+    weights = [sampled(parameter) for parameter in backbone.module.parameters()]
+    return cache / f"words_{digest_of([*images, *weights], [TEMPLATE])}.json"
+
+
+def _read(file: Path | None) -> dict[str, list[Word]] | None:
+    """`None` where there is none, or somebody wrote something else."""
+    known = {(word.word, word.id) for word in vocabulary()}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file else {}
+        ranked = {name: [Word(**word) for word in found[name]] for name in ("best", "worst")}
+        whole = all(each and {(word.word, word.id) for word in each} <= known for each in ranked.values())
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return ranked if whole else None
+
+
+def _write(file: Path | None, ranked: dict[str, list[Word]]) -> None:
+    """A disk without room must not cost what was found."""
+    if file:
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with files.replaced(file) as beside:
+                beside.write_text(json.dumps({name: [asdict(word) for word in each] for name, each in ranked.items()}))

@@ -1,0 +1,60 @@
+"""TODO trainers.data.latents"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from ..models.diffusion import Models
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One augmented picture and the names of what was done to it."""
+
+    pixels: Tensor  # [3, h, w] in 0..1
+    mask: Tensor | None  # [1, h, w]
+    operations: tuple[str, ...] = ()
+    picture: int = 0  # which reference picture it shows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latents:
+    """Encoded views. Where the autoencoder has a deviation, every use draws the latents anew from it."""
+
+    mean: Tensor  # [n, 4, h, w]
+    std: Tensor | None
+    masks: Tensor | None  # [n, 1, h, w]
+    operations: tuple[tuple[str, ...], ...]
+    pictures: tuple[int, ...]  # which reference picture each view shows
+
+    def sample(self, indices: Tensor, generator: Generator) -> Tensor:
+        mean = self.mean[indices]
+        return mean if self.std is None else mean + self.std[indices] * torch.randn(mean.shape, generator=generator)
+
+    def posterior(self, indices: Tensor) -> Tensor | None:
+        """Mean and deviation `[n, 8, h, w]` that `sample` draws with; `None` where it does not draw."""
+        return None if self.std is None else torch.cat([self.mean[indices], self.std[indices]], dim=1)
+
+
+@torch.no_grad()
+def encode_views(models: Models, views: Iterator[View], count: int, batch_size: int = 8) -> Latents:
+    """Encode the next `count` views, all of one size, with the model's autoencoder, onto the CPU."""
+    means, stds, masks, operations, pictures = [], [], [], [], []
+    for start in range(0, count, batch_size):
+        chunk = [next(views) for _ in range(min(batch_size, count - start))]
+        mean, std = models.encode_images(torch.stack([view.pixels for view in chunk]).to(models.device))
+        means.append(mean.float().cpu())
+        stds += [] if std is None else [std.float().cpu()]
+        masks += [F.interpolate(v.mask[None], mean.shape[-2:], mode="area") for v in chunk if v.mask is not None]
+        operations += [view.operations for view in chunk]
+        pictures += [view.picture for view in chunk]
+    return Latents(
+        mean=torch.cat(means),
+        std=torch.cat(stds) if stds else None,
+        masks=torch.cat(masks) if masks else None,
+        operations=tuple(operations),
+        pictures=tuple(pictures),
+    )

@@ -1,0 +1,166 @@
+"""How a model is evaluated outside the editor: which prompts are drawn, how, and who judges; and the report of it.
+
+It knows models and pictures. Whose they are, and where the files go, is the commands' business.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+
+from ..cli.dreambench.dataset import PROMPT_SETS
+from ..data.concept import Concept
+from ..device import SingleDevice
+from ..digest import digest_of, sampled
+from ..images import to_pil
+from ..metrics.extractor_cache import Backbones
+from ..models import sampler
+from ..models.diffusion import Models
+from ..settings import decisive, setting
+from . import prompt_sets, vqa
+from .prompt_sets import CLASS_WORD, OWN, REMOVED, Prompt
+from .report import Report
+from .scorer import Drawn, Judges, References, Scoring
+
+BY_KIND = "by kind"
+DRAWING_FORMAT = 1  # raised only when the same settings draw or score otherwise; part of every report's digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What is drawn; the defaults are the DreamBooth paper's prompts and TextBoost's sampler."""
+
+    prompt_set: str = setting(
+        BY_KIND,
+        "The prompts. by kind: DreamBooth's, for live subjects (cats and dogs) or for objects; own: those of "
+        "--prompts, which is chosen where that is given.",
+        options=(BY_KIND, *prompt_sets.published(), OWN),
+    )
+    first: int = setting(0, "Use only the first N prompts; 0: all.", min=0, max=10_000)
+    token_format: str = setting(
+        "",
+        'The subject in prompts: V is the new word, C the class word, as in "V C" or "sks C"; or any text with {} for '
+        "the new word. If none is given: as the method trains it; C for the untrained model.",
+    )
+    compare_with: str = setting(
+        CLASS_WORD,
+        "What stands for the subject in the text that CLIP-T compares with: its class word, or nothing.",
+        options=(CLASS_WORD, REMOVED),
+    )
+    seeds: int = setting(
+        4, "Pictures of each prompt; a seed starts every prompt from the same latents.", min=1, max=256
+    )
+    first_seed: int = setting(0, "The others follow it.", min=0, max=2**63 - 257)
+    steps: int = setting(25, "Sampler steps (DPM-Solver++ 2M).", min=1, max=1000)
+    cfg: float = setting(7.5, "Guidance.", min=0.0, max=100.0)
+    pictures_at_once: int = setting(4, "Pictures that are drawn together; more need more memory.", min=1, max=64)
+
+    @property
+    def all_seeds(self) -> range:
+        return range(self.first_seed, self.first_seed + self.seeds)
+
+    def templates(self, own: str, kind: str) -> list[str]:
+        """The prompts' templates.
+
+        Args:
+            own: lines of the user's own; "" for none.
+            kind: of the subject, live or object.
+        """
+        chosen = self.prompt_set
+        if chosen == BY_KIND:
+            chosen = OWN if own else PROMPT_SETS[kind]
+        return prompt_sets.templates(chosen, own, self.first)
+
+    def prompts(self, own: str, kind: str, concept: Concept, subject: str) -> list[Prompt]:
+        """The same with the subject in them, which the method calls `subject`."""
+        return prompt_sets.prompts(self.templates(own, kind), concept, self.token_format or subject, self.compare_with)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One evaluation as data, whatever is drawn with."""
+
+    protocol: Protocol
+    judges: Judges
+    judged_by: str  # a digest of the judges' weights, which a name does not tell
+    prompts: tuple[Prompt, ...]
+    references: References
+    side: int  # of the pictures, in pixels
+    dtype: torch.dtype = torch.float32
+    vqa_download: bool = False
+
+    def digest(self, what: str) -> str:
+        """Of all that decides the scores; `what` is a digest of what is drawn with."""
+        told = {
+            "format": DRAWING_FORMAT,
+            "what": what,
+            "protocol": dataclasses.asdict(self.protocol),
+            "judges": [decisive(self.judges), self.judged_by],
+            "prompts": [dataclasses.asdict(each) for each in self.prompts],
+            "numbers": [self.side, str(self.dtype), vqa.missing(self.vqa_download)],
+        }
+        pictures = [[*images] for images in self.references.named().values()]
+        words = [json.dumps(told, sort_keys=True), *(str(len(images)) for images in pictures)]
+        return digest_of([_bytes(image) for images in pictures for image in images], words)
+
+    def settings(self) -> dict[str, str | int | float]:
+        """What a report says of how it came about."""
+        protocol = self.protocol
+        return {
+            "compared with": protocol.compare_with,
+            "seeds": f"{protocol.all_seeds[0]} to {protocol.all_seeds[-1]}",
+            "steps": protocol.steps,
+            "cfg": protocol.cfg,
+            "sampler": "DPM-Solver++ 2M, evenly spaced",
+            "size": f"{self.side} x {self.side}",
+            vqa.VQA: vqa.missing(self.vqa_download) or vqa.MODEL,
+        }
+
+    def drawn(self, models: Models, say: Callable[[str], None]) -> tuple[list[Drawn], float]:
+        """Every prompt's seeds, prompt after prompt, and the seconds that a picture took."""
+        pairs = [(prompt, seed) for prompt in self.prompts for seed in self.protocol.all_seeds]
+        found, size, start = [], self.protocol.pictures_at_once, time.perf_counter()
+        for first in range(0, len(pairs), size):
+            found += self._chunk(models, pairs[first : first + size])
+            say(f"drawn {len(found)} of {len(pairs)}")
+        return found, (time.perf_counter() - start) / len(found)
+
+    def _chunk(self, models: Models, pairs: Sequence[tuple[Prompt, int]]) -> list[Drawn]:
+        texts, seeds = [prompt.drawn for prompt, _ in pairs], [seed for _, seed in pairs]
+        with SingleDevice(device=models.device, dtype=self.dtype).autocast():
+            pixels = sampler.sample(
+                models, texts, seeds, size=(self.side, self.side), steps=self.protocol.steps,
+                guidance=self.protocol.cfg, batch_size=len(pairs),
+            )  # fmt: skip
+        return [
+            Drawn(prompt=prompt.drawn, text=prompt.text, seed=seed, image=to_pil(picture))
+            for (prompt, seed), picture in zip(pairs, pixels, strict=True)
+        ]
+
+    def report(
+        self, label: str, drawn: tuple[list[Drawn], float], backbones: Backbones, device: str, say: Callable
+    ) -> Report:
+        """Scores of what `drawn` gave. The models that drew may have left the device."""
+        scoring = Scoring(judges=self.judges, backbones=backbones, device=device, on_judge=say)
+        report = scoring.report(label, drawn[0], self.references)
+        report = vqa.added(replace(report, drawing_seconds=drawn[1]), self.vqa_download, device)
+        return replace(report, settings=self.settings())
+
+
+def load_judges(judges: Judges, backbones: Backbones) -> str:
+    """Read them now: a wrong file costs little before anything was trained or drawn. Returns a digest of their weights.
+
+    Raises:
+        ValueError: one cannot be loaded.
+    """
+    judges.check(backbones)
+    modules = [backbones.load(choice).module for choice in judges.choices(backbones)]
+    return digest_of(sampled(weight) for module in modules for weight in module.parameters())
+
+
+def _bytes(image: Image.Image) -> torch.Tensor:
+    return torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8).view(image.height, -1)

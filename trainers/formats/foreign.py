@@ -1,0 +1,245 @@
+"""LoRAs and embeddings of any program in this pack's own names, and its complete files. Tensors in, tensors out.
+
+Every key of a file is used, or the file is refused in one sentence: nothing is dropped in silence.
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..runs.result import RunResult
+from . import kohya
+
+KOHYA = (kohya.UNET_PREFIX, "lora_te_", "lora_te1_", "lora_te2_")
+PARTS = {"lora_down.weight", "lora_up.weight", "alpha", "diff", "diff_b"}
+# diffusers' components and kohya's prefixes.
+COMPONENTS = {"unet": kohya.UNET_PREFIX, "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
+UNET_PARTS = ("down_blocks.", "mid_block.", "up_blocks.", "conv_in.", "conv_out.", "time_embedding.", "add_embedding.")
+OTHERS = {
+    "dora_scale": "a DoRA",
+    "lora_magnitude_vector": "a DoRA",
+    ".hada_": "a LoHa",
+    ".lokr_": "a LoKr",
+    ".lora_mid.": "a LoCon in Tucker's form",
+    ".oft_": "an OFT",
+    "bundle_emb.": "a LoRA with embeddings inside",
+}
+STOCK = "use ComfyUI's own Load LoRA for this one"
+NO_SCALE = f"This LoRA's description of its scale cannot be read: {STOCK}."
+NOT_WHOLE = "The layer {} of this LoRA is not whole: download or save the file again."
+DAMAGED = "This is no whole file of Save Personalized: save the result once more."
+
+
+def lora(state: dict[str, Tensor], header: dict[str, str]) -> dict[str, Tensor]:
+    """A LoRA in kohya's names with an alpha for every layer, from kohya's, diffusers' or PEFT's names.
+
+    Raises:
+        ValueError: the file holds something else, or more.
+    """
+    for mark, kind in OTHERS.items():
+        if any(mark in key for key in state):
+            raise ValueError(f"This LoRA is {kind}, which cannot be read here: {STOCK}.")
+    known = all(key.startswith(KOHYA) for key in state)
+    return _whole(dict(state) if known else _from_diffusers(state, header))
+
+
+def _whole(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Adds the alphas that are missing, each its layer's rank: a scale of one."""
+    _refuse_unknown([key for key in state if key.partition(".")[2] not in PARTS], state)
+    for name in {key.partition(".")[0] for key in state}:
+        has = {part for part in PARTS if f"{name}.{part}" in state}
+        low_rank = {"lora_down.weight", "lora_up.weight"} <= has
+        if low_rank:
+            down = _matrix(state, f"{name}.lora_down.weight")
+            state.setdefault(f"{name}.alpha", torch.tensor(float(len(down))))
+        if not (low_rank or has & {"diff", "diff_b"}) or "diff" in has and has - {"diff", "diff_b"}:
+            raise ValueError(NOT_WHOLE.format(name))
+    return state
+
+
+def _matrix(state: dict[str, Tensor], key: str) -> Tensor:
+    if key not in state or state[key].ndim < 2:
+        raise ValueError(NOT_WHOLE.format(key[:80]))
+    return state[key]
+
+
+def _refuse_unknown(unknown: list[str], state: dict[str, Tensor]) -> None:
+    if unknown or not state:
+        example = f" (such as {min(unknown)[:80]})" if unknown else ""
+        raise ValueError(f"{len(unknown)} of this LoRA's {len(state)} entries are unknown here{example}: {STOCK}.")
+
+
+def _from_diffusers(state: dict[str, Tensor], header: dict[str, str]) -> dict[str, Tensor]:
+    if all(key.startswith(UNET_PARTS) for key in state):  # diffusers' oldest files, of the U-Net alone
+        state = {f"unet.{key}": value for key, value in state.items()}
+    _refuse_unknown([key for key in state if key.partition(".")[0] not in COMPONENTS], state)
+    config, found = _config(header), {}
+    for component, prefix in COMPONENTS.items():
+        part = {key.partition(".")[2]: value for key, value in state.items() if key.partition(".")[0] == component}
+        mine = {key.partition(".")[2]: value for key, value in config.items() if key.partition(".")[0] == component}
+        named = _in_pefts_names(part, component)
+        if len(named) < len(part):
+            raise ValueError(f"This LoRA holds a layer twice, in two spellings: {STOCK}.")
+        found |= _component(prefix, named, mine) if part else {}
+    return found
+
+
+def _in_pefts_names(part: dict[str, Tensor], component: str) -> dict[str, Tensor]:
+    """`<layer>.lora_A.weight` and `.lora_B.weight`, whichever of its three spellings diffusers used."""
+    from diffusers.utils import state_dict_utils as spellings
+
+    if component == "unet":
+        return spellings.convert_unet_state_dict_to_peft(part)
+    kind, old = spellings.StateDictType, any(f".to_{x}_lora." in key for key in part for x in ("q", "k", "v", "out"))
+    part = spellings.convert_state_dict_to_peft(part, kind.DIFFUSERS_OLD if old else kind.DIFFUSERS)
+    # transformers 5 has no text_model around the layers.
+    return {f"text_model.{key}" if key.startswith("encoder.") else key: value for key, value in part.items()}
+
+
+def _component(prefix: str, part: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+    """One component's layers in kohya's names."""
+    layers = sorted(key.removesuffix(".lora_A.weight") for key in part if key.endswith(".lora_A.weight"))
+    known = {f"{name}.{end}" for name in layers for end in ("lora_A.weight", "lora_B.weight", "alpha")}
+    _refuse_unknown([key for key in part if key not in known or key.endswith("alpha") and part[key].numel() > 1], part)
+    _check_config(config)
+    found = {}
+    for name in layers:
+        down, up = (_matrix(part, f"{name}.lora_{x}.weight") for x in "AB")
+        alpha = part.get(f"{name}.alpha")
+        found |= kohya.kohya(prefix, name, down, up, _alpha(name, len(down), config) if alpha is None else float(alpha))
+    return found
+
+
+def _config(header: dict[str, str]) -> dict:
+    """PEFT's settings as diffusers writes them into the header, `unet.lora_alpha` and so on."""
+    try:
+        config = json.loads(header.get("lora_adapter_metadata", "{}"))
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise ValueError(NO_SCALE)
+    return config
+
+
+def _check_config(config: dict) -> None:
+    """PEFT allows regular expressions as patterns, which are not run here: a file is no place to take them from."""
+    patterns = config.get("alpha_pattern") or {}
+    if config.get("use_dora"):
+        raise ValueError(f"This LoRA is a DoRA, which cannot be read here: {STOCK}.")
+    plain = isinstance(patterns, dict) and all(re.fullmatch(r"[\w.]+", pattern) for pattern in patterns)
+    numbers = (*patterns.values(), config.get("lora_alpha") or 0) if plain else ()
+    if not plain or not all(isinstance(number, (int, float)) for number in numbers):
+        raise ValueError(NO_SCALE)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return name == pattern or name.endswith(f".{pattern}")
+
+
+def _alpha(name: str, rank: int, config: dict) -> float:
+    """PEFT's alpha of a layer; its rank, and so a scale of one, where nothing is said."""
+    patterns = config.get("alpha_pattern") or {}
+    alpha = next((value for pattern, value in patterns.items() if _matches(pattern, name)), config.get("lora_alpha"))
+    alpha = rank if alpha is None else float(alpha)
+    return alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
+
+
+def embedding(state: dict[str, Tensor], widths: dict[str, int]) -> tuple[Tensor, ...]:
+    """Learned vectors `[n, d]` per text encoder, from A1111's, diffusers' or the host's names.
+
+    Args:
+        widths: the host's names of the text encoders and how wide their words are.
+
+    Raises:
+        ValueError: the file holds something else, or is made for another family.
+    """
+    # A1111's numbers of the words within its own vocabulary mean nothing elsewhere.
+    state = {key: value for key, value in state.items() if not key.startswith("string_to_token")}
+    if len(state) == len(widths) == 1:
+        state = dict(zip(widths, state.values(), strict=True))
+    if state.keys() != widths.keys():
+        found = ", ".join(sorted(state)[:4]) or "nothing"
+        raise ValueError(
+            f"This embedding holds {found[:120]} but this CLIP needs {' and '.join(widths)}: use one that was made for "
+            "this family of models."
+        )
+    return tuple(_vectors(state[name], width) for name, width in widths.items())
+
+
+def _vectors(tensor: Tensor, width: int) -> Tensor:
+    vectors = tensor[None] if tensor.ndim == 1 else tensor
+    if vectors.ndim != 2 or not vectors.is_floating_point() or not len(vectors) or vectors.shape[1] != width:
+        shape = " x ".join(map(str, tensor.shape)) or "a single number"
+        raise ValueError(
+            f"This embedding is {shape} but this CLIP's words are {width} wide: use one that was made for this family "
+            "of models."
+        )
+    return vectors.float()
+
+
+def complete(result: RunResult, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Everything a run learned as one file's tensors and header."""
+    names = (
+        "settings",
+        "dataset",
+        "history",
+        "stop_reason",
+        "seconds",
+        "complete",
+        "origin",
+        "stops",
+        "picked",
+        "steps",
+    )
+    about = {each: getattr(result, each) for each in names}
+    header = result.metadata(name) | {"personalize": json.dumps(about)}
+    return kohya.complete(result.lora, result.learned()), header
+
+
+def read_complete(state: dict[str, Tensor], header: dict[str, str], file: Path) -> RunResult:
+    """The inverse of `complete`.
+
+    Raises:
+        ValueError: another file.
+    """
+    try:
+        about = json.loads(header["personalize"])
+        lora, learned = kohya.read_complete(state)
+        result = RunResult.read(about, lora, learned, file.with_suffix(""), list(about["history"]))
+        whole = result.learned().keys() == learned.keys()
+        texts = (result.settings["method"], result.placeholder_token, result.dataset, result.stop_reason)
+        whole &= all(isinstance(text, str) for text in texts) and isinstance(result.seconds, (int, float))
+        whole &= all(isinstance(entry, dict) for entry in result.history)
+    except (LookupError, TypeError, ValueError, RecursionError):
+        whole = False
+    if not whole:
+        raise ValueError(DAMAGED)
+    return result
+
+
+def foreign(
+    name: str, lora: dict[str, Tensor], header: dict[str, str], token: str, vectors: tuple[Tensor, ...]
+) -> RunResult:
+    """What other programs learned, as a result of this pack.
+
+    Args:
+        name: of the files, without their endings.
+        header: of the LoRA; what sd-scripts said of it is said again when the result is saved.
+        token: the word that `vectors` get; both may be empty.
+    """
+    return RunResult(
+        folder=Path(name),
+        settings={"method": name, "concept": {"placeholder_token": token}},
+        dataset="",
+        lora=lora,
+        tokens={token: vectors} if vectors else {},
+        fixed_outputs=(),
+        history=[],
+        stop_reason="loaded from files",
+        seconds=0.0,
+        origin={key: value for key, value in header.items() if key.startswith("ss_")},
+    )

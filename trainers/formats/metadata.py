@@ -1,0 +1,106 @@
+"""What the files say about themselves, in the words of sd-scripts (`ss_`) and of modelspec, which LoRA browsers read.
+
+Every value is a string, as a safetensors header wants it. Only what is known is said: there are no epochs here, and
+no times, because a run may have been resumed.
+"""
+
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..models.diffusion import Models
+    from ..runs.result import RunResult
+    from ..runs.run import Run
+
+# By family: sd-scripts' version of the base model and modelspec's architecture, for epsilon and for v prediction.
+BASES = {
+    "SD 1.x": {"epsilon": ("sd_v1", "stable-diffusion-v1"), "v_prediction": ("sd_v1_v", "stable-diffusion-v1")},
+    "SD 2.x": {
+        "epsilon": ("sd_v2", "stable-diffusion-v2-512"),
+        "v_prediction": ("sd_v2_v", "stable-diffusion-v2-768-v"),
+    },
+    "SDXL": dict.fromkeys(("epsilon", "v_prediction"), ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base")),
+}
+PRECISIONS = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
+# A recipe's field -> sd-scripts' name of it.
+FIELDS = {
+    "learning_rate": "ss_learning_rate",
+    "steps": "ss_max_train_steps",
+    "batch_size": "ss_total_batch_size",
+    "max_grad_norm": "ss_max_grad_norm",
+}
+# The same, where layers of that kind were trained.
+LAYER_FIELDS = {
+    "lora_learning_rate": ("lora_te", "ss_text_encoder_lr"),
+    "unet_lora_learning_rate": ("lora_unet_", "ss_unet_lr"),
+}
+# A recipe's choice of optimizer -> sd-scripts' name of it.
+OPTIMIZERS = {"adamw": "torch.optim.adamw.AdamW", "adamw8bit": "bitsandbytes.optim.adamw.AdamW8bit"}
+
+
+def origin(run: "Run", models: "Models") -> dict[str, str]:
+    """What is known when a run begins and is no setting of it: the base model, the pictures, the layer that is read."""
+    size, layer = run.concept.at_resolution(models.resolution), models.text_encoders[0].layer
+    usual = layer == models.family.layer
+    facts = {
+        "ss_num_train_images": str(len(run.concept.images)),
+        "ss_resolution": str((size, size)),
+        "ss_clip_skip": "None" if usual else str(-(layer or -1)),
+        "modelspec.resolution": f"{size}x{size}",
+        "modelspec.prediction_type": {"epsilon": "epsilon", "v_prediction": "v"}[models.prediction_type],
+    }
+    if models.family.name in BASES:
+        version, architecture = BASES[models.family.name][models.prediction_type]
+        facts |= {"ss_base_model_version": version, "modelspec.architecture": architecture}
+        facts |= {"ss_v2": str(version.startswith("sd_v2"))}
+    return facts
+
+
+def describe(result: "RunResult", name: str, kind: str) -> dict[str, str]:
+    """The header of a file.
+
+    Args:
+        name: of the file, without its ending; empty for a run's own files.
+        kind: "lora" or "textual-inversion", as modelspec calls it.
+    """
+    facts = {**_settings(result), **_layers(result), **result.origin}
+    if result.history:
+        facts["ss_steps"] = str(result.steps)
+    if result.placeholder_token in result.tokens:
+        facts["modelspec.trigger_phrase"] = result.placeholder_token
+    if "modelspec.architecture" in facts:
+        facts |= {"modelspec.architecture": f"{facts['modelspec.architecture']}/{kind}"}
+    title = f"{result.placeholder_token} ({result.settings['method']})".strip()
+    facts |= {"modelspec.sai_model_spec": "1.0.1", "modelspec.title": title}
+    return facts | ({"ss_output_name": name} if name else {})
+
+
+def _settings(result: "RunResult") -> dict[str, str]:
+    settings, recipe = result.settings, result.settings.get("recipe", {})
+    facts = {ours: str(recipe[field]) for field, ours in FIELDS.items() if field in recipe}
+    for field, (prefix, ours) in LAYER_FIELDS.items():
+        if field in recipe and any(key.startswith(prefix) for key in result.lora):
+            facts[ours] = str(recipe[field])
+    if "weight_decay" in recipe:
+        name = OPTIMIZERS[recipe.get("optimizer", "adamw")]
+        facts["ss_optimizer"] = f"{name}(weight_decay={recipe['weight_decay']})"
+    if recipe and result.origin.get("ss_num_train_images", "").isdigit():
+        words = {result.placeholder_token: int(result.origin["ss_num_train_images"])}
+        facts["ss_tag_frequency"] = json.dumps({"images": words})  # the folder within the run's
+    if "seed" in settings:
+        facts["ss_seed"] = str(settings["seed"])
+    if settings.get("precision") in PRECISIONS:
+        facts["ss_mixed_precision"] = PRECISIONS[settings["precision"]]
+    return facts
+
+
+def _layers(result: "RunResult") -> dict[str, str]:
+    ranks = [len(value) for key, value in result.lora.items() if key.endswith(".lora_down.weight")]
+    alphas = [float(value) for key, value in result.lora.items() if key.endswith(".alpha")]
+    if not ranks:
+        return {}
+    return {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(max(ranks)),
+        "ss_network_alpha": str(max(alphas, default=max(ranks))),
+    }

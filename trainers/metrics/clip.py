@@ -1,0 +1,170 @@
+"""Which CLIP judges pictures and words: named by the user, looked for in given folders only; and the shelf on which it
+and the judges of encoders.py are loaded once.
+
+Nothing is unpickled, and nothing is downloaded unless the choice says so. How features become scores is
+evaluation.py's business; which folders are allowed is the caller's (in the graph, the host's).
+"""
+
+import json
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Protocol
+
+from safetensors import SafetensorError
+
+from ..settings import setting
+from ..text import quoted, reason
+from .feature_extractors import Backbone, load_clip
+from .weight_files import WHERE, below, from_hub
+
+PUBLISHED, PUBLISHED_FILE = "openai", "open_clip_model.safetensors"  # open_clip's tag, and the file's name on the hub
+
+
+CONFIG = "open_clip_config.json"
+
+
+WEIGHTS = (PUBLISHED_FILE, "open_clip_pytorch_model.safetensors")  # of a folder, before any other
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipChoice:
+    """A CLIP by name; the default is the DVAR paper's judge."""
+
+    clip_model: str = setting(
+        "ViT-B-32",
+        "The CLIP that judges, by its name in open_clip: ViT-B-32, ViT-L-14-336, ... OpenAI's own weights in a file "
+        "need a name that ends in -quickgelu.",
+        advanced=True,
+    )
+    clip_weights: str = setting(
+        "",
+        f"Its weights: a .safetensors file, or a folder with {CONFIG}, as it lies below {WHERE}; empty: the weights "
+        "that OpenAI published.",
+        advanced=True,
+    )
+    clip_download: bool = setting(
+        False,
+        "Where no file is named: download the published weights, once (600 MB for ViT-B-32).",
+        advanced=True,
+        later=True,
+    )
+
+    @property
+    def key(self) -> "ClipChoice":
+        """What is loaded, however it came here."""
+        return replace(self, clip_download=False)
+
+    def check(self, folders: Iterable[str | Path]) -> None:
+        """Raise `ValueError` where it cannot be loaded, as far as names and folders tell; quick."""
+        if self.clip_weights.strip() or not self.clip_download:
+            _find(self, folders)
+        else:  # whether it can be downloaded only a download tells
+            _check_architecture(self.clip_model)
+            _repository(self.clip_model)
+
+    def read(self, folders: Iterable[str | Path]) -> Backbone:
+        """Raises ValueError: there is no such file or architecture, or the two do not belong together."""
+        return _load(self, _find(self, folders))
+
+
+class Choice(Protocol):
+    """A judge by name: ClipChoice, and those of encoders.py."""
+
+    @property
+    def key(self) -> Hashable: ...
+    def check(self, folders: Iterable[str | Path]) -> None: ...
+    def read(self, folders: Iterable[str | Path]) -> Backbone: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What `load_clip` is to load."""
+
+    name: str
+    weights: Path
+    quick_gelu: bool = False
+
+
+def _find(choice: ClipChoice, folders: Iterable[str | Path]) -> _Found:
+    if not choice.clip_weights.strip():
+        _check_architecture(choice.clip_model)
+        return _published(choice.clip_model, choice.clip_download)
+    path = below(choice.clip_weights.strip(), folders, "CLIP")
+    if path.is_dir():
+        _check_config(_config_of(path), quoted(path.name))
+        return _Found(name=f"local-dir:{path}", weights=_weights_in(path))
+    _check_architecture(choice.clip_model)
+    return _Found(name=choice.clip_model, weights=path)
+
+
+def _config_of(folder: Path) -> dict:
+    """The architecture in an open_clip folder."""
+    try:
+        return dict(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        raise ValueError(
+            f"The folder {quoted(folder.name)} has no {CONFIG} that describes a model: save it there with open_clip, "
+            "or name the .safetensors file itself."
+        ) from None
+
+
+def _weights_in(folder: Path) -> Path:
+    found = [folder / name for name in WEIGHTS if (folder / name).is_file()] or sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise ValueError(f"The folder {quoted(folder.name)} holds no .safetensors file: put the CLIP's weights there.")
+    return found[0]
+
+
+def _check_architecture(name: str) -> None:
+    import open_clip
+
+    known = open_clip.list_models()
+    if name not in known:
+        close = get_close_matches(name, known) or ["ViT-B-32", "ViT-L-14-336"]
+        raise ValueError(f"open_clip knows no model {quoted(name)}: write its name there, such as {', '.join(close)}.")
+    _check_config(open_clip.get_model_config(name), name)
+
+
+def _check_config(config: dict, name: str) -> None:
+    """Towers of the transformers library, and timm's by address, are fetched from the hub when they are built."""
+    text, vision = (config.get(part) or {} for part in ("text_cfg", "vision_cfg"))
+    if "hf_model_name" in text or "hf_tokenizer_name" in text or ":" in str(vision.get("timm_model_name")):
+        raise ValueError(
+            f"The CLIP {name} reads text with parts that are not in its own file: choose one of OpenAI's kind, such as "
+            "ViT-B-32 or ViT-L-14-336."
+        )
+
+
+def _repository(name: str) -> tuple[str, bool]:
+    """Where the hub has OpenAI's weights of an architecture, and whether they need the quick GELU."""
+    from open_clip.pretrained import get_pretrained_cfg
+
+    known = get_pretrained_cfg(name, PUBLISHED)
+    if not known.get("hf_hub"):
+        raise ValueError(f"OpenAI published no weights for {name}: name its file below {WHERE} as clip_weights.")
+    return known["hf_hub"].strip("/"), known.get("quick_gelu", False)
+
+
+def _published(name: str, download: bool) -> _Found:
+    """OpenAI's weights as safetensors, from the hub's cache on this computer or, if allowed, from the hub."""
+    repository, quick_gelu = _repository(name)
+    (path,) = from_hub("CLIP", name, repository, [PUBLISHED_FILE], download)
+    return _Found(name=name, weights=path, quick_gelu=quick_gelu)
+
+
+def _load(choice: ClipChoice, found: _Found) -> Backbone:
+    name = quoted(choice.clip_weights.strip() or found.weights.name)
+    try:
+        return load_clip(found.name, found.weights, quick_gelu=found.quick_gelu)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"The CLIP weights {name} cannot be read ({reason(error)}): save them there again.") from error
+    except (RuntimeError, LookupError, TypeError, ValueError, AssertionError) as error:
+        if "allocate memory" in str(error):
+            raise
+        model = "the model of its folder" if found.name.startswith("local-dir:") else choice.clip_model
+        raise ValueError(
+            f"The CLIP weights {name} are not those of {model}: set clip_model to what they were made for (a file of "
+            "the transformers library, or of a vision tower alone, does not do)."
+        ) from error

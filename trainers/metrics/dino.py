@@ -1,0 +1,138 @@
+"""The other judges by name: a DINO, which compares subjects, and LPIPS, which tells pictures apart.
+
+As in backbones.py nothing is unpickled, and nothing is downloaded unless the choice says so.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from ..settings import setting
+from ..text import quoted, reason
+from .feature_extractors import Backbone, load_image_encoder
+from .weight_files import WHERE, below, from_hub
+
+TIMM_FILE = "model.safetensors"  # of a timm model on the hub
+
+
+PARTS = ("config.json", "preprocessor_config.json", "model.safetensors")  # of one of the transformers library
+
+
+@dataclass(frozen=True, kw_only=True)
+class DinoChoice:
+    """An image encoder by name; the default is the DreamBooth and DVAR papers' DINO ViT-S/16."""
+
+    dino_model: str = setting(
+        "vit_small_patch16_224.dino",
+        "The encoder that compares subjects, by its name in timm, or on the hub as facebook/dinov2-large.",
+        advanced=True,
+    )
+    dino_weights: str = setting(
+        "",
+        "Its weights: a .safetensors file for a timm name, or a folder of the transformers library, as it lies below "
+        f"{WHERE}; empty: the published ones.",
+        advanced=True,
+    )
+    dino_download: bool = setting(
+        False,
+        "Where no file is named: download the published weights, once (90 MB for ViT-S/16).",
+        advanced=True,
+        later=True,
+    )
+
+    @property
+    def key(self) -> "DinoChoice":
+        return replace(self, dino_download=False)
+
+    def check(self, folders: Iterable[str | Path]) -> None:
+        """Raise `ValueError` where it cannot be loaded, as far as names and folders tell; quick."""
+        if self.dino_weights.strip() or not self.dino_download:
+            self._find(folders)
+        else:  # whether it can be downloaded only a download tells
+            _check_name(self.dino_model)
+
+    def read(self, folders: Iterable[str | Path]) -> Backbone:
+        """Raises ValueError: there is no such file or model, or the two do not belong together."""
+        model, file = self._find(folders)
+        name = quoted(self.dino_weights.strip() or self.dino_model)
+        try:
+            with torch.random.fork_rng(devices=[]):  # it draws weights before it has any
+                found = load_image_encoder(model, file)
+        except SafetensorError as error:
+            raise ValueError(f"The DINO weights {name} cannot be read ({reason(error)}): save them anew.") from error
+        except (OSError, RuntimeError, LookupError, TypeError, ValueError, AssertionError) as error:
+            if "allocate memory" in str(error):
+                raise
+            raise ValueError(
+                f"The DINO weights {name} are not those of {quoted(self.dino_model) if file else 'their folder'}: set "
+                "dino_model to what they were made for, or save them there again."
+            ) from error
+        return replace(found, name=self.dino_weights.strip() or self.dino_model)
+
+    def _find(self, folders: Iterable[str | Path]) -> tuple[str, Path | None]:
+        """What `load_image_encoder` is to load."""
+        if not self.dino_weights.strip():
+            return _published(self.dino_model, self.dino_download)
+        path = below(self.dino_weights.strip(), folders, "DINO")
+        if path.is_dir():
+            _check_folder(path)
+            return str(path), None
+        import timm
+
+        if not timm.is_model(self.dino_model):
+            close = get_close_matches(self.dino_model, timm.list_models()) or ["vit_small_patch16_224.dino"]
+            raise ValueError(
+                f"timm knows no model {quoted(self.dino_model)}, which a single file needs: write its name there, such "
+                f"as {', '.join(close)}, or name a folder of the transformers library."
+            )
+        return self.dino_model, path
+
+
+def _check_folder(folder: Path) -> None:
+    missing = [name for name in PARTS if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"The folder {quoted(folder.name)} lacks {' and '.join(missing)}: save model and image processor there "
+            "with transformers, as safetensors."
+        )
+    try:
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        raise ValueError(f"The config.json of {quoted(folder.name)} describes no model: save it there again.") from None
+
+
+def _check_name(name: str) -> None:
+    """A timm model with published weights, or an owner's name and a model's, as the hub writes them."""
+    import timm
+
+    on_hub = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name)
+    if not on_hub and not (timm.is_model(name) and _timm_repository(name)):
+        close = get_close_matches(name, timm.list_pretrained()) or ["vit_small_patch16_224.dino"]
+        raise ValueError(
+            f"timm publishes no weights for a model {quoted(name)}: write a name such as {', '.join(close)}, or one of "
+            f"the hub such as facebook/dinov2-large, or name a file below {WHERE} as dino_weights."
+        )
+
+
+def _timm_repository(name: str) -> str:
+    import timm
+
+    known = timm.models.get_pretrained_cfg(name)
+    return (known.hf_hub_id or "") if known else ""
+
+
+def _published(name: str, download: bool) -> tuple[str, Path | None]:
+    """From the hub's cache on this computer or, if allowed, from the hub."""
+    import timm
+
+    _check_name(name)
+    if timm.is_model(name):
+        (file,) = from_hub("DINO", name, _timm_repository(name), [TIMM_FILE], download)
+        return name, file
+    return str(from_hub("DINO", name, name, PARTS, download)[0].parent), None

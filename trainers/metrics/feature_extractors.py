@@ -1,0 +1,170 @@
+"""How alike two pictures are, how well a picture fits its prompt, and how different pictures of one prompt are: CLIP-T,
+CLIP-I and DINO as cosines of a backbone's features, diversity as a mean distance.
+
+Plain functions of pictures (PIL images) and prompts, plus the loaders of any open_clip, timm or transformers backbone.
+Which backbone a user named and where its file lies is backbones.py's and encoders.py's business; which pictures to
+compare and what to do with the scores is the caller's: no host, no reports here.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A loaded model as functions: pictures -> features, and (CLIP only) prompts -> features, both [N, dim] before
+    normalising, or (LPIPS only) two equally long rows of pictures -> distances [N]; computed where the module's
+    weights are.
+    """
+
+    name: str
+    image_features: Callable[[Sequence], Tensor] | None = None
+    text_features: Callable[[Sequence[str]], Tensor] | None = None
+    distances: Callable[[Sequence, Sequence], Tensor] | None = None
+    module: nn.Module | None = None
+
+
+def load_clip(name: str, weights: str | Path, device: str = "cpu", *, quick_gelu: bool = False) -> Backbone:
+    """An open_clip model with the weights of a .safetensors file; nothing is unpickled, nothing downloaded.
+
+    Args:
+        name: an architecture of open_clip ("ViT-B-32"), or "local-dir:" and a folder that holds open_clip_config.json.
+        quick_gelu: as OpenAI's weights need it, whatever the architecture's name says.
+
+    Raises:
+        OSError, SafetensorError: the file cannot be read.
+        RuntimeError: its weights are not exactly those of the architecture. open_clip's own loader would stretch
+            position embeddings of another picture size or context length without a word.
+    """
+    import open_clip
+    from safetensors.torch import load_file
+
+    # Of a folder open_clip would take the weights itself, pickled ones among them.
+    options = {"load_weights": False} if name.startswith("local-dir:") else {}
+    # It draws weights before it has any, and warns of that and of files it would have taken: of no account here.
+    with torch.random.fork_rng(devices=[]), _unheard("initialized randomly", "Multiple checkpoints"):
+        model, _, preprocess = open_clip.create_model_and_transforms(name, force_quick_gelu=quick_gelu, **options)
+    model.load_state_dict(load_file(weights))
+    return clip_backbone(name, model.requires_grad_(False).to(device).eval(), preprocess, open_clip.get_tokenizer(name))
+
+
+@contextlib.contextmanager
+def _unheard(*words: str) -> Iterator[None]:
+    """What is logged meanwhile with one of these words, with no logger of its own, is not shown."""
+    log = logging.getLogger()
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not any(each in record.getMessage() for each in words)
+
+    log.addFilter(keep)
+    try:
+        yield
+    finally:
+        log.removeFilter(keep)
+
+
+def clip_backbone(name: str, model: nn.Module, preprocess: Callable, tokenize: Callable) -> Backbone:
+    """An open_clip model with its transform and its tokenizer."""
+
+    def device():
+        return model.logit_scale.device
+
+    def image_features(images):
+        return model.encode_image(_pixels(preprocess, images, device())).float()
+
+    def text_features(prompts):
+        return encode_text(model, tokenize(list(prompts)).to(device())).float()
+
+    return Backbone(name=name, image_features=image_features, text_features=text_features, module=model)
+
+
+class _TextTower(nn.Module):
+    """`encode_text` as a module's own call, which is what `functional_call` replaces weights in."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.model.encode_text(ids)
+
+
+def encode_text(model: nn.Module, ids: Tensor) -> Tensor:
+    """`model.encode_text(ids)` for ids `[N, context]`, without the padding behind the longest prompt.
+
+    CLIP's text mask is causal and the feature is read at the end token, which has the largest id, so that nothing
+    behind it can matter: 77 positions for a prompt of 7 are eleven times the work. Text towers of another make get
+    the whole.
+    """
+    if getattr(model, "text_pool_type", "") != "argmax" or getattr(model, "attn_mask", None) is None:
+        return model.encode_text(ids)
+    length = int(ids.argmax(dim=1).max()) + 1
+    short = {
+        "model.positional_embedding": model.positional_embedding[:length],
+        "model.attn_mask": model.attn_mask[:length, :length],
+    }
+    return torch.func.functional_call(_TextTower(model), short, (ids[:, :length],))
+
+
+def load_image_encoder(name: str, checkpoint: str | Path | None = None, device: str = "cpu") -> Backbone:
+    """A DINO-like encoder: a timm name (weights from `checkpoint`, else timm's own), or a transformers name or folder.
+
+    Raises:
+        OSError, SafetensorError: the file cannot be read.
+        ValueError, RuntimeError: there is no such model, or the weights are another model's.
+    """
+    import timm
+
+    if timm.is_model(name):
+        return _load_timm(name, checkpoint, device)
+    if checkpoint:
+        raise ValueError(
+            f"{name} is no timm model; for transformers give the folder itself as the name, without a checkpoint"
+        )
+    return _load_transformers(name, device)
+
+
+def _load_timm(name, checkpoint, device) -> Backbone:
+    import timm
+    from timm.data import create_transform, resolve_model_data_config
+
+    path = str(checkpoint) if checkpoint else ""
+    model = timm.create_model(name, pretrained=not checkpoint, checkpoint_path=path, num_classes=0)
+    model = model.requires_grad_(False).eval().to(device)
+    preprocess = create_transform(**resolve_model_data_config(model), is_training=False)
+
+    def image_features(images):
+        return model(_pixels(preprocess, images, _device(model))).float()
+
+    return Backbone(name=name, image_features=image_features, module=model)
+
+
+def _load_transformers(name, device) -> Backbone:
+    from transformers import AutoImageProcessor, AutoModel
+
+    safe = {"trust_remote_code": False, "local_files_only": Path(name).is_dir()}
+    model, info = AutoModel.from_pretrained(name, use_safetensors=True, output_loading_info=True, **safe)
+    if any(not key.startswith("pooler.") for key in info["missing_keys"]):  # else they would be random, with a warning
+        raise ValueError(f"the weights of {Path(name).name} lack parts of the model")
+    model = model.requires_grad_(False).eval().to(device)
+    processor = AutoImageProcessor.from_pretrained(name, **safe)
+
+    def image_features(images):
+        inputs = processor(images=[image.convert("RGB") for image in images], return_tensors="pt").to(_device(model))
+        return model(**inputs).last_hidden_state[:, 0].float()
+
+    return Backbone(name=str(name), image_features=image_features, module=model)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _pixels(preprocess, images, device) -> Tensor:
+    return torch.stack([preprocess(image.convert("RGB")) for image in images]).to(device)

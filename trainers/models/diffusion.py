@@ -1,0 +1,210 @@
+"""The models that train, rebuilt as diffusers and transformers modules from plain state dicts.
+
+With text_encoder.py the only file that knows those libraries' attribute names. It neither trains nor reads files (see
+checkpoint.py), and it never sees the host: the graph's own modules are copied from, not used.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..metrics.extractor_cache import Backbones
+from .families import Family
+from .text_encoder import Subject, TextEncoder
+
+# Pixels [B, 3, H, W] in 0..1 to the latents' mean and standard deviation [B, 4, H / 8, W / 8], scaled as the U-Net
+# sees them; the deviation is None where the autoencoder has none.
+EncodeImages = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+# Latents as the U-Net sees them to pixels [B, 3, H, W] in 0..1.
+DecodeLatents = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """Prompts as the U-Net reads them."""
+
+    parts: tuple[Tensor, ...]  # hidden states [n, 77, d] of each text encoder
+    pooled: Tensor | None = None  # [n, p], where the family reads it
+    mask: Tensor | None = None  # [n, 77, 1], see Subject
+
+    @property
+    def hidden_states(self) -> Tensor:
+        """`[n, 77, d]`, the encoders joined along the last axis."""
+        return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts, dim=-1)
+
+    def __getitem__(self, rows: slice) -> "Encoding":
+        return self.map(lambda tensor: tensor[rows])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Encoding":
+        """The encoding with `function` applied to every tensor."""
+        pooled, mask = (None if tensor is None else function(tensor) for tensor in (self.pooled, self.mask))
+        return Encoding(parts=tuple(map(function, self.parts)), pooled=pooled, mask=mask)
+
+
+@dataclass(kw_only=True)
+class Models:
+    """Everything a method needs of a diffusion model. Frozen and in eval mode until a stage says otherwise."""
+
+    family: Family
+    text_encoders: tuple[TextEncoder, ...]
+    unet: nn.Module  # diffusers UNet2DConditionModel
+    alphas_cumprod: Tensor  # [T], on the CPU
+    prediction_type: str  # "epsilon" or "v_prediction"
+    encode_images: EncodeImages
+    decode_latents: DecodeLatents
+    known_adapters: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # learned earlier, by placeholder
+    subject: Subject | None = None
+    base_weights: dict[str, Tensor] = field(default_factory=dict)  # of the U-Net, those that train whole, as they were
+    cache: Path | None = None  # a folder for what is costly to compute again; `None` keeps nothing
+    notice: Callable[[str], None] = lambda sentence: None  # who is told how far something is; may end it by raising
+    backbones: Backbones = field(default_factory=Backbones)  # the CLIPs that judge, where a method or a monitor asks
+
+    def follow(self, placeholder: str) -> None:
+        """From now on every encoding says where `placeholder` acts; all text encoders must know it."""
+        self.subject = Subject(ids=tuple(self.text_encoders[-1].tokenizer.placeholders[placeholder]))
+        for encoder in self.text_encoders:
+            encoder.subject = self.subject
+
+    def to(self, device: torch.device | str, unet_dtype: torch.dtype) -> "Models":
+        """Move to `device`. The frozen U-Net may be half precision; the text encoders, which train, stay float32."""
+        nn.Module.to(self.unet, device=device, dtype=unet_dtype)  # diffusers' own `to` warns about half precision
+        for encoder in self.text_encoders:
+            encoder.to(device=device, dtype=torch.float32)
+        return self
+
+    def save_memory(self, checkpointing: bool) -> None:
+        """Gradient checkpointing: activations are computed a second time instead of being kept."""
+        (self.unet.enable_gradient_checkpointing if checkpointing else self.unet.disable_gradient_checkpointing)()
+        self.unet.train(checkpointing)  # older diffusers checkpoints in training mode only; there is no dropout
+        for encoder in self.text_encoders:
+            encoder.save_memory(checkpointing)
+
+    def empty_unet(self, checkpointing: bool) -> nn.Module:
+        """The U-Net's layout without memory, on the meta device, for counting."""
+        with torch.device("meta"):
+            unet = type(self.unet).from_config(self.unet.config)
+        nn.Module.to(unet, dtype=self.unet.dtype).requires_grad_(False)
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        return unet.train(checkpointing)
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    @property
+    def resolution(self) -> int:
+        """Pixels on a side that the model was trained at."""
+        return self.family.resolutions[self.prediction_type]
+
+    def tokenize(self, prompts: list[str]) -> Tensor:
+        """Ids `[len(prompts), number of text encoders, 77]`: encoders pad differently, so each has its own."""
+        return torch.stack([encoder.tokenizer(prompts) for encoder in self.text_encoders], dim=1)
+
+    def encode_ids(self, input_ids: Tensor) -> Encoding:
+        """What the U-Net reads of prompts, from their ids `[n, E, 77]`."""
+        outputs = [encoder(input_ids[:, i]) for i, encoder in enumerate(self.text_encoders)]
+        mask = self.subject and self.subject.mask
+        return Encoding(parts=tuple(hidden for hidden, _ in outputs), pooled=outputs[-1][1], mask=mask)
+
+    def encode_prompts(self, prompts: list[str]) -> Encoding:
+        return self.encode_ids(self.tokenize(prompts).to(self.device))
+
+    def predict(self, noisy_latents: Tensor, timesteps: Tensor, encoding: Encoding) -> Tensor:
+        """The U-Net's output, epsilon or v, `[n, 4, h, w]` in the U-Net's precision."""
+        if self.subject:
+            self.subject.mask = encoding.mask
+        inputs = self.unet_inputs(noisy_latents, timesteps, encoding)
+        if self.unet.dtype == torch.float32 or self.base_weights:
+            return self.unet(**inputs).sample
+        with torch.autocast(self.device.type, enabled=False):  # weights in half precision need no casting
+            return self.unet(**inputs).sample
+
+    def unet_inputs(self, noisy_latents: Tensor, timesteps: Tensor, encoding: Encoding) -> dict:
+        """The U-Net's arguments, in its precision.
+
+        Where the family reads the picture's size, it is told that of the picture at hand, uncropped, as the host does
+        when it draws one of that size.
+        """
+        dtype = self.unet.dtype
+        inputs = {"sample": noisy_latents.to(dtype), "timestep": timesteps}
+        inputs["encoder_hidden_states"] = encoding.hidden_states.to(dtype)
+        if encoding.pooled is not None:
+            height, width = (8 * side for side in noisy_latents.shape[-2:])
+            sizes = torch.tensor([height, width, 0, 0, height, width], device=noisy_latents.device)
+            sizes = sizes.float().expand(len(noisy_latents), -1)
+            inputs["added_cond_kwargs"] = {"text_embeds": encoding.pooled.to(dtype), "time_ids": sizes}
+        return inputs
+
+    def _signal_and_noise(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        alphas = self.alphas_cumprod.to(like.device)[timesteps].view(-1, 1, 1, 1)
+        return alphas.sqrt().to(like), (1 - alphas).sqrt().to(like)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """`sqrt(a_t) x + sqrt(1 - a_t) e` with the cumulative alpha `a_t`."""
+        signal, sigma = self._signal_and_noise(timesteps, latents)
+        return signal * latents + sigma * noise
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the U-Net should predict: the noise, or `v = sqrt(a_t) e - sqrt(1 - a_t) x`."""
+        if self.prediction_type == "epsilon":
+            return noise
+        signal, sigma = self._signal_and_noise(timesteps, latents)
+        return signal * noise - sigma * latents
+
+
+def build_unet(ldm_state: dict[str, Tensor], ldm_config: dict) -> nn.Module:
+    """A frozen diffusers U-Net from weights in the original (LDM) key names, without a prefix."""
+    from diffusers import UNet2DConditionModel
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    config = diffusers_unet_config(ldm_config)
+    state = convert_ldm_unet_checkpoint({f"model.diffusion_model.{k}": v for k, v in ldm_state.items()}, config)
+    with torch.device("meta"):  # no time and no memory for weights that are replaced at once
+        unet = UNet2DConditionModel(**config)
+    unet.load_state_dict(state, strict=True, assign=True)
+    return unet.requires_grad_(False).eval()
+
+
+def diffusers_unet_config(ldm: dict) -> dict:
+    """`UNet2DConditionModel` arguments for an LDM configuration, as the host detects it from a checkpoint.
+
+    Raises:
+        ValueError: a layout that diffusers cannot express, such as SSD-1B's.
+    """
+    levels, base = len(ldm["channel_mult"]), ldm["model_channels"]
+    layers = ldm["num_res_blocks"][0]
+    depths = [set(ldm["transformer_depth"][i * layers : (i + 1) * layers]) for i in range(levels)]
+    if len(set(ldm["num_res_blocks"])) != 1 or any(len(d) != 1 for d in depths) or ldm["transformer_depth_middle"] < 1:
+        raise ValueError("This U-Net has an irregular layout (SSD-1B and its relatives), which cannot be trained here.")
+    depth = [d.pop() for d in depths]
+    channels = [base * multiple for multiple in ldm["channel_mult"]]
+    head_size = ldm.get("num_head_channels", -1)
+    return dict(
+        sample_size=64,
+        in_channels=ldm["in_channels"],
+        out_channels=ldm["out_channels"],
+        block_out_channels=tuple(channels),
+        layers_per_block=layers,
+        down_block_types=tuple("CrossAttnDownBlock2D" if d else "DownBlock2D" for d in depth),
+        up_block_types=tuple("CrossAttnUpBlock2D" if d else "UpBlock2D" for d in reversed(depth)),
+        transformer_layers_per_block=tuple(d or 1 for d in depth[:-1])
+        + (depth[-1] or ldm["transformer_depth_middle"],),
+        # diffusers calls the number of heads `attention_head_dim`
+        attention_head_dim=tuple(ldm["num_heads"] if head_size == -1 else c // head_size for c in channels),
+        cross_attention_dim=ldm["context_dim"],
+        use_linear_projection=ldm["use_linear_in_transformer"],
+        **_size_embedding(ldm.get("adm_in_channels")),
+    )
+
+
+def _size_embedding(width: int | None) -> dict:
+    """SDXL's U-Net also reads the pooled text and six numbers about the picture's size, 256 values each."""
+    if width is None:
+        return {}
+    return dict(
+        addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=width
+    )

@@ -1,0 +1,52 @@
+"""Reports as files in a folder: a page, pictures, CSV and JSON. Each is whole or not there; the JSON comes last."""
+
+import json
+from pathlib import Path
+
+from torch import Tensor
+
+from ..evaluation.report import Report
+from ..files import replaced, save_png
+from ..images import to_pil
+from . import csv_json, grid, html, scatter
+from .grid import PROMPTS
+
+JSON = "report.json"  # a folder that has it has the others
+
+
+def write(folder: Path, reports: list[Report], rows: str = PROMPTS) -> dict[str, Tensor]:
+    """table.png, grid.png, scatter.png, report.csv, report.html and report.json; returns the pictures by name.
+
+    Args:
+        rows: of the grid, PROMPTS or REPORTS.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    pictures = {
+        "table": grid.table(reports),
+        "grid": grid.grid(reports, rows),
+        "scatter": scatter.picture(reports),
+    }
+    images = {name: to_pil(picture.movedim(-1, 0)) for name, picture in pictures.items()}
+    texts = {
+        "report.csv": csv_json.as_csv(reports),
+        "report.html": html.page(reports, images["scatter"] if len(reports) > 1 else None),
+        JSON: csv_json.as_json(reports),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, image in images.items():
+        save_png(image, folder / f"{name}.png")
+    for file, text in texts.items():
+        with replaced(folder / file) as beside:
+            beside.write_text(text, encoding="utf-8", newline="\n")
+    return pictures
+
+
+def read(folder: Path, digest: str) -> dict | None:
+    """What report.json tells of its one report, if that was made with the settings of this digest."""
+    try:
+        (told,) = json.loads((folder / JSON).read_text(encoding="utf-8"))["reports"]
+        return told if told["settings"]["digest"] == digest else None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None

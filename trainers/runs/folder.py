@@ -1,0 +1,206 @@
+"""A run's folder: what is written while it trains, how a broken-off run goes on, and what a finished one left.
+
+    run.json  images/  previews/  steps.jsonl  checkpoints/  lora.safetensors  clip.safetensors  last.safetensors
+    states/step_000050/lora.safetensors, clip.safetensors    states to pick from, where a monitor scores them
+
+Every file but the log is written beside and renamed. A process that is killed at any moment leaves a folder that can
+be resumed or, if nothing was learned yet, begun again. Its pictures are kept.py's.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TextIO
+
+from filelock import FileLock, Timeout
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from .. import files
+from ..data.concept import Concept
+from ..training import state
+from ..training.state import StageState
+from . import saved_images
+from .result import RunResult
+
+CHECKPOINTS_KEPT = 2  # the newest, and the one before it in case the newest is damaged
+
+
+LAST_AT_MOST = 256 * 2**20  # bytes; a larger model's last state is not kept, so more steps then start over
+
+
+class RunFolder:
+    """The files of one run; the folder's name is the run's digest."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Only one process trains here; a process that is killed loses its lock.
+
+        Raises:
+            RuntimeError: another process trains here now.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RuntimeError(
+                f"This training is already running in another ComfyUI (run {self.path.name}): wait until it ends."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    # -- before and while training
+
+    def start(self, about: dict, concept: Concept) -> None:
+        """run.json, the pictures learned from, and room for previews and checkpoints."""
+        for name in ("previews", "checkpoints"):
+            (self.path / name).mkdir(parents=True, exist_ok=True)
+        saved_images.write(concept, self.path)
+        self._write_json({**about, "complete": False})
+
+    def save_picture(self, picture: Image.Image, name: str) -> None:
+        files.save_png(picture, self.path / name)
+
+    def about(self) -> dict:
+        """run.json; empty where there is none that can be read, or another program wrote something else."""
+        try:
+            about = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            return about if isinstance(about["settings"]["concept"]["placeholder_token"], str) else {}
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return {}
+
+    def history(self, steps: int) -> list[dict]:
+        """The first `steps` entries of the log; what a killed process left behind them does not count.
+
+        Raises:
+            OSError, ValueError: it cannot be read, or is shorter.
+        """
+        lines = (self.path / "steps.jsonl").read_text(encoding="utf-8").splitlines() if steps else []
+        if len(lines) < steps:
+            raise ValueError(f"The log of run {self.path.name} ends before step {steps}.")
+        return [json.loads(line) for line in lines[:steps]]
+
+    def log(self, history: list[dict]) -> TextIO:
+        """The log with `history` in it, open for more."""
+        with files.replaced(self.path / "steps.jsonl") as beside:
+            beside.write_text("".join(json.dumps(entry) + "\n" for entry in history), encoding="utf-8")
+        return (self.path / "steps.jsonl").open("a", encoding="utf-8")
+
+    def save_state(self, stages: tuple[StageState, ...]) -> None:
+        """Write a checkpoint and forget all but the newest ones."""
+        folder = self.path / "checkpoints"
+        state.save(stages, folder / f"step_{total_steps(stages):06d}.safetensors")
+        for old in sorted(folder.glob("step_*.safetensors"))[:-CHECKPOINTS_KEPT]:
+            old.unlink()
+
+    def save_result(self, result: RunResult, step: int) -> None:
+        """Keep what was learned after a step, to be picked from."""
+        self._of_step(step).mkdir(parents=True, exist_ok=True)
+        self._save_learned(result, self._of_step(step))
+
+    def _of_step(self, step: int) -> Path:
+        return self.path / "states" / f"step_{step:06d}"
+
+    def last_state(self, before: int | None = None) -> tuple[StageState, ...]:
+        """The newest checkpoint that is not damaged, whose steps the log has, and not later than step `before`.
+
+        Empty if there is none.
+        """
+        files = sorted((self.path / "checkpoints").glob("step_*.safetensors"), reverse=True)
+        for file in [*files, self.path / "last.safetensors"]:
+            stages = state.load(file)
+            if stages and (before is None or total_steps(stages) <= before) and self._logged(total_steps(stages)):
+                return stages
+        return ()
+
+    def _logged(self, steps: int) -> bool:
+        try:
+            self.history(steps)
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def ancestor(self, lineage: str, steps: int) -> tuple["RunFolder", tuple[StageState, ...]]:
+        """The run beside this one that went furthest towards its `steps`, the same but for their number, and its state.
+
+        This one and no state, if there is none.
+        """
+        best, stages = self, ()
+        for path in self.path.parent.iterdir() if lineage else ():
+            other = RunFolder(path)
+            if path != self.path and other.about().get("lineage") == lineage:
+                theirs = other.last_state(before=steps - 1)
+                best, stages = (other, theirs) if total_steps(theirs) > total_steps(stages) else (best, stages)
+        return best, stages
+
+    # -- results
+
+    def finish(self, result: RunResult, stages: tuple[StageState, ...], about: dict) -> None:
+        """The learned weights, and run.json last: only a run that says so is complete.
+
+        The checkpoints of a complete run, with the optimizer's moments, are deleted; its last state stays for a run
+        with more steps. A broken-off one keeps them beside what it learned.
+        """
+        self._save_learned(result, self.path)
+        if result.complete and sum(p.nbytes for stage in stages for p in stage.params) <= LAST_AT_MOST:
+            state.save(stages, self.path / "last.safetensors")
+        end = {"complete": result.complete, "stop_reason": result.stop_reason, "seconds": result.seconds}
+        self._write_json({**about, **end, "steps": len(result.history), "stops": result.stops})
+        if result.complete:
+            shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+    def result(self, partial: bool = False, step: int = 0) -> RunResult | None:
+        """What the run learned, or `None` if it holds no complete result that can be read.
+
+        Args:
+            partial: also what a run learned before it was broken off.
+            step: what `save_result` kept after this step; 0 for the end.
+        """
+        about = self.about()
+        if not about.get("complete") and not (partial and "stop_reason" in about):
+            return None
+        try:
+            place = self._of_step(step) if step else self.path
+            lora, learned = (files.tensors(place / f"{name}.safetensors")[0] for name in ("lora", "clip"))
+            result = RunResult.read(about, lora, learned, self.path, self.history(about["steps"]))
+            return replace(result, picked=step) if result.tokens else None
+        except (OSError, SafetensorError, LookupError, TypeError, ValueError):
+            return None
+
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+
+    def delete(self) -> None:
+        """Raises RuntimeError while the run is training."""
+        with self.lock():
+            for name in os.listdir(self.path):
+                path = self.path / name
+                if name != ".lock":
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        shutil.rmtree(self.path)
+
+    def _save_learned(self, result: RunResult, place: Path) -> None:
+        header = result.metadata()
+        for name, tensors in (("lora", result.lora), ("clip", result.learned())):
+            with files.replaced(place / f"{name}.safetensors") as beside:
+                save_file(tensors, beside, metadata=header)
+
+    def _write_json(self, data: dict) -> None:
+        with files.replaced(self.path / "run.json") as beside:
+            beside.write_text(json.dumps(data, indent=2), encoding="utf-8")
+
+
+def total_steps(stages: tuple[StageState, ...]) -> int:
+    return sum(stage.step for stage in stages)

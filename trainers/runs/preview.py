@@ -1,0 +1,38 @@
+"""Pictures drawn while training, to look at."""
+
+from dataclasses import dataclass
+
+from einops import rearrange
+from PIL import Image
+
+from ..device import SingleDevice
+from ..images import to_pil
+from ..models import sampler
+from ..models.diffusion import Models
+from .run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """Pictures drawn while training. They never change what is learned."""
+
+    prompts: tuple[str, ...] = ()  # `{}` stands for the subject
+    every: int = 50  # steps; 0 draws none
+    images_per_prompt: int = 1
+    seed: int = 0
+    steps: int = 20
+    guidance: float = 7.5
+
+    def due(self, step: int, last: int) -> bool:
+        return bool(self.prompts and self.every) and (step % self.every == 0 or step == last)
+
+
+def draw(models: Models, run: Run, preview: Preview) -> Image.Image:
+    """One row per prompt, one column per seed, each of the size at which the first picture is trained."""
+    subject = run.recipe.subject(run.concept)
+    prompts = [p.replace("{}", subject) for p in preview.prompts for _ in range(preview.images_per_prompt)]
+    seeds = [preview.seed + i for _ in preview.prompts for i in range(preview.images_per_prompt)]
+    size = run.concept.sizes(models.resolution)[0]
+    with SingleDevice(device=models.device, dtype=run.dtype).autocast():
+        pictures = sampler.sample(models, prompts, seeds, size=size, steps=preview.steps, guidance=preview.guidance)
+    return to_pil(rearrange(pictures, "(r c) d h w -> d (r h) (c w)", r=len(preview.prompts)))

@@ -1,0 +1,84 @@
+"""What a run learned, put back into models like those it started from: the inverse of export.py.
+
+The models then compute what they computed at the end of the training, bit for bit; of weights that trained whole they
+get what a file keeps of them, the difference in half precision.
+"""
+
+import torch
+from torch import nn
+
+from ..formats import kohya
+from ..models.diffusion import Models
+from ..training import causal_adapters, trainables
+from .result import RunResult
+
+OTHER_MODEL = "What was learned does not fit into this model: give the checkpoint that the run started from."
+
+
+def put(result: RunResult, models: Models) -> None:
+    """Fresh models on their device and in their precision get words, fixed outputs, weights, LoRA and adapters.
+
+    Raises:
+        ValueError: something does not belong to such a model.
+    """
+    try:
+        _words(result, models)
+        used = _differences(result.lora, models) | _lora(result.lora, models)
+        _adapters(result, models)
+    except (LookupError, RuntimeError) as error:  # too few parts, or other shapes
+        raise ValueError(OTHER_MODEL) from error
+    if used != {key.partition(".")[0] for key in result.lora}:
+        raise ValueError(OTHER_MODEL)
+
+
+def _words(result: RunResult, models: Models) -> None:
+    for i, encoder in enumerate(models.text_encoders):
+        encoder.known_tokens = {token: vectors[i] for token, vectors in result.tokens.items()}
+        trainables.add_tokens(encoder, [(token, "id:0") for token in result.tokens])
+    for encoder, outputs in zip(models.text_encoders, result.fixed_outputs):  # there may be none
+        encoder.fixed_outputs = outputs.to(encoder.device)
+
+
+def _differences(lora: dict[str, torch.Tensor], models: Models) -> set[str]:
+    """Of the U-Net's whole weights; returns the layers, in a file's names."""
+    changed = [name for name, _ in models.unet.named_parameters() if kohya.difference_key(name) in lora]
+    for name in changed:
+        (parameter,) = trainables.select(models, name)
+        parameter.data += lora[kohya.difference_key(name)].to(parameter)
+    return {kohya.difference_key(name).partition(".")[0] for name in changed}
+
+
+def _lora(lora: dict[str, torch.Tensor], models: Models) -> set[str]:
+    """Of the U-Net and the text encoders; returns the layers, in a file's names."""
+    encoders = zip(kohya.TEXT_ENCODER_PREFIXES[len(models.text_encoders)], models.text_encoders, strict=True)
+    roots = {f"{prefix}text_model_": encoder.text_model for prefix, encoder in encoders}
+    return set().union(*(_lora_of(lora, *root) for root in {kohya.UNET_PREFIX: models.unet, **roots}.items()))
+
+
+def _lora_of(lora: dict[str, torch.Tensor], prefix: str, module: nn.Module) -> set[str]:
+    linear = [path for path, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    named = {path: name for path in linear if f"{(name := prefix + path.replace('.', '_'))}.lora_up.weight" in lora}
+    # What adds nothing has no layer; export.lora writes one for diffusers.
+    layers = {path: name for path, name in named.items() if lora[f"{name}.lora_up.weight"].any()}
+    if layers:
+        first = next(iter(layers.values()))
+        rank, alpha = len(lora[f"{first}.lora_down.weight"]), lora[f"{first}.alpha"]
+        written = float(str(alpha.numpy()))  # 1.3, where float32 has 1.29999995
+        trainables.add_lora(module, [*layers], rank, written, torch.Generator())
+    for path, name in layers.items():
+        layer = module.get_submodule(path)
+        layer.lora_A["default"].weight.data.copy_(lora[f"{name}.lora_down.weight"])
+        layer.lora_B["default"].weight.data.copy_(lora[f"{name}.lora_up.weight"])
+    return {*named.values()}
+
+
+def _adapters(result: RunResult, models: Models) -> None:
+    if not (names := result.adapters):
+        return
+    models.known_adapters[result.placeholder_token] = names
+    encoders = sorted({int(name.split(".")[1]) for name in names if name.startswith("text_encoders.")})
+    rank = len(next(value for name, value in names.items() if name.endswith(".down")))
+    causal_adapters.add_adapters(
+        models, result.placeholder_token, slice(encoders[0], encoders[-1] + 1), rank, torch.Generator(),
+        cross_attention=any(name.startswith("unet.") for name in names),
+    )  # fmt: skip

@@ -1,0 +1,76 @@
+"""A run as data: what decides its result, and the digests that name its folder. It does not train (training.py)."""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from ..data.concept import Concept
+from ..digest import digest_of
+from ..metrics.clip import Choice
+from ..settings import decisive
+from ..stopping.monitor import Monitor
+
+RUN_FORMAT = 1  # raised only when the same inputs give other results; part of every digest
+
+
+NOT_WORDS = ("images", "masks", "class_images")  # of a concept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything that decides a result, except the models themselves."""
+
+    concept: Concept
+    recipe: object  # a dataclass of hyperparameters with `stages` and `subject`
+    stopper: tuple[Monitor, ...] = ()
+    seed: int = 0
+    dtype: torch.dtype = torch.float32
+
+    def settings(self) -> dict:
+        """All but the pictures that decides what is learned, as JSON knows it."""
+        words = {f.name: getattr(self.concept, f.name) for f in dataclasses.fields(Concept)}
+        if not self.concept.class_captions:  # younger than the format: without them a digest is what it was
+            words.pop("class_captions")
+        settings = {
+            "run_format": RUN_FORMAT,
+            "method": type(self.recipe).__name__,
+            "recipe": decisive(self.recipe),
+            "concept": {name: value for name, value in words.items() if name not in NOT_WORDS},
+            "seed": self.seed,
+            "precision": str(self.dtype).removeprefix("torch."),
+        }
+        if self.stopper:  # a run without has the digest that it had before there were any
+            settings["stopper"] = [{"monitor": monitor.name, **decisive(monitor)} for monitor in self.stopper]
+        return json.loads(json.dumps(settings))
+
+    def dataset(self) -> str:
+        """Digest of the reference pictures and their masks, and of class pictures if there are any."""
+        classes = self.concept.class_images
+        own = [*self.concept.images, *(self.concept.masks or ())]
+        return digest_of([*own, *classes], [f"{len(classes)} class pictures"] if classes else [])
+
+    def digest(self, model: str) -> str:
+        """16 hexadecimal digits that name the run's folder: same digest, same result.
+
+        Args:
+            model: a fingerprint of the weights it starts from, such as `fingerprint` gives.
+        """
+        return digest_of([], [json.dumps(self.settings(), sort_keys=True), self.dataset(), model])
+
+    def lineage(self, model: str) -> str:
+        """What runs share that differ in their number of steps alone; empty where a method has no such number.
+
+        Empty, too, where a monitor returns another state than the last, from which nothing can go on.
+        """
+        if "steps" not in self.recipe.__dataclass_fields__ or any(m.keep != "last" for m in self.stopper):
+            return ""
+        endless = dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, steps=0))
+        return "steps " + endless.digest(model)
+
+
+def judges(recipe: object, stopper: Iterable[Monitor]) -> list[Choice]:
+    """The backbones that a recipe and monitors ask: those of them that have some."""
+    return [choice for part in (recipe, *stopper) for choice in getattr(part, "judges", ())]

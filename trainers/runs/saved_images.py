@@ -1,0 +1,70 @@
+"""A run's pictures in its folder, so that the run can be repeated from there.
+
+    images/00.png  masks/00.png  class_images/00.png  exact.safetensors
+
+PNGs of 8 bits give back exactly what was read from files of 8 bits. What they would round - a picture of 16 bits, one
+that was resized in the graph, a mask made of transparency - lies beside them as numbers.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .. import files
+from ..data.concept import Concept
+from ..images import to_pil
+
+KINDS = {"images": "RGB", "masks": "L", "class_images": "RGB"}  # of a concept, and Pillow's mode
+EXACT = "exact.safetensors"
+
+
+def write(concept: Concept, folder: Path) -> None:
+    """Everything that `read` needs."""
+    exact = {}
+    for kind, mode in KINDS.items():
+        pictures = getattr(concept, kind) or ()
+        if pictures:
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+        for i, tensor in enumerate(pictures):
+            picture = to_pil(tensor.expand(3, -1, -1)).convert(mode)
+            files.save_png(picture, folder / kind / f"{i:02d}.png")
+            if not torch.equal(pixels(picture), tensor):
+                exact[f"{kind}/{i:02d}"] = tensor.contiguous()
+    if exact:
+        with files.replaced(folder / EXACT) as beside:
+            save_file(exact, beside)
+
+
+def read(folder: Path) -> dict[str, tuple[Tensor, ...] | None]:
+    """The pictures of a concept: its `images`, `masks` (`None` for none) and `class_images`.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
+    try:
+        exact = files.tensors(folder / EXACT)[0] if (folder / EXACT).exists() else {}
+        found = {kind: _pictures(folder, kind, exact) for kind in KINDS}
+    except (OSError, SyntaxError, ValueError, SafetensorError) as error:
+        raise ValueError(
+            f"The pictures of the run {folder.name} cannot be read: copy its whole folder once more."
+        ) from error
+    return found | {"masks": found["masks"] or None}
+
+
+def _pictures(folder: Path, kind: str, exact: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    paths = sorted((folder / kind).glob("*.png"), key=lambda path: int(path.stem))
+    return tuple(
+        pixels(Image.open(path).convert(KINDS[kind])) if (name := f"{kind}/{path.stem}") not in exact else exact[name]
+        for path in paths
+    )
+
+
+def pixels(picture: Image.Image) -> Tensor:
+    """`[c, h, w]` in 0..1, divided by numpy, as the host divides: torch may multiply, which rounds otherwise."""
+    array = np.asarray(picture).astype(np.float32) / 255
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()

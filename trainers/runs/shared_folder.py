@@ -1,0 +1,69 @@
+"""TODO trainers.runs.shared_folder"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+import torch
+import torch.distributed as dist
+
+from ..data.concept import Concept
+from ..training.state import StageState
+from .folder import RunFolder
+from .result import RunResult
+
+
+class SharedFolder(RunFolder):
+    """A run's folder that all processes read and the first one alone writes."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.writes = dist.get_rank() == 0
+
+    def lock(self) -> contextlib.AbstractContextManager:
+        return super().lock() if self.writes else contextlib.nullcontext()
+
+    def last_state(self, before: int | None = None) -> tuple[StageState, ...]:
+        with together():
+            return super().last_state(before)
+
+    def ancestor(self, lineage: str, steps: int) -> tuple[RunFolder, tuple[StageState, ...]]:
+        with together():
+            return super().ancestor(lineage, steps)
+
+    def start(self, about: dict, concept: Concept) -> None:
+        if self.writes:
+            super().start(about, concept)
+
+    def save_picture(self, picture, name: str) -> None:
+        if self.writes:
+            super().save_picture(picture, name)
+
+    def log(self, history: list[dict]) -> TextIO:
+        return super().log(history) if self.writes else Path(os.devnull).open("a", encoding="utf-8")
+
+    def save_state(self, stages: tuple[StageState, ...]) -> None:
+        if self.writes:
+            super().save_state(stages)
+
+    def save_result(self, result: RunResult, step: int) -> None:
+        if self.writes:
+            super().save_result(result, step)
+
+    def finish(self, result: RunResult, stages: tuple[StageState, ...], about: dict) -> None:
+        if self.writes:
+            super().finish(result, stages, about)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """No process enters before all have come, and none leaves before all are done."""
+    _wait()
+    yield
+    _wait()
+
+
+def _wait() -> None:
+    dist.all_reduce(torch.zeros(1))

@@ -1,0 +1,251 @@
+"""One run under way: its stages one after the other, what is written meanwhile, and how it goes on after a kill."""
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from ..device import SingleDevice
+from ..formats import kohya, metadata
+from ..models.diffusion import Models
+from ..models.fingerprint import encoded_sample, starting_point
+from ..stopping import monitor as stopping
+from ..stopping.monitor import Sight, StageWatch
+from ..training import causal_adapters, state
+from ..training.loop import train_stage
+from ..training.memory import Room, trained_values
+from ..training.optimizers import bytes_per_value
+from ..training.stage import Diverged, Stage, StepReport
+from ..training.state import StageState
+from .callbacks import Watcher
+from .folder import CHECKPOINTS_KEPT, RunFolder, total_steps
+from .preview import Preview, draw
+from .result import RunResult
+from .run import Run
+from .step_log import StepLog
+
+
+@dataclass(kw_only=True)
+class Training:
+    """One run under way: its stages one after the other, and what is written meanwhile."""
+
+    run: Run
+    models: Models
+    folder: RunFolder
+    model: str
+    device: SingleDevice
+    room: Room
+    preview: Preview
+    checkpoint_every: int
+    watcher: Watcher
+    cache: Path | None
+    done: tuple[StageState, ...] = ()  # stages that are finished
+    stops: list[dict] = dataclasses.field(default_factory=list)
+    endings: list[str] = dataclasses.field(default_factory=list)
+
+    def go(self) -> RunResult:
+        earlier = self._begin()
+        self.models.to(self.device.device, self.run.dtype)
+        self.models.cache = self.cache
+        self.models.notice = self.watcher.on_notice
+        generator = torch.Generator().manual_seed(self.run.seed)
+        try:
+            reason = self._stages(earlier, generator)
+        finally:
+            self.log.close()
+        last = len(self.log)
+        if not self.preview.due(last, -1):
+            self._show(last, last)
+        return self._finish(self.done, reason or f"all {last} steps done")
+
+    def _stages(self, earlier: tuple[StageState, ...], generator: torch.Generator) -> str:
+        """All stages one after the other; returns why it stopped before the end, if it did."""
+        stages = self.run.recipe.stages(self.models, self.run.concept, generator)
+        for number, stage in enumerate(stages):
+            if number + 1 < len(earlier):
+                state.restore(earlier[number], stage.parameters(), generator)
+                self._end(stage, earlier[number])
+                continue
+            self._announce(stage)
+            if not len(self.log):
+                self._show(0)
+            try:
+                self._end(stage, self._train(stage, generator, earlier[number] if number < len(earlier) else None))
+            except Diverged as error:
+                return self._step_back(stage, generator, error)
+        return "; ".join(filter(None, self.endings))
+
+    def _begin(self) -> tuple[StageState, ...]:
+        """The stages that an earlier process got through, here or in a run with fewer steps."""
+        settings, lineage = self.run.settings(), self.run.lineage(self.model)
+        self.about = {"settings": settings, "dataset": self.run.dataset(), "model": self.model, "lineage": lineage}
+        self.about["weights"] = starting_point(self.models, self.device.device)
+        self.about["encoded"] = encoded_sample(self.models)
+        self.about["origin"] = metadata.origin(self.run, self.models)
+        source, earlier = self.folder, self.folder.last_state()
+        if not earlier:
+            source, earlier = self.folder.ancestor(lineage, self.run.recipe.steps if lineage else 0)
+        if source is not self.folder:
+            moments = "" if earlier[-1].optimizer else ", with new optimizer moments"
+            self.about["continued_from"] = f"step {total_steps(earlier)} of run {source.path.name}{moments}"
+        elif continued := self.folder.about().get("continued_from"):
+            self.about["continued_from"] = continued
+        self.folder.start(self.about, self.run.concept)
+        self.log = StepLog(self.folder, source.history(total_steps(earlier)))
+        if earlier:
+            self.watcher.on_notice(f"going on after step {len(self.log)}")
+        return earlier
+
+    def _announce(self, stage: Stage) -> None:
+        """Say what the stage will take; stop here if the disk or the memory cannot hold it."""
+        kept = bytes_per_value(stage.moment_bits) * (CHECKPOINTS_KEPT + 1)  # one being written
+        watching = stopping.of_stage(self.run.stopper, stage.name).values()
+        kept += sum(4 * -(-stage.steps // monitor.every) for monitor in watching if monitor.keep == "all")
+        most = kept * trained_values(stage)
+        free = shutil.disk_usage(self.folder.path).free
+        sizes = f"{most / 2**20:.1f} MB of disk for checkpoints, {free / 2**30:.1f} GB are free"
+        if most > free:
+            raise RuntimeError(f"The stage {stage.name} needs up to {sizes}: make room, or delete old runs.")
+        self.watcher.on_notice(f"{stage.name}: {stage.steps} steps, up to {sizes}")
+        if sentence := self.room.make(stage):
+            self.watcher.on_notice(f"{stage.name}: {sentence}")
+
+    def _train(self, stage: Stage, generator: torch.Generator, start: StageState | None) -> StageState:
+        """The stage from `start` to its end; where memory runs out, once more from the last state with less at once."""
+        begin = start or state.capture(0, 0.0, stage.parameters(), generator)
+        if self.done and not start:  # so that a later stage can always be taken back to its beginning
+            self.folder.save_state((*self.done, begin))
+        self._watch(stage, generator, begin)
+        while not (begin.step and self.watch.acts(self.log.entries[-1])):
+            self.models.save_memory(self.room.effort.gradient_checkpointing)
+            try:
+                begin = train_stage(
+                    stage, self.models, self.device, generator,
+                    micro_batch_size=self.room.effort.micro_batch_size, start=begin, on_step=self._after_step,
+                    should_stop=self._should_stop,
+                )  # fmt: skip
+                break
+            except (MemoryError, RuntimeError) as error:
+                begin = self._try_smaller(stage, begin, error)
+                self.watch.best = begin.best
+        return dataclasses.replace(begin, params=self.watch.best or begin.params)
+
+    def _watch(self, stage: Stage, generator: torch.Generator, begin: StageState) -> None:
+        """Set the monitors on a stage, and let them see it before its first step."""
+        sight = Sight(
+            models=self.models, stage=stage, concept=self.run.concept, device=self.device, generator=generator,
+            subject=self.run.recipe.subject(self.run.concept),
+        )  # fmt: skip
+        state.restore(begin, stage.parameters(), generator)
+        self.watch = StageWatch(self.run.stopper, sight, self._entries(), begin.best)
+        self.watch.start = self.device.agreed(self.watch.start)
+        for monitor in self.watch.monitors.values():
+            if sentence := monitor.warning(stage):
+                self.watcher.on_warning(sentence)
+
+    def _end(self, stage: Stage, end: StageState) -> None:
+        """Note how a stage ended; what it returns is what the models hold from here on."""
+        entries = self._entries()[: end.step]
+        found = stopping.stops(self.run.stopper, stage, entries)
+        self.stops += found
+        self.endings.append(stopping.ending(self.run.stopper, stage, entries, found))
+        self.done += (end,)
+        state.put(end.params, stage.parameters())
+
+    def _entries(self) -> list[dict]:
+        """The lines of the log since the stages that are finished."""
+        return self.log.entries[total_steps(self.done) :]
+
+    def _try_smaller(self, stage: Stage, begin: StageState, error: Exception) -> StageState:
+        """Where to begin again with less at once."""
+        if not self.device.alone:
+            raise error  # the others have gone on
+        self.watcher.on_notice(self.room.shrink(stage, error))
+        stages = self.folder.last_state()
+        if len(stages) == len(self.done) + 1:
+            begin = stages[-1]
+        self.log.rewind(total_steps(self.done) + begin.step)
+        return begin
+
+    def _after_step(self, report: StepReport, capture: Callable[[], StageState]) -> None:
+        earlier = sum(stage.seconds for stage in self.done)
+        seen = report.step, self._entries()
+        report = dataclasses.replace(report, measures=self.device.agreed(self.watch.look(*seen)))
+        entry = {**dataclasses.asdict(report), "step": len(self.log) + 1, "stage_step": report.step}
+        entry["seconds"] += earlier
+        if report.step == 1:
+            entry["start"] = self.watch.start
+        entry = {name: value for name, value in entry.items() if value != {}}
+        self.log.append(entry)
+        self.watch.keep(self._entries())
+
+        def whole() -> StageState:
+            return dataclasses.replace(capture(), best=self.watch.best)
+
+        if self.watch.keeps(entry):  # before any checkpoint of this step: who goes on from there needs it
+            self.folder.save_result(self._result(entry["seconds"], "", False), len(self.log))
+        try:
+            if self.checkpoint_every and len(self.log) % self.checkpoint_every == 0:
+                self.folder.save_state((*self.done, whole()))
+            self._show(len(self.log))
+            self.watcher.on_entry(entry)
+            self.watcher.on_step(report)
+        except BaseException:
+            with contextlib.suppress(OSError, SafetensorError):  # a full disk must not hide what happened
+                self._break_off((*self.done, whole()))
+            raise
+
+    def _should_stop(self, report: StepReport) -> bool:
+        return self.device.agreed(self.watch.acts(self.log.entries[-1]) or self.watcher.finish())
+
+    def _break_off(self, stages: tuple[StageState, ...]) -> None:
+        self.folder.save_state(stages)
+        self._finish(stages, f"broken off after step {total_steps(stages)}", complete=False)
+
+    def _step_back(self, stage: Stage, generator: torch.Generator, error: Diverged) -> str:
+        """Restore the newest state whose own loss was a number, and say so."""
+        step = total_steps(self.done) + error.step
+        stages = self.folder.last_state(before=step - 2)  # the loss of step n judges the state after step n - 1
+        if len(stages) != len(self.done) + 1:
+            raise error
+        state.restore(stages[-1], stage.parameters(), generator)
+        self.done = stages
+        self.log.rewind(total_steps(stages))
+        reason = f"the loss was no number at step {step}; this is the state after step {total_steps(stages)}"
+        self.watcher.on_notice(reason)
+        return reason
+
+    def _show(self, step: int, last: int = -1) -> None:
+        if self.preview.due(step, last):
+            picture = draw(self.models, self.run, self.preview)
+            self.folder.save_picture(picture, f"previews/step_{step:04d}.png")
+            self.watcher.on_preview(step, picture)
+
+    def _finish(self, stages: tuple[StageState, ...], reason: str, complete: bool = True) -> RunResult:
+        result = self._result(sum(stage.seconds for stage in stages), reason, complete)
+        self.folder.finish(result, stages, self.about)
+        return result
+
+    def _result(self, seconds: float, reason: str, complete: bool) -> RunResult:
+        """What the models have learned by now."""
+        encoders = self.models.text_encoders
+        return RunResult(
+            folder=self.folder.path,
+            settings=self.about["settings"],
+            dataset=self.about["dataset"],
+            lora=kohya.lora(self.models),
+            tokens=kohya.token_vectors(self.models),
+            fixed_outputs=tuple(e.fixed_outputs.cpu() for e in encoders if e.fixed_outputs is not None),
+            adapters=causal_adapters.tensors(self.models),
+            history=self.log.entries,
+            stop_reason=reason,
+            seconds=seconds,
+            complete=complete,
+            origin=self.about["origin"],
+            stops=self.stops,
+        )

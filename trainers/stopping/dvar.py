@@ -1,0 +1,213 @@
+"""DVAR: stop when the loss on one fixed batch hardly varies any more.
+
+Paper: "Is This Loss Informative? Faster Text-to-Image Customization by Tracking Objective Dynamics", arXiv 2302.04841.
+The training loss says little, because images, noise and timesteps change at every step. With all of them fixed the
+same loss falls and settles: with H its values so far, `var(H[-window:]) / var(H)` below a threshold ends the stage.
+H starts with the untrained model. Ours counts the window in steps, so that looking only every k-th step keeps it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.batch import Batch
+from ..settings import same, setting
+from ..training import losses
+from ..training.objective import Objective
+from ..training.stage import Stage
+from .monitor import KEEP, FixedSteps, Measure, Meter, Sight
+
+PARTS = ("images", "latents", "noise", "captions", "timesteps")  # of the five-digit code
+# Thirds of the schedule of 1000 timesteps, the last of which no third has.
+INTERVALS = {"begin": (0, 333), "middle": (333, 666), "end": (666, 999)}
+SMOOTH = 10  # values that are averaged before the best state is chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class DVAR:
+    """Settings of DVAR; the defaults are the authors' for Textual Inversion."""
+
+    window: int = setting(310, "Steps over which the loss must have settled.", min=2, max=100_000)
+    eps: float = setting(
+        0.15, "Stop when its variance there, as a part of all its variance, is less.", min=0.0, max=1.0
+    )
+    every: int = setting(1, "Look after every k-th step only: less time, the same window.", min=1, max=10_000)
+    batch_size: int = setting(4, "Pictures of the fixed batch.", min=1, max=512)
+    stage: str = same(FixedSteps, "stage", "all")
+    min_steps: int = setting(0, "Never stop a stage earlier.", min=0, max=100_000)
+    max_steps: int = setting(0, "Always stop a stage here; 0 leaves that to the recipe.", min=0, max=100_000)
+    act: bool = same(FixedSteps, "act")
+    keep: str = setting(
+        "last", "Return the last state, or the one with the lowest loss on the fixed batch.", options=KEEP
+    )
+    accumulation: int = setting(
+        1, "Look at the batch at this many times as many timesteps, one after the other.", min=1, max=250, advanced=True
+    )
+    code: str = setting(
+        "11111",
+        "What is fixed (1) and what is drawn anew at each look (0): images, latents, noise, captions, timesteps.",
+        advanced=True,
+    )
+    mean_latent: bool = setting(False, "Take the autoencoder's mean instead of a sample.", advanced=True)
+    zero_noise: bool = setting(False, "Look at pictures without noise.", advanced=True)
+    intervals: bool = setting(
+        False, "Also note the loss at the first, middle and last third of the timesteps.", advanced=True
+    )
+    seed: int = setting(59, "Of the fixed batch.", min=0, max=2**63 - 1, advanced=True)
+    spread: bool = setting(
+        False, "Take the accumulated timesteps in turn, one part per look: a large batch for the price of a small one.",
+        advanced=True,
+    )  # fmt: skip
+
+    name = "DVAR"
+
+    def __post_init__(self):
+        if len(self.code) != len(PARTS) or set(self.code) - {"0", "1"}:
+            raise ValueError(
+                f"The code of DVAR is {self.code!r}: write five digits, 1 for what is fixed and 0 for what is drawn "
+                f"anew, in the order {', '.join(PARTS)}."
+            )
+
+    @property
+    def evaluations(self) -> int:
+        """Values that the window holds."""
+        return max(2, self.window // self.every)
+
+    def meter(self, sight: Sight) -> Meter:
+        look = FixedBatch(self, sight)
+
+        def measure(step: int, past: list[Measure]) -> Measure | None:
+            if step % self.every:
+                return None
+            parts = self._parts(look, step, past)
+            values = [*(earlier["fixed_loss"] for earlier in past), fmean(parts)]
+            found = {
+                "fixed_loss": values[-1],
+                "smoothed": fmean(values[-SMOOTH:]),
+                "ratio": variance_ratio(values, self.evaluations),
+                "threshold": self.eps,
+            }
+            if self.spread:
+                found["parts"] = parts if not past else parts[self._turn(past) :][:1]
+            return found | (
+                {name: fmean(look(step, *ends)) for name, ends in INTERVALS.items()} if self.intervals else {}
+            )
+
+        return measure
+
+    def _parts(self, look: "FixedBatch", step: int, past: list[Measure]) -> list[float]:
+        """The newest loss on each accumulated part of the batch; all are new unless they take turns."""
+        if not (self.spread and past):
+            return look(step)
+        parts = list(past[0]["parts"])
+        for turn, earlier in enumerate(past[1:]):
+            parts[turn % len(parts)] = earlier["parts"][0]
+        turn = self._turn(past)
+        parts[turn] = look(step, only=turn)[0]
+        return parts
+
+    def _turn(self, past: list[Measure]) -> int:
+        return (len(past) - 1) % len(past[0]["parts"])
+
+    def reason(self, measure: Measure) -> str:
+        if measure["ratio"] >= self.eps:
+            return ""
+        return f"the variance over the last {self.window} steps is {measure['ratio']:.3f} of all, below {self.eps:g}"
+
+    def quality(self, measure: Measure) -> float:
+        return -measure["smoothed"]
+
+    def warning(self, stage: Stage) -> str:
+        steps = min(stage.steps, self.max_steps or stage.steps)
+        if (self.evaluations - 1) * self.every < steps:
+            return ""
+        return (
+            f"DVAR's window of {self.window} steps does not fit into the {steps} steps of {stage.name}, so it cannot "
+            f"stop it: choose a preset for short runs, or set window to about {max(2, 2 * steps // 5)}."
+        )
+
+
+def variance_ratio(values: list[float], window: int) -> float:
+    """`var(last window values) / var(all values)`, population variances; 1 before there are enough or where none."""
+    everything = float(np.var(values))
+    if len(values) < window or not everything:
+        return 1.0
+    return float(np.var(values[-window:])) / everything
+
+
+class FixedBatch:
+    """The loss on one batch that stays the same, or on one of which parts are drawn anew."""
+
+    def __init__(self, settings: DVAR, sight: Sight):
+        self.settings, self.sight = settings, sight
+        self.objective = Objective(sight.models, {"denoising": losses.denoising})
+        self.fixed = sight.batch(settings.batch_size, settings.seed)
+
+    def __call__(self, step: int, low: int = 0, high: int | None = None, only: int | None = None) -> list[float]:
+        """Mean squared error of the prediction, for each accumulated part, or for the one of that number.
+
+        Args:
+            low, high: the timesteps are `low <= t < high`.
+        """
+        batch, device = self._batch(step), self.sight.device
+        noise = self._drawn("noise", step, lambda g: torch.randn(batch.latents.shape, generator=g))
+        noise = (noise * (not self.settings.zero_noise)).to(device.device)
+        batch = batch.map(lambda tensor: tensor.to(device.device))
+        values = []
+        chunks = self._timesteps(step, low, high or len(self.sight.models.alphas_cumprod), len(batch))
+        for timesteps in chunks if only is None else chunks[only : only + 1]:
+            with device.autocast():
+                values.append(self.objective(batch, noise, timesteps.to(device.device))["denoising"])
+        return torch.stack(values).tolist()
+
+    def _batch(self, step: int) -> Batch:
+        images = self._fixed_or_new("images", step)
+        latents = images.latents
+        if images.posterior is not None:
+            mean, deviation = images.posterior.chunk(2, dim=1)
+            drawn = self._drawn("latents", step, lambda g: torch.randn(mean.shape, generator=g))
+            latents = mean + deviation * drawn * (not self.settings.mean_latent)
+        return replace(images, latents=latents, input_ids=self._fixed_or_new("captions", step).input_ids)
+
+    def _fixed_or_new(self, part: str, step: int) -> Batch:
+        if self._is_fixed(part):
+            return self.fixed
+        return self.sight.batch(self.settings.batch_size, self._seed(part, step))
+
+    def _timesteps(self, step: int, low: int, high: int, size: int) -> list[Tensor]:
+        """Of a random permutation, `size` after `size`."""
+        order = low + self._drawn("timesteps", step, lambda g: torch.randperm(high - low, generator=g))
+        chunks = order.split(size)[: self.settings.accumulation]
+        return [chunk for chunk in chunks if len(chunk) == size]
+
+    def _drawn(self, part: str, step: int, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+        return draw(torch.Generator().manual_seed(self._seed(part, step)))
+
+    def _seed(self, part: str, step: int) -> int:
+        """The part's own; what is drawn anew has another at each step."""
+        anew = 0 if self._is_fixed(part) else step + 1
+        return (self.settings.seed + 1_000_003 * (1 + PARTS.index(part)) + 7_368_787 * anew) % 2**63
+
+    def _is_fixed(self, part: str) -> bool:
+        return self.settings.code[PARTS.index(part)] == "1"
+
+
+# A look costs as much as half a step or more where a step holds two pictures only: presets look so seldom that it is
+# less than a tenth of the training.
+# The paper's windows are longer than the runs of the first four. Of a loss that falls evenly, a window of w steps after
+# n makes a ratio of (w / n)^2, so one of 0.4 n never stops what still learns; 32 samples make the curve smooth enough.
+PAPER = replace(DVAR(), every=8)
+SHORT = replace(DVAR(), window=100, every=4, accumulation=8, spread=True)
+PRESETS = {
+    "TextBoost": replace(SHORT, eps=0.02),  # its likeness still grows when its loss has long settled
+    "AttnDreamBooth 1": replace(SHORT, window=24, every=2, stage="1"),
+    "AttnDreamBooth 2": replace(SHORT, window=40, stage="2"),
+    "AttnDreamBooth 3": replace(SHORT, window=80, stage="3"),
+    "Textual Inversion": PAPER,
+    "DreamBooth-LoRA": replace(PAPER, window=440, eps=0.4),
+    "Custom Diffusion": replace(PAPER, window=180, eps=0.15),
+}

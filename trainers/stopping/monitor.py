@@ -1,0 +1,222 @@
+"""When a stage ends before its last step: monitors look at a training from outside and never change what it learns.
+
+A monitor is a frozen dataclass of settings (`DVAR`, `ClipEarlyStopping`, `FixedSteps`). What it measured stands in the
+run's log, and every decision follows from the log alone, so that a run that was killed goes on as if it had not been.
+"""
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from ..data.batch import Batch
+from ..data.concept import Concept
+from ..device import SingleDevice
+from ..models.diffusion import Models
+from ..settings import setting
+from ..training.stage import Stage
+
+STAGES = ("all", "1", "2", "3")
+KEEP = ("last", "best")
+YOU = "you"  # in the place of a monitor, who pressed "Finish now"
+
+# What one monitor found at one step: names to numbers, or to lists of them.
+Measure = dict[str, float | list[float]]
+# (steps done in this stage, what it found so far) -> what it finds now; `None` where it does not look.
+Meter = Callable[[int, list[Measure]], Measure | None]
+
+
+class Monitor(Protocol):
+    """Settings of one way to stop."""
+
+    name: str  # under which its measures stand in the log
+    stage: str  # "all", or the number of the one stage that it watches
+    min_steps: int  # of a stage; earlier it does not fire
+    max_steps: int  # of a stage; 0 for the stage's own
+    act: bool  # False: only notes where it would have stopped
+    keep: str  # "last"; "best": what is returned is the state that it liked best; "all": each that it looked at stays
+
+    def meter(self, sight: "Sight") -> Meter:
+        """What measures one stage. `sight` may be looked at only."""
+
+    def reason(self, measure: Measure) -> str:
+        """Why to stop, as a sentence without its end; "" for going on."""
+
+    def quality(self, measure: Measure) -> float:
+        """How good the model is, more is better."""
+
+    def warning(self, stage: Stage) -> str:
+        """What to set where it can never fire in this stage; "" where it can."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """What a monitor sees of a stage."""
+
+    models: Models
+    stage: Stage
+    concept: Concept
+    device: SingleDevice
+    generator: Generator  # the run's own: see `borrowed`
+    subject: str  # as it stands in prompts
+
+    def batch(self, size: int, seed: int) -> Batch:
+        """`size` samples such as the stage learns from, all of one shape; another seed gives others.
+
+        A stage's batches remember nothing but the run's generator, so drawing some aside does not change the others.
+        """
+        with borrowed(self.generator, seed):
+            found: list[Batch] = []
+            while sum(map(len, found)) < size:
+                batch = next(self.stage.batches).instances()
+                if not found or batch.latents.shape[1:] == found[0].latents.shape[1:]:
+                    found.append(batch)
+        return Batch.joined(found).map(lambda tensor: tensor[:size])
+
+
+@contextlib.contextmanager
+def borrowed(generator: Generator, seed: int) -> Iterator[None]:
+    """The generator with a seed of our own, and afterwards as it was."""
+    before = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(before)
+
+
+class Silent:
+    """What it measures, if anything, is no reason to stop."""
+
+    def reason(self, measure: Measure) -> str:
+        return ""
+
+    def quality(self, measure: Measure) -> float:
+        return 0.0
+
+    def warning(self, stage: Stage) -> str:
+        return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedSteps(Silent):
+    """Ends each stage after a number of steps, whatever its recipe says."""
+
+    steps: int = setting(100, "Steps of a stage; a stage that is shorter ends by itself.", min=1, max=100_000)
+    stage: str = setting("all", "The stage that this holds for, or all.", options=STAGES)
+    act: bool = setting(True, "Off: only note where it would have stopped.", advanced=True)
+
+    name = "Fixed Steps"
+    keep = "last"
+    min_steps = 0
+
+    @property
+    def max_steps(self) -> int:
+        return self.steps
+
+    def meter(self, sight: Sight) -> Meter:
+        return lambda step, past: None
+
+
+class StageWatch:
+    """The monitors of one stage at work, and the best state so far where one of them keeps it."""
+
+    def __init__(self, monitors: Sequence[Monitor], sight: Sight, entries: list[dict], best: tuple[Tensor, ...] = ()):
+        """Look at the stage before its first step, unless its log already has lines."""
+        self.monitors = of_stage(monitors, sight.stage.name)
+        self.meters = {name: monitor.meter(sight) for name, monitor in self.monitors.items()}
+        self.keeper = next((name for name, monitor in self.monitors.items() if monitor.keep == "best"), "")
+        self.params, self.best = sight.stage.parameters(), best
+        self.start = entries[0].get("start", {}) if entries else self.look(0, [])
+
+    @torch.no_grad()
+    def look(self, step: int, entries: list[dict]) -> dict[str, Measure]:
+        """What the monitors find after `step` steps.
+
+        Args:
+            entries: the stage's lines of the log so far.
+        """
+        found = {}
+        for name, meter in self.meters.items():
+            started = time.perf_counter()
+            past = [self.start, *(entry.get("measures", {}) for entry in entries)] if step else []
+            measure = meter(step, [measures[name] for measures in past if name in measures])
+            if measure is not None:
+                found[name] = {**measure, "seconds": time.perf_counter() - started}
+        return found
+
+    def keep(self, entries: list[dict]) -> None:
+        """Copy the parameters where the state after the last line is the best one so far."""
+        if self.keeper and best_step(self.keeper, self.monitors[self.keeper], entries) == entries[-1]["stage_step"]:
+            self.best = tuple(parameter.detach().to("cpu", copy=True) for parameter in self.params)
+
+    def keeps(self, entry: dict) -> bool:
+        """Whether a monitor wants the state after this line of the log to be kept beside others."""
+        found = entry.get("measures", {})
+        return any(monitor.keep == "all" and name in found for name, monitor in self.monitors.items())
+
+    def acts(self, entry: dict) -> bool:
+        """Whether a monitor ends the stage after this line of the log."""
+        return any(monitor.act and reason_to_stop(name, monitor, entry) for name, monitor in self.monitors.items())
+
+
+def of_stage(monitors: Sequence[Monitor], stage: str) -> dict[str, Monitor]:
+    """Those that watch the stage of this name, by their own names, a number behind the second of a kind."""
+    named: dict[str, Monitor] = {}
+    for monitor in monitors:
+        if monitor.stage in ("all", stage.split()[-1]):
+            count = 1 + sum(type(other) is type(monitor) for other in named.values())
+            named[monitor.name if count == 1 else f"{monitor.name} {count}"] = monitor
+    return named
+
+
+def stops(monitors: Sequence[Monitor], stage: Stage, entries: list[dict]) -> list[dict]:
+    """Where each monitor fired first in a stage that has ended, whether it acted or only noted it."""
+    found = []
+    for name, monitor in of_stage(monitors, stage.name).items():
+        fired = ((entry, reason) for entry in entries if (reason := reason_to_stop(name, monitor, entry)))
+        found += [_stop(name, *first, monitor.act) for first in itertools.islice(fired, 1)]
+    if len(entries) < stage.steps and not any(stop["acted"] for stop in found):
+        found += [_stop(YOU, entry, "finished by hand", True) for entry in entries[-1:]]
+    return found
+
+
+def ending(monitors: Sequence[Monitor], stage: Stage, entries: list[dict], found: list[dict]) -> str:
+    """How a stage ended, in words; "" where it ran to its end and its last state is what is returned.
+
+    Args:
+        found: what `stops` says of it.
+    """
+    acted = [stop for stop in found if stop["acted"]]
+    who = [f"{'' if stop['monitor'] == YOU else stop['monitor'] + ', '}{stop['reason']}" for stop in acted]
+    words = [f"{stage.name} ended after step {entries[-1]['stage_step']}: {' and '.join(who)}"] if who else []
+    for name, monitor in of_stage(monitors, stage.name).items():
+        if monitor.keep == "best" and (step := best_step(name, monitor, entries)):
+            words.append(f"of {stage.name} the state after step {step} is kept, the best by {name}")
+            break
+    return "; ".join(words)
+
+
+def _stop(name: str, entry: dict, reason: str, acted: bool) -> dict:
+    where = {key: entry[key] for key in ("stage", "step", "stage_step")}
+    return {**where, "monitor": name, "reason": reason, "acted": acted}
+
+
+def best_step(name: str, monitor: Monitor, entries: list[dict]) -> int:
+    """The step of the stage whose state a monitor likes best; 0 for none."""
+    late = [e for e in entries if e["stage_step"] >= monitor.min_steps and name in e.get("measures", {})]
+    best = max(late, key=lambda entry: monitor.quality(entry["measures"][name]), default={"stage_step": 0})
+    return best["stage_step"]
+
+
+def reason_to_stop(name: str, monitor: Monitor, entry: dict) -> str:
+    """Why to stop after this line of the log; "" for going on."""
+    step, measure = entry["stage_step"], entry.get("measures", {}).get(name)
+    if monitor.max_steps and step >= monitor.max_steps:
+        return f"{monitor.max_steps} steps at most"
+    return monitor.reason(measure) if measure and step >= monitor.min_steps else ""

@@ -1,0 +1,133 @@
+"""Pick by score: of the states that a training went through, the one that its user prefers.
+
+Every so many steps the model draws a few prompts. Identity is how alike the pictures are to the references, text how
+well they follow their prompts. What trades one for the other is the user's to say, afterwards: every state that was
+scored stays in the run's folder, and another preference reads another file.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from ..data.prompts import SUBJECT, prompts_of
+from ..images import to_pil
+from ..metrics import metrics
+from ..metrics.clip import ClipChoice
+from ..metrics.dino import DinoChoice
+from ..models import sampler
+from ..settings import part, same, setting
+from ..text import captions_of
+from .monitor import FixedSteps, Measure, Meter, Sight, Silent
+
+DINO, CLIP_I = "DINO", "CLIP-I"
+
+
+PROMPTS = "a photo of a {} on the beach\na photo of a {} in the snow\na photo of a {} in the jungle\na painting of a {}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PickByScore(Silent):
+    """What is scored and when, and what the user prefers."""
+
+    text_weight: float = setting(
+        0.5,
+        "What you prefer: 0 is likeness alone, 1 is pictures that follow their words. Another value picks another "
+        "state of the same training.",
+        min=0.0,
+        max=1.0,
+        slider=True,
+        later=True,
+    )
+    every: int = setting(25, "Steps between scores; the last step is always scored.", min=1, max=100_000)
+    prompts: str = setting(PROMPTS, "What is drawn to be scored, one prompt per line; {} is the subject.", lines=True)
+    seeds: int = setting(2, "Pictures of each prompt.", min=1, max=64)
+    guidance: float = setting(7.5, "Guidance (cfg) of these pictures.", min=1.0, max=30.0)
+    sampler_steps: int = setting(20, "Sampler steps of these pictures: most of what a score costs.", min=1, max=1000)
+    identity: str = setting(DINO, "What tells how alike a picture is to the references.", options=(DINO, CLIP_I))
+    stage: str = same(FixedSteps, "stage", "all")
+    # Not "seed": the editor would draw another one at each queue, and train again.
+    first_seed: int = setting(
+        0, "Of these pictures; the others of a prompt follow it.", min=0, max=2**63 - 65, advanced=True
+    )
+    clip_model: str = same(ClipChoice, "clip_model")
+    clip_weights: str = same(ClipChoice, "clip_weights")
+    clip_download: bool = same(ClipChoice, "clip_download")
+    dino_model: str = same(DinoChoice, "dino_model")
+    dino_weights: str = same(DinoChoice, "dino_weights")
+    dino_download: bool = same(DinoChoice, "dino_download")
+
+    name = "Pick by Score"
+    keep = "all"
+    act = False
+    min_steps = 0
+    max_steps = 0
+
+    def __post_init__(self):
+        """Raises ValueError: no prompt has the subject in it."""
+        if not any(SUBJECT in line for line in captions_of(self.prompts)):
+            raise ValueError("No prompt to score has the subject in it: write prompts with {}, one per line.")
+
+    @property
+    def judges(self) -> tuple[ClipChoice | DinoChoice, ...]:
+        """Of text, then of identity."""
+        clip = part(ClipChoice, self)
+        return clip, (part(DinoChoice, self) if self.identity == DINO else clip)
+
+    def meter(self, sight: Sight) -> Meter:
+        look, last = Scores(self, sight), sight.stage.steps
+
+        def measure(step: int, past: list[Measure]) -> Measure | None:
+            if step == 0:
+                return look.floors()
+            return None if step % self.every and step != last else look()
+
+        return measure
+
+
+class Scores:
+    """Identity and text of the pictures that the model draws now, of the same prompts and noise each time."""
+
+    def __init__(self, settings: PickByScore, sight: Sight):
+        self.settings, self.models, self.device = settings, sight.models, sight.device
+        self.references = [to_pil(image) for image in sight.concept.images]
+        self.size = sight.concept.sizes(sight.models.resolution)[0]
+        self.prompts, self.texts = (
+            [line for line in prompts_of(settings.prompts, subject) for _ in range(settings.seeds)]
+            for subject in (sight.subject, sight.concept.class_word)
+        )
+
+    def __call__(self) -> Measure:
+        """`identity` and `text`, means over the pictures."""
+        pictures = self.draw(self.prompts)
+        return {"identity": self.identity(pictures), "text": self.text(pictures, self.texts)}
+
+    def floors(self) -> Measure:
+        """What each score is of pictures that have none of it.
+
+        `identity_floor`: of pictures of the class, as the model draws them before it learns. `text_floor`: of the
+        references themselves, which follow no prompt.
+        """
+        texts = [*dict.fromkeys(self.texts)]
+        pairs = [(picture, text) for picture in self.references for text in texts]
+        return {
+            "identity_floor": self.identity(self.draw(self.texts)),
+            "text_floor": self.text([picture for picture, _ in pairs], [text for _, text in pairs]),
+        }
+
+    def draw(self, prompts: Sequence[str]) -> list[Image.Image]:
+        count, first = self.settings.seeds, self.settings.first_seed
+        seeds = [first + i % count for i in range(len(prompts))]
+        options = {"size": self.size, "steps": self.settings.sampler_steps, "guidance": self.settings.guidance}
+        with self.device.autocast():
+            pictures = sampler.sample_as_fits(self.models, self.models.tokenize([*prompts]), seeds, **options)
+        return [to_pil(picture) for picture in pictures]
+
+    def identity(self, pictures: Sequence[Image.Image]) -> float:
+        score = metrics.dino if self.settings.identity == DINO else metrics.clip_image
+        with self.models.backbones.on(self.device.device, self.settings.judges[1]) as judge:
+            return float(score(judge, pictures, self.references).mean())
+
+    def text(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> float:
+        with self.models.backbones.on(self.device.device, self.settings.judges[0]) as judge:
+            return float(metrics.clip_text(judge, pictures, texts).mean())

@@ -1,0 +1,96 @@
+"""Causality-preserved adapters: small layers that act from the learned word on, and nowhere before it.
+
+TextBoost, arXiv 2409.08248v2: `y = W x + m * up(down(x))` with m = 1 at the first position of the word and at every
+later one up to the end token, else 0. CLIP's attention looks back only, so what stands before the word is encoded
+exactly as by the frozen model, and so is a prompt without the word.
+"""
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..models.diffusion import Models
+from ..models.text_encoder import Subject
+
+
+class LowRank(nn.Module):
+    """`up @ down @ x` with `down [r, in]` and `up [out, r]`."""
+
+    def __init__(self, down: Tensor, up: Tensor):
+        super().__init__()
+        self.down, self.up = nn.Parameter(down), nn.Parameter(up)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.down.to(x).T @ self.up.to(x).T
+
+
+class CausalLinear(nn.Module):
+    """A frozen linear layer of a text encoder and the adapter beside it."""
+
+    def __init__(self, base: nn.Module, adapter: LowRank, subject: Subject):
+        super().__init__()
+        self.base, self.adapter = base, adapter
+        self.subject = subject
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.subject.mask.to(x) * self.adapter(x)
+
+
+def add_adapters(
+    models: Models, placeholder: str, encoders: slice, rank: int, generator: Generator, cross_attention: bool
+) -> list[nn.Parameter]:
+    """Adapters beside `fc2` of every MLP that the output depends on, and on the prompt of every cross-attention.
+
+    They start as `down ~ normal(0, 1 / r)` and `up = 0`, or as those that the word has from earlier in the graph.
+
+    Args:
+        encoders: which text encoders get them; all of them must know `placeholder` already.
+        cross_attention: with TextBoost++'s adapters `H_l = H + m * A_l(H)` before keys and values of layer l.
+    """
+    models.follow(placeholder)
+    known, added = models.known_adapters.get(placeholder, {}), nn.ModuleList()
+
+    def new(name: str, inputs: int, outputs: int, device: torch.device) -> LowRank:
+        down, up = known.get(f"{name}.down"), known.get(f"{name}.up")
+        if down is None or down.shape != (rank, inputs) or up.shape != (outputs, rank):
+            down, up = torch.randn(rank, inputs, generator=generator) / rank, torch.zeros(outputs, rank)
+        added.append(LowRank(down.clone().to(device), up.clone().to(device)))
+        return added[-1]
+
+    for i in range(len(models.text_encoders))[encoders]:
+        encoder = models.text_encoders[i]
+        for path in encoder.layers_read:
+            mlp = encoder.text_model.get_submodule(path).mlp
+            name = f"text_encoders.{i}.{path}.mlp.fc2"
+            adapter = new(name, mlp.fc2.in_features, mlp.fc2.out_features, encoder.device)
+            mlp.fc2 = CausalLinear(mlp.fc2, adapter, models.subject)
+    for path, attention in _cross_attentions(models.unet) if cross_attention else ():
+        width = attention.to_k.in_features
+        attention.context_adapter = new(f"unet.{path}", width, width, models.device)
+        attention.register_forward_pre_hook(_adapted(attention.context_adapter, models.subject), with_kwargs=True)
+    return list(added.parameters())
+
+
+def _cross_attentions(unet: nn.Module):
+    return [(path, module) for path, module in unet.named_modules() if path.endswith(".attn2")]
+
+
+def _adapted(adapter: LowRank, subject: Subject):
+    """A hook that lets a cross-attention read `H + m * A(H)` instead of the prompt's states H."""
+
+    def hook(module, args, kwargs):
+        states = kwargs["encoder_hidden_states"]
+        return args, {**kwargs, "encoder_hidden_states": states + subject.mask.to(states) * adapter(states)}
+
+    return hook
+
+
+def tensors(models: Models) -> dict[str, Tensor]:
+    """The adapters in `models` as `<name>.down` and `<name>.up`, on the CPU."""
+    roots = {f"text_encoders.{i}": encoder.text_model for i, encoder in enumerate(models.text_encoders)}
+    found = {}
+    for root, module in {**roots, "unet": models.unet}.items():
+        for path, layer in module.named_modules():
+            if isinstance(layer, LowRank):
+                name = f"{root}.{path.removesuffix('.adapter').removesuffix('.context_adapter')}"
+                found |= {f"{name}.{part}": getattr(layer, part).detach().float().cpu() for part in ("down", "up")}
+    return found

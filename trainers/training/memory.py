@@ -1,0 +1,196 @@
+"""How much memory a stage needs, and how to fit it into less: smaller splits, then gradient checkpointing."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..device import TOO_LARGE, is_out_of_memory
+from ..models.diffusion import Encoding, Models
+from ..models.text_encoder import TextEncoder
+from ..models.tokenizer import LENGTH
+from .optimizers import bytes_per_value
+from .stage import Stage, freeze_all_but
+
+# What the count below does not see: workspaces, fragmentation, gradients under way.
+MARGIN, BASE = 1.25, 256 * 2**20
+
+
+PROMPTS = 2  # at most, that the text encoders read for one picture: its own and one whose meaning is preserved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """What is done to fit into memory. It costs time and never changes a result beyond rounding."""
+
+    micro_batch_size: int = 0  # samples that go through the model at once; 0 = the whole batch
+    gradient_checkpointing: bool = False
+
+    def words(self, batch_size: int) -> str:
+        split = f"{self.micro_batch_size or batch_size} of {batch_size} pictures at once"
+        return split + (", activations computed twice" if self.gradient_checkpointing else "")
+
+    def smaller(self, batch_size: int) -> "Effort | None":
+        """The next that needs less: half the split down to 1, then gradient checkpointing, then nothing."""
+        size = min(self.micro_batch_size or batch_size, batch_size)
+        if size > 1:
+            return Effort(micro_batch_size=-(-size // 2), gradient_checkpointing=self.gradient_checkpointing)
+        return None if self.gradient_checkpointing else Effort(micro_batch_size=1, gradient_checkpointing=True)
+
+
+def stage_bytes(
+    models: Models, effort: Effort, *, trained: int, batch_size: int, resolution: int, moment_bits: int = 32
+) -> int:
+    """Estimated bytes that a stage needs beside the models' weights.
+
+    Args:
+        trained: number of trained values; each has a gradient in float32 and two moments. What `requires_grad` in
+            the text encoders says where activations are kept.
+        moment_bits: of each moment.
+        resolution: pixels on a side.
+    """
+    size, twice = min(effort.micro_batch_size or batch_size, batch_size), effort.gradient_checkpointing
+    text = [encoder for encoder in models.text_encoders if any(p.requires_grad for p in encoder.parameters())]
+    activations = activation_bytes(models, resolution // 8, twice)
+    activations += PROMPTS * sum(text_activation_bytes(encoder, twice) for encoder in text)
+    casts = 0 if twice or models.unet.dtype == torch.float32 else sum(map(cast_bytes, text))
+    return int(bytes_per_value(moment_bits) * trained + MARGIN * size * activations) + casts + BASE
+
+
+def activation_bytes(models: Models, side: int, checkpointing: bool) -> int:
+    """Bytes that autograd keeps for one sample of `[4, side, side]` through the U-Net, with fused attention.
+
+    Counted on a copy without memory (the meta device), seconds at most whatever the size. Attention runs unfused
+    there; the scores, which a fused kernel never stores, are left out.
+    """
+    unet = models.empty_unet(checkpointing)
+    heads = unet.config.attention_head_dim
+    whole = _kept_bytes(lambda: unet(**_inputs(models, side)), unet.parameters(), heads)
+    if not checkpointing:
+        return whole
+    # While it goes back, one block at a time is computed again.
+    return whole + activation_bytes(models, side, False) // len(list(unet.down_blocks) + list(unet.up_blocks))
+
+
+def text_activation_bytes(encoder: TextEncoder, checkpointing: bool) -> int:
+    """Bytes that autograd keeps for one prompt through a text encoder in float32; under autocast it is less.
+
+    What does not depend on a parameter with `requires_grad` counts nothing.
+    """
+    tensors = (*encoder.named_parameters(), *encoder.named_buffers())
+    empty = {name: torch.empty_like(t, device="meta", requires_grad=t.requires_grad) for name, t in tensors}
+    ids, config = torch.zeros(1, LENGTH, dtype=torch.long, device="meta"), encoder.text_model.config
+    at_work = encoder.checkpointing
+    encoder.save_memory(False)
+    forward = lambda: torch.func.functional_call(encoder, empty, (ids,))  # noqa: E731
+    whole = _kept_bytes(forward, empty.values(), config.num_attention_heads)
+    encoder.save_memory(at_work)
+    if not checkpointing:
+        return whole
+    layers = config.num_hidden_layers
+    return 4 * LENGTH * config.hidden_size * layers + whole // layers  # each layer's input, and one layer again
+
+
+def cast_bytes(encoder: TextEncoder) -> int:
+    """Bytes of a text encoder's matrices in half precision: autocast makes copies, and autograd keeps them."""
+    return sum(2 * layer.weight.numel() for layer in encoder.modules() if isinstance(layer, nn.Linear))
+
+
+def _kept_bytes(forward: Callable[[], object], weights: Iterable[Tensor], heads: int | tuple[int, ...]) -> int:
+    """Bytes that autograd keeps of `forward()` beside `weights` and the scores of attention."""
+    known = {weight.untyped_storage()._cdata for weight in weights}
+    sizes: dict[int, int] = {}
+    kept = []  # alive until the end, so that no two storages share an address
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known and not _is_scores(tensor, heads):
+            sizes[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    return sum(sizes.values())
+
+
+def _inputs(models: Models, side: int) -> dict:
+    """What the U-Net is called with for one sample, without memory."""
+    encoders = models.text_encoders
+    parts = tuple(torch.zeros(1, 77, e.embedding.weight.shape[1], requires_grad=True, device="meta") for e in encoders)
+    projection = encoders[-1].projection
+    pooled = None if projection is None else torch.zeros(1, len(projection), device="meta")
+    latents, timesteps = torch.zeros(1, 4, side, side, device="meta"), torch.zeros(1, device="meta")
+    return models.unet_inputs(latents, timesteps, Encoding(parts=parts, pooled=pooled))
+
+
+def _is_scores(tensor: Tensor, heads: int | tuple[int, ...]) -> bool:
+    heads = (heads,) if isinstance(heads, int) else heads
+    return tensor.dim() >= 3 and tensor.shape[-3] in heads and tensor.shape[-1] in (tensor.shape[-2], 77)
+
+
+def fit(
+    models: Models, wanted: Effort, free: int, *, trained: int, batch_size: int, resolution: int, moment_bits: int = 32
+) -> tuple[Effort, int]:
+    """The least effort, from `wanted` on, whose estimate fits into `free` bytes, and that estimate.
+
+    Raises:
+        MemoryError: not even the greatest effort fits.
+    """
+    stage = {"trained": trained, "batch_size": batch_size, "resolution": resolution, "moment_bits": moment_bits}
+    for effort in efforts(wanted, batch_size):
+        need = stage_bytes(models, effort, **stage)
+        if need <= free:
+            return effort, need
+    raise MemoryError(
+        f"Training at {resolution} px needs about {need / 2**30:.1f} GB even picture by picture, and "
+        f"{free / 2**30:.1f} GB are free: lower the resolution in Load References, or close other programs."
+    )
+
+
+@dataclass(kw_only=True)
+class Room:
+    """What a training takes of its device, and how it makes do with less.
+
+    Attributes:
+        effort: what is done to fit, and at least that.
+        free: bytes that the device has free; without it nothing is estimated.
+        resolution: pixels on a side.
+    """
+
+    models: Models
+    effort: Effort
+    free: Callable[[], int] | None
+    resolution: int
+
+    def make(self, stage: Stage) -> str:
+        """The least effort with which the stage fits, as an estimate; returns it in words, "" where there is none."""
+        if not self.free:
+            return ""
+        freeze_all_but(stage, self.models)  # only what trains keeps activations
+        size = {"trained": trained_values(stage), "batch_size": stage.batch_size, "moment_bits": stage.moment_bits}
+        self.effort, need = fit(self.models, self.effort, self.free(), resolution=self.resolution, **size)
+        return f"about {need / 2**30:.1f} GB of memory beside the models, {self.effort.words(stage.batch_size)}"
+
+    def shrink(self, stage: Stage, error: Exception) -> str:
+        """The next smaller effort after an error, in words; the error itself where memory was not the reason."""
+        if not is_out_of_memory(error):
+            raise error
+        smaller = self.effort.smaller(stage.batch_size)
+        if not smaller:
+            raise MemoryError(TOO_LARGE) from None
+        self.effort = smaller
+        return f"memory ran out: going on with {smaller.words(stage.batch_size)}"
+
+
+def trained_values(stage: Stage) -> int:
+    return sum(parameter.numel() for parameter in stage.parameters())
+
+
+def efforts(wanted: Effort, batch_size: int) -> Iterator[Effort]:
+    """`wanted` and everything that needs less."""
+    effort: Effort | None = wanted
+    while effort:
+        yield effort
+        effort = effort.smaller(batch_size)

@@ -1,0 +1,61 @@
+"""TODO trainers.training.stage"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..data.batch import Batch
+from ..models.diffusion import Models
+from .objective import Loss
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """What trains, on what, against which losses; stopping comes from outside."""
+
+    name: str
+    steps: int
+    batch_size: int  # samples of one step, however it is split
+    params: list[dict]  # optimizer groups, the only statement of what trains; "max_grad_norm" clips a group
+    batches: Iterator[Batch]  # with no memory of its own but the run's generator, so that a run can be resumed
+    losses: dict[str, tuple[float, Loss]]  # name -> (weight, loss)
+    timesteps: Callable[[int], Tensor]
+    weight_decay: float = 1e-2
+    moment_bits: int = 32  # of each of the two moments that AdamW remembers of a value
+    after_step: Callable[[], None] = lambda: None
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return [parameter for group in self.params for parameter in group["params"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What a step tells the outside."""
+
+    step: int  # steps done so far
+    steps: int
+    stage: str
+    loss: float
+    terms: dict[str, float]
+    seconds: float  # since the stage began
+    measures: dict[str, dict[str, float]] = field(default_factory=dict)  # by monitor, after this step
+
+
+class Diverged(FloatingPointError):
+    """The loss of `step` is no longer a number, so the parameters after `step - 1` are not to be trusted."""
+
+    def __init__(self, step: int, loss: float):
+        super().__init__(
+            f"The loss became {loss} at step {step}: lower the learning rates, or set the precision to float32."
+        )
+        self.step = step
+
+
+def freeze_all_but(stage: Stage, models: Models) -> None:
+    """Only what the stage declares keeps a gradient."""
+    for module in (models.unet, *models.text_encoders):
+        module.requires_grad_(False)
+    for parameter in stage.parameters():
+        parameter.requires_grad_(True)

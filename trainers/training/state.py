@@ -1,0 +1,146 @@
+"""A training between two steps: what another process needs to go on bit for bit, in memory and as a file.
+
+It knows tensors only, neither methods nor folders.
+"""
+
+import json
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Generator, Tensor
+
+from .. import files
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageState:
+    """Where a stage stands.
+
+    The only memory beside it is the run's generator: batches, noise and timesteps are all drawn from there.
+    """
+
+    step: int
+    seconds: float
+    params: tuple[Tensor, ...]  # in the order of the stage's parameters
+    # What AdamW remembers, by number of the parameter; its whole numbers as int64 without dimensions. Empty: nothing.
+    optimizer: dict[int, dict[str, Tensor]]
+    scaler: dict[str, float]
+    generator: Tensor
+    best: tuple[Tensor, ...] = ()  # the parameters to return instead, where a monitor keeps the best so far
+
+
+def capture(
+    step: int,
+    seconds: float,
+    params: Iterable[Tensor],
+    generator: Generator,
+    optimizer: torch.optim.Optimizer | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+) -> StageState:
+    """A copy on the CPU; without an optimizer, of a stage that has not begun or has ended."""
+    return StageState(
+        step=step,
+        seconds=seconds,
+        params=tuple(_copied(p) for p in params),
+        optimizer=_memory(optimizer) if optimizer else {},
+        scaler=scaler.state_dict() if scaler else {},
+        generator=generator.get_state(),
+    )
+
+
+def _memory(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    """Of every parameter that was stepped. bitsandbytes counts steps in ints where torch has tensors."""
+    numbered = enumerate(p for group in optimizer.param_groups for p in group["params"])
+    known = {i: optimizer.state[p] for i, p in numbered if p in optimizer.state}
+    return {i: {name: _copied(torch.as_tensor(v)) for name, v in named.items()} for i, named in known.items()}
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+@torch.no_grad()
+def restore(
+    state: StageState,
+    params: Iterable[Tensor],
+    generator: Generator,
+    optimizer: torch.optim.Optimizer | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+) -> None:
+    """Put everything given back to `state`."""
+    put(state.params, params)
+    generator.set_state(state.generator)
+    if optimizer and state.optimizer:
+        known = {i: {name: _number(v) for name, v in named.items()} for i, named in state.optimizer.items()}
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": known})
+    if scaler and state.scaler:
+        scaler.load_state_dict(state.scaler)
+
+
+@torch.no_grad()
+def put(values: Iterable[Tensor], params: Iterable[Tensor]) -> None:
+    """Write values into parameters."""
+    for parameter, value in zip(params, values, strict=True):
+        parameter.copy_(value)
+
+
+def _number(value: Tensor) -> Tensor | int:
+    return value.item() if value.dtype == torch.int64 and not value.ndim else value
+
+
+def save(stages: tuple[StageState, ...], path: Path) -> None:
+    """Write the stages so far, the last of them under way."""
+    tensors = {}
+    for i, stage in enumerate(stages):
+        tensors[f"{i}.generator"] = stage.generator
+        tensors |= {f"{i}.params.{j}": tensor for j, tensor in enumerate(stage.params)}
+        tensors |= {f"{i}.best.{j}": tensor for j, tensor in enumerate(stage.best)}
+        tensors |= {f"{i}.optimizer.{j}.{name}": v for j, named in stage.optimizer.items() for name, v in named.items()}
+    about = [{"step": s.step, "seconds": s.seconds, "scaler": s.scaler, "params": len(s.params)} for s in stages]
+    metadata = {"stages": json.dumps(about), "checksum": str(_checksum(tensors))}
+    with files.replaced(path) as beside:
+        save_file(tensors, beside, metadata=metadata)
+
+
+def load(path: Path) -> tuple[StageState, ...] | None:
+    """What `save` wrote, or `None` where the file is damaged."""
+    try:
+        tensors, metadata = files.tensors(path)
+        if metadata["checksum"] != str(_checksum(tensors)):
+            return None
+        about = json.loads(metadata["stages"])
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+    return tuple(_stage(i, entry, tensors) for i, entry in enumerate(about))
+
+
+def _stage(i: int, about: dict, tensors: dict[str, Tensor]) -> StageState:
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key in tensors:
+        stage, kind, *rest = key.split(".")
+        if stage == str(i) and kind == "optimizer":
+            moments.setdefault(int(rest[0]), {})[rest[1]] = tensors[key]
+    return StageState(
+        step=about["step"],
+        seconds=about["seconds"],
+        params=tuple(tensors[f"{i}.params.{j}"] for j in range(about["params"])),
+        optimizer=moments,
+        scaler=about["scaler"],
+        generator=tensors[f"{i}.generator"],
+        best=tuple(tensors[key] for j in range(about["params"]) if (key := f"{i}.best.{j}") in tensors),
+    )
+
+
+def _checksum(tensors: dict[str, Tensor]) -> int:
+    """CRC-32 over names and bytes: a disk's mistakes, not an enemy's."""
+    total = 0
+    for name in sorted(tensors):
+        total = zlib.crc32(
+            tensors[name].contiguous().view(-1).view(torch.uint8).numpy(), zlib.crc32(name.encode(), total)
+        )
+    return total

@@ -1,0 +1,187 @@
+"""What can be made to train: new token rows, LoRA layers, chosen weights. Everything else stays frozen."""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from ..models.diffusion import Models
+from ..models.text_encoder import TextEncoder
+from ..models.tokenizer import START, Tokenizer
+from ..text import quoted
+
+MOST_VECTORS = 16  # a prompt has room for 75 tokens, and the subject should leave most of it free
+
+
+class TokenEmbedding(nn.Module):
+    """A frozen embedding table with a small trainable `rows` behind it.
+
+    Ids below `len(table)` read the table, the others read `rows`. Because the table is no parameter of the
+    optimizer, neither a gradient nor weight decay can ever reach it.
+    """
+
+    def __init__(self, table: Tensor, rows: Tensor):
+        super().__init__()
+        self.register_buffer("table", table.detach(), persistent=False)
+        self.rows = nn.Parameter(rows)
+
+    @property
+    def weight(self) -> Tensor:
+        """The table, under the name that `nn.Embedding` gives it."""
+        return self.table
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        vocabulary = len(self.table)
+        known = F.embedding(input_ids.clamp(max=vocabulary - 1), self.table)
+        new = F.embedding((input_ids - vocabulary).clamp(min=0), self.rows)
+        return torch.where((input_ids >= vocabulary)[..., None], new.to(known.dtype), known)
+
+
+def add_tokens(encoder: TextEncoder, initializers: Iterable[tuple[str, str]]) -> TokenEmbedding:
+    """Give a text encoder new tokens, each one row per token of its initializer, and return their embedding.
+
+    A token that was learned earlier in the graph starts from its learned rows instead.
+
+    Args:
+        initializers: pairs of placeholder and initializer, such as `("<dog>", "corgi dog")` (two rows).
+
+    Raises:
+        ValueError: a placeholder that is taken, empty or a word of the vocabulary, or an initializer without a token.
+    """
+    tokenizer, table = encoder.tokenizer, encoder.embedding.weight
+    rows = []
+    for token, initializer in initializers:
+        check_placeholder(tokenizer, token)
+        ids = initializer_ids(tokenizer, initializer)
+        if not ids:
+            raise ValueError(f"The initializer of {token} is empty: write a word the model knows, such as its class.")
+        learned = encoder.known_tokens.get(token)
+        rows.append(table[ids].detach().clone() if learned is None else learned.to(table))
+        tokenizer.add_placeholder(token, len(rows[-1]))
+    embedding = TokenEmbedding(table, torch.cat(rows).float())
+    encoder.set_embedding(embedding)
+    return embedding
+
+
+def initializer_ids(tokenizer: Tokenizer, words: str) -> list[int]:
+    """Rows of the vocabulary that a new word starts from: those of words, and of `id:42170` that very row.
+
+    CLIP's vocabulary holds parts of words, too, which no word is spelled with: `ktn` is row 42170, written it becomes
+    the two tokens `k` and `tn`.
+
+    Raises:
+        ValueError: the vocabulary has no such row.
+    """
+    ids = []
+    for piece in re.split(r"(?<!\S)(id:\d+)(?!\S)", words):
+        if not re.fullmatch(r"id:\d+", piece):
+            ids += tokenizer.encode_words(piece)
+        elif int(piece[3:]) < min(START, tokenizer.vocab_size):
+            ids.append(int(piece[3:]))
+        else:
+            raise ValueError(f"The vocabulary has no word {quoted(piece)} to start from: use id:0 to id:{START - 1}.")
+    return ids
+
+
+def check_placeholder(tokenizer: Tokenizer, token: str) -> None:
+    """Raise `ValueError` unless `token` can become a placeholder."""
+    if token in tokenizer.placeholders:
+        raise ValueError(f"The placeholder {token} is already taken: choose another name.")
+    if len(tokenizer.encode_words(token)) == 1:
+        raise ValueError(f"The placeholder {token} is a word the model already knows: write it as <{token}>.")
+
+
+def check_words(tokenizer: Tokenizer, token: str, initializer: str, class_word: str) -> None:
+    """Raise `ValueError` unless `token` can become a placeholder of a `class_word` that starts from `initializer`."""
+    check_placeholder(tokenizer, token)
+    for name, words in (("class word", class_word), ("initializer", initializer)):
+        if not any(letter.isalpha() for letter in words):
+            raise ValueError(f"The {name} {quoted(words)} is no word: write what your subject is, such as corgi dog.")
+        if (count := len(initializer_ids(tokenizer, words))) > MOST_VECTORS:
+            raise ValueError(
+                f"The {name} has {count} tokens, too many for a prompt: describe the subject in at most "
+                f"{MOST_VECTORS} tokens."
+            )
+
+
+def add_lora(
+    module: nn.Module,
+    targets: list[str],
+    rank: int,
+    alpha: float,
+    generator: Generator,
+    rows: slice = slice(None),
+) -> list[nn.Parameter]:
+    """Put LoRA beside every linear layer of `module` whose name ends with one of `targets`.
+
+    Layers that have one keep it. Returns the parameters of all LoRA in `module`, in its own order.
+
+    `y = W x + (alpha / rank) B A x` with `A ~ normal(0, 1 / rank)` and `B = 0`, drawn from `generator`. A is
+    `[rank, in]`, B is `[out, rank]`.
+
+    Args:
+        rows: the rows of B that receive a gradient, counted from 0 along its outputs. The others stay exactly zero,
+            because weight decay of zero is zero: those outputs stay the base's.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    plain = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and ".lora_" not in name]
+    targets = [name for name in plain if f".{name}".endswith(tuple(f".{target}" for target in targets))]
+    earlier = {name for name, _ in module.named_parameters() if "lora_" in name}
+    vars(module).pop("peft_config", None)  # of an earlier call, which peft would warn about
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), module)
+    lora = {name: p for name, p in module.named_parameters() if "lora_" in name}
+    for name, parameter in lora.items():
+        if name in earlier:
+            continue
+        parameter.data = parameter.data.float()  # the base may be half precision, what trains is not
+        if "lora_A" in name:
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / rank)
+        elif rows != slice(None):
+            parameter.register_hook(partial(_only_rows, rows))
+    return list(lora.values())
+
+
+def _only_rows(rows: slice, gradient: Tensor) -> Tensor:
+    kept = torch.zeros_like(gradient)
+    kept[rows] = gradient[rows]
+    return kept
+
+
+def select(models: Models, pattern: str = "") -> list[nn.Parameter]:
+    """The U-Net's own weights whose name contains `pattern`, to be trained whole, in float32.
+
+    What they were is kept in `models.base_weights`, so that the difference can be given to any model like it.
+    """
+    chosen = [(name, p) for name, p in models.unet.named_parameters() if pattern in name and "lora_" not in name]
+    for name, parameter in chosen:
+        if name not in models.base_weights:
+            models.base_weights[name] = parameter.detach().to("cpu", copy=True)
+            parameter.data = parameter.data.float()
+    return [parameter for _, parameter in chosen]
+
+
+def mean_norm(table: Tensor) -> float:
+    """Mean Euclidean length of a vocabulary's rows."""
+    return table.float().norm(dim=-1).mean().item()
+
+
+@torch.no_grad()
+def clamp_norms(rows: Tensor, longest: float) -> None:
+    """Scale every row that is longer than `longest` back to that length, in place."""
+    rows.mul_((longest / rows.norm(dim=-1, keepdim=True).clamp(min=math.ulp(1.0))).clamp(max=1.0))
+
+
+def norm_clamp(embeddings: Iterable[TokenEmbedding]) -> Callable[[], None]:
+    """A function for after each step: no new row is longer than its vocabulary's rows are on average."""
+    longest = [(embedding.rows, mean_norm(embedding.table)) for embedding in embeddings]
+
+    def clamp() -> None:
+        for rows, length in longest:
+            clamp_norms(rows, length)
+
+    return clamp
