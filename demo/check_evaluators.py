@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from . import captions, evaluators, world
 from .evaluator_pictures import MEMBERS, block, scene
-from .evaluators import evaluation
+from .evaluators import metrics
 
 BLOCKS, VIEWS = 200, 2
 
@@ -45,7 +45,7 @@ def _mean(values) -> float:
 
 def _retrieval(judges, images, things):
     """Rows come as block, member (Au, Av, Bu, Bv), view (2)."""
-    features = evaluation.features(judges.encoder.image_features, images)
+    features = metrics.features(judges.encoder.image_features, images)
     number = torch.arange(len(images))
     subject = torch.tensor([world.SUBJECTS.index(thing.subject) for thing in things])
     same_class = subject[:, None] == subject[None]
@@ -93,14 +93,14 @@ def _captions(judges, images, things, scenes):
         ),
     }
     chosen = [i for i, s in enumerate(scenes) if not (s.collage or s.cropped)][:400]
-    pictures = evaluation.unit_features(judges.clip.image_features, [images[i] for i in chosen])
+    pictures = metrics.unit_features(judges.clip.image_features, [images[i] for i in chosen])
     for name, (answers, wording, truth) in wordings.items():
         right = []
         for picture, i in zip(pictures, chosen, strict=True):
             if name == "extra" and things[i].extra == "none":
                 continue
             texts = [wording(things[i], scenes[i], answer).replace(" a o", " an o") for answer in answers]
-            best = int((evaluation.unit_features(judges.clip.text_features, texts) @ picture).argmax())
+            best = int((metrics.unit_features(judges.clip.text_features, texts) @ picture).argmax())
             right.append(answers[best] == truth(things[i], scenes[i]))
         print(f"clip zero-shot {name:10} {_mean(right):.3f} (chance {1 / len(answers):.2f})")
     _matching(judges, pictures, [things[i] for i in chosen], [scenes[i] for i in chosen])
@@ -110,7 +110,7 @@ def _matching(judges, pictures, things, scenes):
     texts = []
     for thing, where in zip(things, scenes, strict=True):
         texts.append(f"a {where.style} of {captions.describe(thing)} {where.background}")
-    cosine = pictures @ evaluation.unit_features(judges.clip.text_features, texts).T
+    cosine = pictures @ metrics.unit_features(judges.clip.text_features, texts).T
     own = cosine.diagonal()
     top = _mean([cosine[i, i] >= cosine[i].max() for i in range(len(texts))])
     other = (cosine.sum() - own.sum()) / (len(texts) ** 2 - len(texts))

@@ -1,6 +1,6 @@
 """The demo world's two judges: a small open_clip model (CLIP-T, CLIP-I) and an instance encoder (identity).
 
-Both are ordinary models for the code that loads real ones, trainers/evaluation.py: this file tells open_clip and timm
+Both are ordinary models for the code that loads real ones, trainers/metrics/: this file tells open_clip and timm
 their architectures, writes the token rows that are not stored, and adds what only the drawn world can have: probes
 that read an individual's details, and identity split into what captions can name and what they never do. Trained by
 train_evaluators.py.
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from .world import COLOURS, EXTRAS, PATTERNS, SUBJECTS, Instance
 
 # "demo" and "trainers" are top-level packages on the command line and parts of the pack inside a host.
-evaluation = import_module(__package__.removesuffix("demo") + "trainers.evaluation")
+TRAINERS = __package__.removesuffix("demo") + "trainers."
+feature_extractors = import_module(TRAINERS + "metrics.feature_extractors")
+metrics = import_module(TRAINERS + "metrics.metrics")
 
 WEIGHTS = Path(__file__).parent / "weights"
 CLIP_NAME, CLIP_CONFIG = "demo_world_clip", Path(__file__).parent / "demo_world_clip.json"
@@ -91,23 +93,23 @@ class Evaluators:
     Pictures are PIL images of any size (the world's are 128 px); every score is a tensor on the CPU.
     """
 
-    clip: "evaluation.Backbone"
-    encoder: "evaluation.Backbone"
+    clip: "feature_extractors.Backbone"
+    encoder: "feature_extractors.Backbone"
     heads: Heads
 
     def clip_text(self, images: Sequence, prompts: Sequence[str]) -> Tensor:
         """CLIP-T of each picture with its own prompt, [images]."""
-        return evaluation.clip_text(self.clip, images, prompts)
+        return metrics.clip_text(self.clip, images, prompts)
 
     def clip_image(self, images: Sequence, references: Sequence) -> Tensor:
         """CLIP-I, [images]: mean cosine to the references."""
-        return evaluation.clip_image(self.clip, images, references)
+        return metrics.clip_image(self.clip, images, references)
 
     def identity(self, images: Sequence, references: Sequence) -> Tensor:
         """Mean cosine of the instance encoder's features to the references', [images]: DINO's score with this world's
         encoder.
         """
-        return evaluation.image_similarity(self.encoder, images, references).mean(1)
+        return metrics.image_similarity(self.encoder, images, references).mean(1)
 
     def identity_named(self, images: Sequence, references: Sequence) -> Tensor:
         """The part of identity that captions can name (class, colour, pattern, accessory and its colour), [images]."""
@@ -120,14 +122,14 @@ class Evaluators:
     @torch.no_grad()
     def attributes(self, images: Sequence) -> list[dict]:
         """What the probes read in each picture, by the names of ATTRIBUTES."""
-        features = evaluation.features(self.encoder.image_features, images)
+        features = metrics.features(self.encoder.image_features, images)
         answers = {name: probe(features).argmax(1).tolist() for name, probe in self.heads.probes.items()}
         return [{name: ATTRIBUTES[name][answers[name][i]] for name in ATTRIBUTES} for i in range(len(images))]
 
     @torch.no_grad()
     def _part(self, head, images, references) -> Tensor:
         parts = [
-            F.normalize(head(evaluation.features(self.encoder.image_features, some)), dim=-1)
+            F.normalize(head(metrics.features(self.encoder.image_features, some)), dim=-1)
             for some in (images, references)
         ]
         return (parts[0] @ parts[1].T).mean(1)
@@ -138,8 +140,8 @@ def load(device: str = "cpu", weights: Path = WEIGHTS) -> Evaluators:
     register()
     with tempfile.TemporaryDirectory() as folder:
         full = expand_clip(weights / "evaluator_clip.safetensors", Path(folder) / "clip.safetensors")
-        clip = evaluation.load_clip(CLIP_NAME, full, device)
-    encoder = evaluation.load_image_encoder(ENCODER_NAME, weights / "evaluator_instance.safetensors", device)
+        clip = feature_extractors.load_clip(CLIP_NAME, full, device)
+    encoder = feature_extractors.load_image_encoder(ENCODER_NAME, weights / "evaluator_instance.safetensors", device)
     heads = Heads()
     heads.load_state_dict(load_file(weights / "evaluator_heads.safetensors"))
     return Evaluators(clip=clip, encoder=encoder, heads=heads.float().eval())

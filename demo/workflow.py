@@ -1,7 +1,7 @@
 """From a workflow as the editor saves it to a prompt as the server's API takes it, with some values changed.
 
-Standard library only. The editor does this in JavaScript when it queues; tests/test_browser.py compares the two. It
-knows the core nodes and those of this pack, and refuses what it does not know.
+Standard library only. The editor does this in JavaScript when it queues; tests/browser/test_editor.py compares the
+two. It knows the core nodes and those of this pack, and refuses what it does not know.
 """
 
 import json

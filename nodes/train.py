@@ -11,11 +11,12 @@ from PIL import Image
 
 from ..trainers.evaluation.scorer import described
 from ..trainers.runs import pick
-from ..trainers.runs import train as training
+from ..trainers.runs.callbacks import Watcher
 from ..trainers.runs.folder import RunFolder
 from ..trainers.runs.preview import Preview
 from ..trainers.runs.result import RunResult
 from ..trainers.runs.run import Run, judges
+from ..trainers.runs.train import train
 from ..trainers.training.memory import Effort
 from ..trainers.training.trainables import check_words
 from .apply import EXACT, apply, fits
@@ -125,7 +126,7 @@ class Train(io.ComfyNode):
 
         if unseen := warning(model, clip):
             warn(unseen)
-        result = train(model, clip, vae, run, say, hidden=cls.hidden, warn=warn, **options)
+        result = find_or_train(model, clip, vae, run, say, hidden=cls.hidden, warn=warn, **options)
         result = pick.chosen(result, stopper)
         end = f"run {result.folder.name}: {result.stop_reason}, {result.seconds / 60:.1f} minutes of training"
         say(". ".join([end, *warnings]))
@@ -135,7 +136,7 @@ class Train(io.ComfyNode):
         return io.NodeOutput(trained_model, trained_clip, result, pictures, ui=shown)
 
 
-def train(model, clip, vae, run: Run, say, **options) -> RunResult:
+def find_or_train(model, clip, vae, run: Run, say, **options) -> RunResult:
     """The finished run with these inputs if there is one, else a training: a new one, or one that was broken off."""
     family, concept = check_fit(model, clip, vae), run.concept
     run.recipe.check(concept, known=clip_attachment.of(clip).tokens)
@@ -176,7 +177,7 @@ def _train(
         check_interrupted()
 
     with Live(folder, run.recipe.steps, hidden) as view:
-        watcher = training.Watcher(
+        watcher = Watcher(
             on_step=on_step,
             on_preview=on_preview,
             on_notice=on_notice,
@@ -185,7 +186,7 @@ def _train(
             finish=view.finish,
         )
         options |= {"model": model_fingerprint, "device": device, "watcher": watcher, "cache": cache_folder()}
-        return training.train(run, models, folder, free_memory=lambda: free_memory(device), **options)
+        return train(run, models, folder, free_memory=lambda: free_memory(device), **options)
 
 
 def load_judges(run: Run, say) -> None:

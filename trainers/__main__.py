@@ -26,7 +26,7 @@ from .cli.options import (
     new_parser,
     settings_help,
     starting_from,
-    train,
+    train_command,
     training_flags,
     word_flags,
 )
@@ -102,7 +102,7 @@ def _run(
         return finished
     for choice in judges(asked.recipe, asked.stopper):
         models.backbones.load(choice)
-    result = train(
+    result = train_command(
         asked, models, folder, devices(device=device, dtype=asked.dtype), say,
         model=model,
         micro_batch_size=given.micro_batch_size,

@@ -1,4 +1,4 @@
-"""TODO trainers.device"""
+"""One device and its precision, and what an exhausted memory looks like."""
 
 import contextlib
 from dataclasses import dataclass, field
@@ -7,12 +7,8 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from .data.batch import Batch
-
 T = TypeVar("T")
-
-
-Shared = Batch | Tensor
+TOO_LARGE = "Memory ran out even picture by picture: lower the resolution in Load References, or close other programs."
 
 
 @dataclass(kw_only=True)
@@ -30,7 +26,7 @@ class SingleDevice:
     def autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def share(self, *whole: Shared) -> tuple[Shared, ...]:
+    def share(self, *whole: T) -> tuple[T, ...]:
         """This device's part of a batch, its noise and its timesteps."""
         return whole
 
@@ -54,9 +50,6 @@ class SingleDevice:
         self.scaler.step(optimizer)
         self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
-
-
-TOO_LARGE = "Memory ran out even picture by picture: lower the resolution in Load References, or close other programs."
 
 
 def is_out_of_memory(error: BaseException) -> bool:

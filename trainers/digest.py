@@ -1,4 +1,4 @@
-"""TODO trainers.digest"""
+"""Digests that name what decides a result, and random numbers drawn from a run's own generator."""
 
 import hashlib
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""TODO nodes.host.attention_recorder"""
+"""Reads the attention of the host's own cross-attention layers while it samples."""
 
 from collections.abc import Callable
 

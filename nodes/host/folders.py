@@ -1,4 +1,4 @@
-"""TODO nodes.host.folders"""
+"""Where the host keeps files: its input, output and model folders, and names that may not leave them."""
 
 import hashlib
 import os

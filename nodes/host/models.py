@@ -1,4 +1,4 @@
-"""TODO nodes.host.models"""
+"""Which diffusion model a graph hands over: its family, its text encoders, what it predicts, and what does not fit."""
 
 import comfy.model_sampling
 import comfy.supported_models
@@ -14,8 +14,6 @@ KINDS = {
 
 # The host derives them from SDXL, but their U-Nets are cut down unevenly.
 UNEVEN = ("SSD1B", "Segmind_Vega", "KOALA_700M", "KOALA_1B")
-
-
 NAMES = {
     "SD15": SD1.name,
     "SD20": SD2.name,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 
 def _load_models():
-    spec = importlib.util.spec_from_file_location("random_sd", Path(__file__).resolve().parent.parent / "random_sd.py")
+    path = Path(__file__).resolve().parent.parent / "support" / "random_sd.py"
+    spec = importlib.util.spec_from_file_location("random_sd", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

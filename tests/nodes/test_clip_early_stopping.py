@@ -101,7 +101,7 @@ def train(tmp_path, monkeypatch):
     def go(*stopper):
         run = Run(concept=concept, recipe=recipe, stopper=stopper)
         hidden = types.SimpleNamespace(unique_id="1", extra_pnginfo=None)
-        return train.train(*graph, run, said.append, hidden=hidden, checkpoint_every=0)
+        return train.find_or_train(*graph, run, said.append, hidden=hidden, checkpoint_every=0)
 
     go.said = said
     return go

@@ -269,10 +269,10 @@ def test_drawing_leaves_matplotlib_as_it_was():
 import sys, types
 sys.path.insert(0, {root!r})
 pack = types.ModuleType("personalize"); pack.__path__ = [{root!r}]; sys.modules["personalize"] = pack
-from personalize.trainers import history, history_files, history_plot
+from personalize.trainers.reports import history, history_export, history_plot
 assert not any(name.startswith(("matplotlib.", "tensorboard")) for name in sys.modules)
 import matplotlib
-from personalize.tests import histories as made
+from personalize.tests.support import histories as made
 before = dict(dict.items(matplotlib.rcParams))  # asked in another way it chooses a backend
 assert history_plot.picture([made.result(made.monitored())]).shape[2] == 1024
 assert "matplotlib.pyplot" not in sys.modules

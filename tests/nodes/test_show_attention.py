@@ -159,15 +159,17 @@ def encode(clip, prompt):
 
 
 def drawn(model, clip, prompt, height=8, width=12):
+    from personalize.nodes.show_attention import denoise
 
     latent = torch.randn(1, 4, height, width, generator=torch.Generator().manual_seed(1))
-    return cross_attention.denoise(model, encode(clip, prompt), latent, torch.tensor([2.0, 0.0]), 0)
+    return denoise(model, encode(clip, prompt), latent, torch.tensor([2.0, 0.0]), 0)
 
 
 def recorded(model, clip, prompt, words):
-    """Recorder and picture."""
+    """Recorder and image."""
+    from personalize.nodes.host.attention_recorder import Recorder
 
-    recorder = cross_attention.Recorder(words)
+    recorder = Recorder(words)
     return recorder, drawn(recorder.on(model), clip, prompt)
 
 
@@ -314,9 +316,10 @@ def test_rows_columns_and_maps(graph, personalized, hosted):
 
 @pytest.mark.comfy
 def test_the_untrained_model_is_asked_in_its_own_words(graph, personalized, hosted, monkeypatch):
+    from personalize.nodes import show_attention
 
-    asked, original = [], cross_attention.look
-    monkeypatch.setattr(cross_attention, "look", lambda *given: asked.append(given[0]) or original(*given))
+    asked, original = [], show_attention.look
+    monkeypatch.setattr(show_attention, "look", lambda *given: asked.append(given[0]) or original(*given))
     look(personalized, base_clip=graph[1], base_words="red cat")
     trained, base = asked
     assert (trained.prompt, trained.words) == (PROMPT, ["<dog>", "the snow"])

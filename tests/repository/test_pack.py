@@ -53,7 +53,7 @@ def test_importing_the_pack_imports_nothing_heavy(tmp_path):
 
 
 def test_trainers_imports_no_module_of_the_host(tmp_path):
-    assert "trainers.loop" in python(IMPORT_TRAINERS, tmp_path)
+    assert "trainers.training.loop" in python(IMPORT_TRAINERS, tmp_path)
 
 
 @pytest.mark.parametrize("library", ["diffusers", "transformers", "peft"])

@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..demo import client as api
+from ...demo import client as api
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = "personalize-tiny.safetensors"
@@ -50,14 +50,14 @@ class Host:
 
 def demo_overrides():
     """The demo's overrides for its first prompt."""
-    from ..demo import show
+    from ...demo import show
 
     return show.one_by_one(show.read_json(ROOT / "demo" / "overrides.json"))[0]
 
 
 def prepare(base, pack=ROOT):
     """A base directory with this pack, the tiny checkpoint, and what teaches the host its and random_sd.py's layout."""
-    from ..demo import build
+    from ...demo import build
 
     teachers = {
         "personalize_demo_host": ROOT / "demo" / "host_node",
@@ -70,7 +70,7 @@ def prepare(base, pack=ROOT):
 @contextlib.contextmanager
 def start(comfyui, base, *, cpu, arguments=(), pack=ROOT):
     """Starts ComfyUI on a free port with this pack, demo/host_node and the demo's picture, and stops it at the end."""
-    from ..demo import report, show
+    from ...demo import report, show
 
     prepare(base, pack)
     report.reference(base / "input" / show.REFERENCE, show.INSTANCE, show.class_word(demo_overrides()))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DROP = object()  # as a changed value: the input is left out
-PICTURE = "reference.png"  # tests/host.py puts it there
+PICTURE = "reference.png"  # tests/support/host.py puts it there
 # What Python says and a user should never read.
 INTERNALS = re.compile(
     r"Traceback|NoneType|has no attribute|\bmissing \d+ required|positional argument|keyword argument|expected str"

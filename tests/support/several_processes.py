@@ -1,14 +1,18 @@
 """What each process of `torchrun` runs in test_distributed.py: short trainings of small models. No test in here.
 
-torchrun --nproc-per-node 2 tests/several_processes.py OUT NAME ... [--kill STEP]
+torchrun --nproc-per-node 2 tests/support/several_processes.py OUT NAME ... [--kill STEP]
 """
 
 import argparse
 import os
 import signal
+import sys
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/, where conftest.py lies
+
 from conftest import load_pack
 
 load_pack()

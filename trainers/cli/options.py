@@ -16,12 +16,13 @@ from ..metrics.extractor_cache import Backbones
 from ..models.checkpoint import load_models
 from ..models.diffusion import Models
 from ..models.fingerprint import fingerprint
-from ..runs import replay, train
+from ..runs import replay
 from ..runs.callbacks import Watcher
 from ..runs.folder import RunFolder
 from ..runs.replay import CROPS
 from ..runs.result import RunResult
 from ..runs.run import Run
+from ..runs.train import train
 from ..settings import changed
 from ..training.memory import Effort
 from .train import NAMES, WORDS
@@ -138,12 +139,12 @@ def progress(say: Say, steps: int, entry: dict) -> None:
         say(f"{entry['stage']}: step {entry['step']} of {steps}, loss {entry['loss']:.4f}")
 
 
-def train(
+def train_command(
     run: Run, models: Models, folder: RunFolder, device: SingleDevice, say: Say, *, micro_batch_size: int, **options
 ) -> RunResult:
-    """`training.train` with its progress in lines, on a device whose free memory is watched where it is a card."""
+    """A training with its progress in lines, on a device whose free memory is watched where it is a card."""
     card = device.device.type == "cuda"
-    return train.train(
+    return train(
         run, models, folder,
         device=device,
         effort=Effort(micro_batch_size=micro_batch_size),

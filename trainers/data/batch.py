@@ -1,4 +1,4 @@
-"""TODO trainers.data.batch"""
+"""What one step learns from, as tensors."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace

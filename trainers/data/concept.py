@@ -1,4 +1,4 @@
-"""What the methods learn from: the concept, cached latents and cached teacher outputs."""
+"""The concept: reference images of a subject and the words around it."""
 
 import re
 from dataclasses import dataclass
@@ -10,8 +10,6 @@ from ..images import bucket, cut
 from ..text import quoted
 
 SMALLEST = 32  # pixels on a side: below, a collage has no room for its tiles, and the U-Net none for its levels
-
-
 LONGEST = 64  # characters of a placeholder
 
 

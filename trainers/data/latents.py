@@ -1,4 +1,4 @@
-"""TODO trainers.data.latents"""
+"""Augmented views of the references, encoded once by the model's autoencoder."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

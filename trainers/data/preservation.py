@@ -1,4 +1,4 @@
-"""TODO trainers.data.preservation"""
+"""Prompts whose text encoding must not change, with the frozen encoder's outputs (TextBoost)."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""TODO trainers.data.prompts"""
+"""Prompts from lines of text, with the subject in its place."""
 
 from ..text import captions_of
 

@@ -5,15 +5,11 @@ import re
 from ..text import quoted
 
 LONGEST_NAME = 48  # of a prompt's folder: Windows allows 260 characters from the drive to the end of a picture's name
-
-
 LONGEST_PREFIX = 100
 
 
 # Not in Windows' names, and the host's Save Image replaces what stands between two %.
 REFUSED = re.compile(r'[<>:"|?*%\x00-\x1f\x7f]')
-
-
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 

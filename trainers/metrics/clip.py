@@ -20,11 +20,7 @@ from .feature_extractors import Backbone, load_clip
 from .weight_files import WHERE, below, from_hub
 
 PUBLISHED, PUBLISHED_FILE = "openai", "open_clip_model.safetensors"  # open_clip's tag, and the file's name on the hub
-
-
 CONFIG = "open_clip_config.json"
-
-
 WEIGHTS = (PUBLISHED_FILE, "open_clip_pytorch_model.safetensors")  # of a folder, before any other
 
 

@@ -19,8 +19,6 @@ from .feature_extractors import Backbone, load_image_encoder
 from .weight_files import WHERE, below, from_hub
 
 TIMM_FILE = "model.safetensors"  # of a timm model on the hub
-
-
 PARTS = ("config.json", "preprocessor_config.json", "model.safetensors")  # of one of the transformers library
 
 

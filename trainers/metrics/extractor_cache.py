@@ -1,4 +1,4 @@
-"""TODO trainers.metrics.extractor_cache"""
+"""The feature extractors of a process, each loaded once."""
 
 import contextlib
 from collections.abc import Callable, Hashable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""TODO trainers.metrics.lpips"""
+"""LPIPS by name: which weights, where they may lie, and how they are read."""
 
 import importlib.util
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""TODO trainers.metrics.metrics"""
+"""Scores as plain functions of features: CLIP-T, CLIP-I, DINO, diversity, LPIPS."""
 
 from collections.abc import Callable, Sequence
 from itertools import combinations

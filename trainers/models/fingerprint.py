@@ -1,4 +1,4 @@
-"""TODO trainers.models.fingerprint"""
+"""A digest of the weights that a run starts from."""
 
 import torch
 

@@ -15,7 +15,7 @@ from functools import partial
 from torch import Generator
 
 from ..data import augmentation
-from ..data import class_images as class_pictures
+from ..data.class_images import for_prior
 from ..data.concept import Concept
 from ..data.paired_views import PairedViews
 from ..data.templates import TEMPLATES
@@ -71,7 +71,7 @@ class DreamBoothLoRA:
         """Raise `ValueError` where these settings cannot learn this concept; they always can."""
 
     def stages(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Stage]:
-        classes = class_pictures.for_prior(self, models, concept, generator)
+        classes = for_prior(self, models, concept, generator)
         words = [(concept.placeholder_token, concept.initializer)]
         rows = [trainables.add_tokens(encoder, words).rows for encoder in models.text_encoders]
         views = PairedViews(

@@ -29,8 +29,6 @@ from . import saved_images
 from .result import RunResult
 
 CHECKPOINTS_KEPT = 2  # the newest, and the one before it in case the newest is damaged
-
-
 LAST_AT_MOST = 256 * 2**20  # bytes; a larger model's last state is not kept, so more steps then start over
 
 

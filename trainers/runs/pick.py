@@ -1,4 +1,4 @@
-"""TODO trainers.runs.pick"""
+"""Picks one of the states that Pick by Score kept in a run's folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""TODO trainers.runs.result"""
+"""What a run learned, as data on the CPU."""
 
 import json
 from dataclasses import dataclass, field

@@ -14,8 +14,6 @@ from ..settings import decisive
 from ..stopping.monitor import Monitor
 
 RUN_FORMAT = 1  # raised only when the same inputs give other results; part of every digest
-
-
 NOT_WORDS = ("images", "masks", "class_images")  # of a concept
 
 

@@ -1,4 +1,4 @@
-"""TODO trainers.runs.shared_folder"""
+"""A run's folder that several processes share: the first writes, the others read what it wrote."""
 
 import contextlib
 import os

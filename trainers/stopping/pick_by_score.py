@@ -21,8 +21,6 @@ from ..text import captions_of
 from .monitor import FixedSteps, Measure, Meter, Sight, Silent
 
 DINO, CLIP_I = "DINO", "CLIP-I"
-
-
 PROMPTS = "a photo of a {} on the beach\na photo of a {} in the snow\na photo of a {} in the jungle\na painting of a {}"
 
 

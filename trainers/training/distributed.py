@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..data.batch import Batch
-from ..device import Shared, SingleDevice, T
+from ..device import SingleDevice, T
 
 
 def launched() -> bool:
@@ -45,7 +45,7 @@ class ManyDevices(SingleDevice):
 
     alone: ClassVar[bool] = False
 
-    def share(self, *whole: Shared) -> tuple[Shared, ...]:
+    def share(self, *whole: T) -> tuple[T, ...]:
         rank, size = dist.get_rank(), dist.get_world_size()
         if len(whole[0]) < size:
             raise ValueError(

@@ -15,8 +15,6 @@ from .stage import Stage, freeze_all_but
 
 # What the count below does not see: workspaces, fragmentation, gradients under way.
 MARGIN, BASE = 1.25, 256 * 2**20
-
-
 PROMPTS = 2  # at most, that the text encoders read for one picture: its own and one whose meaning is preserved
 
 

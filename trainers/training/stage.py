@@ -1,4 +1,4 @@
-"""TODO trainers.training.stage"""
+"""A stage of a training as data: what trains, on what, against which losses; and one step's record."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field

@@ -417,7 +417,7 @@ def test_an_ended_training_leaves_nothing_behind(graph, tmp_path, monkeypatch, e
     before, state = live_bytes(), process_state()
     with pytest.raises(ends[ending]) if ending in ends else contextlib.nullcontext():
         hidden = types.SimpleNamespace(unique_id="1", extra_pnginfo=None)
-        train.train(*graph, run, lambda sentence: None, hidden=hidden, checkpoint_every=0)
+        train.find_or_train(*graph, run, lambda sentence: None, hidden=hidden, checkpoint_every=0)
     assert live_bytes() == before
     assert process_state() == state
     (folder,) = (tmp_path / "personalize" / "runs").iterdir()

@@ -212,7 +212,7 @@ def of_graph(request, tmp_path_factory):
     hidden = SimpleNamespace(unique_id="1", extra_pnginfo=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folder_paths, "get_output_directory", lambda: str(folder))
-        result = train.train(*graph, run, lambda sentence: None, hidden=hidden, checkpoint_every=0)
+        result = train.find_or_train(*graph, run, lambda sentence: None, hidden=hidden, checkpoint_every=0)
     return result.folder, path, folder / "layout.json"
 
 

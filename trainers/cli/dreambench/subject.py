@@ -26,7 +26,7 @@ from ...runs.result import RunResult
 from ...runs.run import Run, judges
 from ...stopping.monitor import Monitor
 from ...training import trainables
-from ..options import Say, train
+from ..options import Say, train_command
 from ..train import pictures_in
 from .dataset import Subject
 from .table import Row
@@ -143,7 +143,7 @@ class Worker:
             say("trained before")
             return finished
         device = SingleDevice(device=torch.device(bench.device), dtype=run.dtype)
-        return train(
+        return train_command(
             run, self._fresh(), folder, device, say,
             model=self.model,
             micro_batch_size=bench.micro_batch_size,
