@@ -22,7 +22,7 @@ from . import fidelity_report
 from .fidelity_rows import METHODS, PRESETS, PROMPTS, Bench, digest, draw, reference, unseen
 
 
-def score(bench: Bench, judges, number: int, images: list) -> dict:
+def score(bench: Bench, metric_models, number: int, images: list) -> dict:
     """Every score of every picture, in the order of prompts, then seeds.
 
     Text alignment never sees the details: class word only.
@@ -30,27 +30,27 @@ def score(bench: Bench, judges, number: int, images: list) -> dict:
     thing, near = unseen(number), [reference(number)]
     texts = [prompt.format(captions.with_article(thing.subject)) for prompt in bench.prompts for _ in bench.seeds]
     scores = {
-        "identity": judges.identity(images, near),
-        "identity_named": judges.identity_named(images, near),
-        "identity_unnamed": judges.identity_unnamed(images, near),
-        "clip_image": judges.clip_image(images, near),
-        "text": judges.clip_text(images, texts),
+        "identity": metric_models.identity(images, near),
+        "identity_named": metric_models.identity_named(images, near),
+        "identity_unnamed": metric_models.identity_unnamed(images, near),
+        "clip_image": metric_models.clip_image(images, near),
+        "text": metric_models.clip_text(images, texts),
     }
     scores = {name: [round(value, 5) for value in values.tolist()] for name, values in scores.items()}
-    read = judges.attributes(images)
+    read = metric_models.attributes(images)
     for name in ("subject", "colour", "pattern", "extra", "extra_colour", "second"):
         if evaluators.visible(thing, name):
             scores[f"{name}_right"] = [float(found[name] == getattr(thing, name)) for found in read]
     return scores
 
 
-def measure(bench: Bench, judges, method: str, number: int, out: Path, device: str):
+def measure(bench: Bench, metric_models, method: str, number: int, out: Path, device: str):
     """One cell of the study. Pictures of the same settings are there already: then they are at most judged anew."""
     cell, start = out / "cells" / method / f"{number:03d}", time.time()
     stored = fidelity_report.read(cell) or {}
     known = stored.get("settings") == bench.settings(method)
-    judged_by = digest(*sorted(evaluators.WEIGHTS.glob("evaluator_*.safetensors")))
-    if known and stored["judged_by"] == judged_by:
+    extractor_weights = digest(*sorted(evaluators.WEIGHTS.glob("evaluator_*.safetensors")))
+    if known and stored["judged_by"] == extractor_weights:
         return
     if known:
         images, facts = fidelity_report.unstrip(Image.open(cell / "pictures.png"))[1:], stored["facts"]
@@ -58,10 +58,10 @@ def measure(bench: Bench, judges, method: str, number: int, out: Path, device: s
         images, facts = draw(bench, method, number, cell / "run", device)
         cell.mkdir(parents=True, exist_ok=True)
         fidelity_report.strip([reference(number), *images]).save(cell / "pictures.png")
-    scores = score(bench, judges, number, images)
+    scores = score(bench, metric_models, number, images)
     record = {
         "settings": bench.settings(method),
-        "judged_by": judged_by,
+        "judged_by": extractor_weights,
         "individual": asdict(unseen(number)),
         "facts": facts,
     }
@@ -127,11 +127,11 @@ def main():
         guidance=args.guidance,
         dtype=args.dtype,
     )
-    judges = evaluators.load(args.device)
+    metric_models = evaluators.load(args.device)
     numbers = range(args.first, args.first + args.instances)
     for number in numbers:
         for method in args.methods:
-            measure(bench, judges, method, number, args.out, args.device)
+            measure(bench, metric_models, method, number, args.out, args.device)
     fidelity_report.report(args.out, args.methods, numbers, bench.settings())
 
 

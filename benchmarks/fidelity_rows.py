@@ -66,7 +66,7 @@ OTHERS = {
     "attndreambooth": FAST,
     "attndreambooth-1": replace(FAST, run_stages="1"),
     "attndreambooth-1+2": replace(FAST, run_stages="1+2"),
-    "attndreambooth-lora": replace(FAST, weights="lora"),
+    "attndreambooth-lora": replace(FAST, fine_tuning="lora"),
     "attndreambooth-no_regularizer": replace(FAST, **UNREGULARIZED),
     "attndreambooth-paper": attndreambooth.PAPER,
     "textual_inversion": replace(textual_inversion.FULL, steps=600),

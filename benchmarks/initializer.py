@@ -15,7 +15,7 @@ import torch
 
 from demo import evaluators, world
 from trainers.data import initializer
-from trainers.metrics.feature_extractors import Backbone, clip_backbone
+from trainers.metrics.feature_extractors import FeatureExtractor, clip_extractor
 
 
 def main():
@@ -40,18 +40,18 @@ def main():
     print("worst:", ", ".join(f"{some[i].word} {scores[i]:.3f}" for i in order[:-9:-1]))
 
 
-def demo_clip(device: str) -> Backbone:
+def demo_clip(device: str) -> FeatureExtractor:
     clip = evaluators.load().clip
     clip.module.to(device)
     return clip
 
 
-def random_clip(name: str, device: str) -> Backbone:
+def random_clip(name: str, device: str) -> FeatureExtractor:
     import open_clip
 
     torch.manual_seed(0)
     model, _, preprocess = open_clip.create_model_and_transforms(name)
-    return clip_backbone(name, model.to(device).eval(), preprocess, open_clip.get_tokenizer(name))
+    return clip_extractor(name, model.to(device).eval(), preprocess, open_clip.get_tokenizer(name))
 
 
 def references() -> list:

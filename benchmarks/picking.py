@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from demo import captions, evaluators
-from trainers.metrics.extractor_cache import Backbones
+from trainers.metrics.extractor_cache import ExtractorCache
 from trainers.runs import restore
 from trainers.runs.folder import RunFolder
 from trainers.runs.pick import candidates, preferred
@@ -37,16 +37,18 @@ PICKER = PickByScore(
 )  # fmt: skip
 
 
-def cell(bench: Bench, judges, backbones: Backbones, method: str, number: int, folder: Path) -> dict:
+def cell(bench: Bench, metric_models, extractors: ExtractorCache, method: str, number: int, folder: Path) -> dict:
     """One training and the rows of its picks; a state that two preferences pick is drawn once."""
     models, chosen, concept = read_models(bench), recipe(bench, method), concept_of(bench, number)
-    models.backbones = backbones
+    models.extractors = extractors
     run = Run(concept=concept, recipe=chosen, seed=bench.training_seed, stopper=(PICKER,))
     result = train(run, models, folder / "run", checkpoint_every=0, cache=folder.parent / "cache")
     steps = {f"{weight:g}": preferred(result.history, weight).step for weight in PREFERENCES}
     steps["last"] = 0
     noun = captions.with_article(chosen.subject(concept))
-    judged = {step: judge(bench, judges, folder / "run", step, number, noun) for step in {*steps.values()}}
+    judged = {
+        step: metric_model(bench, metric_models, folder / "run", step, number, noun) for step in {*steps.values()}
+    }
     looks = [entry["measures"][PickByScore.name]["seconds"] for entry in result.history if "measures" in entry]
     return {
         "rows": {name: {"step": step or len(result.history), **judged[step]} for name, step in steps.items()},
@@ -56,12 +58,12 @@ def cell(bench: Bench, judges, backbones: Backbones, method: str, number: int, f
     }
 
 
-def judge(bench: Bench, judges, folder: Path, step: int, number: int, noun: str) -> dict:
+def metric_model(bench: Bench, metric_models, folder: Path, step: int, number: int, noun: str) -> dict:
     """A state as it lies in the run's folder, in fresh models, judged."""
     models = read_models(bench).to("cpu", getattr(torch, bench.dtype))
     restore.put(RunFolder(folder).result(step=step), models)
     images = generate(bench, models, noun)
-    return {key: statistics.mean(values) for key, values in score(bench, judges, number, images).items()}
+    return {key: statistics.mean(values) for key, values in score(bench, metric_models, number, images).items()}
 
 
 def table(cells: dict[str, list[dict]]) -> str:
@@ -86,16 +88,16 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     overrides = {name: value(text) for name, text in (item.split("=", 1) for item in args.set)}
-    bench, judges = study(args.checkpoint, overrides, seed=0), evaluators.load("cpu")
+    bench, metric_models = study(args.checkpoint, overrides, seed=0), evaluators.load("cpu")
     args.out.mkdir(parents=True, exist_ok=True)
     evaluators.expand_clip(evaluators.WEIGHTS / "evaluator_clip.safetensors", args.out / JUDGE)
     (args.out / ENCODER).write_bytes((evaluators.WEIGHTS / "evaluator_instance.safetensors").read_bytes())
-    backbones = Backbones(folders=lambda: [args.out])
+    extractors = ExtractorCache(folders=lambda: [args.out])
     cells: dict[str, list[dict]] = {}
     for number in range(args.instances):
         for method in args.methods:
             folder = args.out / method / f"{number:03d}"
-            found = read(folder / "cell.json", lambda: cell(bench, judges, backbones, method, number, folder))  # noqa: B023
+            found = read(folder / "cell.json", lambda: cell(bench, metric_models, extractors, method, number, folder))  # noqa: B023
             cells.setdefault(method, []).append(found)
             rows = {
                 name: (row["step"], round(row["identity"], 3), round(row["text"], 3))

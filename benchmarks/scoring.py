@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from trainers.evaluation.scorer import OFF, Drawn, Judges, References, Scoring
-from trainers.metrics.extractor_cache import Backbones
+from trainers.evaluation.scorer import OFF, GeneratedImage, References, Scorer, ScorerConfig
+from trainers.metrics.extractor_cache import ExtractorCache
 
 from .step import GIB, peak_memory
 
@@ -24,22 +24,22 @@ SIDE, SEEDS = 512, 4  # of the pictures, as Stable Diffusion 1.x draws them
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clip", default=Judges.clip_model, help="of open_clip")
-    parser.add_argument("--dino", default=Judges.dino_model, help="of timm")
+    parser.add_argument("--clip", default=ScorerConfig.clip_model, help="of open_clip")
+    parser.add_argument("--dino", default=ScorerConfig.dino_model, help="of timm")
     parser.add_argument("--pictures", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
-        judges = written(Path(folder), args.clip, args.dino)
-        backbones = Backbones(folders=lambda: [folder])
-        for choice in (judges.clip, judges.dino):
+        metric_models = written(Path(folder), args.clip, args.dino)
+        extractors = ExtractorCache(folders=lambda: [folder])
+        for choice in (metric_models.clip, metric_models.dino):
             started = time.perf_counter()
-            module = backbones.load(choice).module
+            module = extractors.load(choice).module
             size = sum(p.numel() * p.element_size() for p in module.parameters()) / GIB
             print(f"reading {type(choice).__name__}: {1000 * (time.perf_counter() - started):.0f} ms, {size:.2f} GiB")
-        scoring = Scoring(judges=judges, backbones=backbones, device=args.device)
+        scoring = Scorer(metric_models=metric_models, extractors=extractors, device=args.device)
         references = References(seen=pictures(1, 1), unseen=pictures(4, 2))
         for _ in range(2):  # the first time warms up
             report = scoring.report("random", drawn(args.pictures), references)
@@ -47,7 +47,7 @@ def main() -> None:
     print(f"peak memory {peak_memory(torch.device(args.device)) / GIB:.2f} GiB")
 
 
-def written(folder: Path, clip: str, dino: str) -> Judges:
+def written(folder: Path, clip: str, dino: str) -> ScorerConfig:
     """Both judges as files, as a user would name them."""
     import open_clip
     import timm
@@ -56,7 +56,7 @@ def written(folder: Path, clip: str, dino: str) -> Judges:
     save_file(open_clip.create_model(clip).state_dict(), folder / "clip.safetensors")
     save_file(timm.create_model(dino, num_classes=0).state_dict(), folder / "dino.safetensors")
     names = {"clip_weights": "clip.safetensors", "dino_weights": "dino.safetensors"}
-    return Judges(clip_model=clip, dino_model=dino, diversity=OFF, **names)
+    return ScorerConfig(clip_model=clip, dino_model=dino, diversity=OFF, **names)
 
 
 def pictures(count: int, seed: int) -> list[Image.Image]:
@@ -64,10 +64,10 @@ def pictures(count: int, seed: int) -> list[Image.Image]:
     return [Image.fromarray(each.numpy()) for each in noise]
 
 
-def drawn(count: int) -> list[Drawn]:
+def drawn(count: int) -> list[GeneratedImage]:
     texts = [f"a dog in scene {i // SEEDS}" for i in range(count)]
     return [
-        Drawn(prompt=text, text=text, seed=i % SEEDS, image=image)
+        GeneratedImage(prompt=text, text=text, seed=i % SEEDS, image=image)
         for i, (text, image) in enumerate(zip(texts, pictures(count, 0), strict=True))
     ]
 

@@ -30,7 +30,7 @@ from trainers.models.diffusion import Models
 from trainers.models.tokenizer import bundled_words
 from trainers.recipes import textboost, textboost2026
 from trainers.training.loop import train_stage
-from trainers.training.memory import Effort, fit, stage_bytes
+from trainers.training.memory import MemoryPlan, fit, stage_bytes
 from trainers.training.stage import freeze_all_but
 
 PRESETS = {"benchmark": textboost.BENCHMARK, "2026": textboost2026.REVISED, "2026++": textboost2026.PLUS}
@@ -96,11 +96,11 @@ def measure(args, device: torch.device, dtype: torch.dtype) -> Clock:
     models.encode_images = clock.timed("autoencoder, per batch (ahead)", models.encode_images)
     stage = next(recipe.stages(models, concept, generator))
     freeze_all_but(stage, models)
-    effort = Effort(micro_batch_size=args.split, gradient_checkpointing=args.checkpointing)
+    memory_plan = MemoryPlan(micro_batch_size=args.split, gradient_checkpointing=args.checkpointing)
     trained = sum(p.numel() for p in stage.parameters())
     clock.counts = {
-        f"{args.batch} x {args.size} px, {args.precision}, {effort.words(args.batch)}": counted(
-            models, effort, trained=trained, batch_size=args.batch, resolution=args.size
+        f"{args.batch} x {args.size} px, {args.precision}, {memory_plan.words(args.batch)}": counted(
+            models, memory_plan, trained=trained, batch_size=args.batch, resolution=args.size
         ),
         **default_training(models, shape, trained),
     }
@@ -128,13 +128,13 @@ def measure(args, device: torch.device, dtype: torch.dtype) -> Clock:
     return clock
 
 
-def counted(models: Models, effort: Effort, *, trained: int, **size: int) -> dict[str, int]:
+def counted(models: Models, memory_plan: MemoryPlan, *, trained: int, **size: int) -> dict[str, int]:
     """Bytes that a device must hold during a training, by part and in total."""
     parts = {
         "U-Net": weight_bytes(models.unet),
         "text encoders": sum(map(weight_bytes, models.text_encoders)),
         "trained, gradients, moments": 16 * trained,
-        "activations, margin, base": stage_bytes(models, effort, trained=trained, **size) - 12 * trained,
+        "activations, margin, base": stage_bytes(models, memory_plan, trained=trained, **size) - 12 * trained,
     }
     return parts | {"sum": sum(parts.values())}
 
@@ -144,14 +144,14 @@ def default_training(models: Models, shape: Shape, trained: int) -> dict[str, di
     unet = torch.nn.Module.to(models.empty_unet(False), dtype=torch.bfloat16)
     models = replace(models, unet=unet)
     size = {"trained": trained, "batch_size": 8, "resolution": models.resolution}
-    weights = counted(models, Effort(), **size)
+    weights = counted(models, MemoryPlan(), **size)
     weights = weights["U-Net"] + weights["text encoders"] + 4 * trained
     try:
-        effort, _ = fit(models, Effort(), shape.card * GIB - weights, **size)
+        memory_plan, _ = fit(models, MemoryPlan(), shape.card * GIB - weights, **size)
     except MemoryError:
-        effort = Effort(micro_batch_size=1, gradient_checkpointing=True)
-    title = f"8 x {models.resolution} px, bfloat16, {effort.words(8)}, for {shape.card} GiB"
-    return {title: counted(models, effort, **size)}
+        memory_plan = MemoryPlan(micro_batch_size=1, gradient_checkpointing=True)
+    title = f"8 x {models.resolution} px, bfloat16, {memory_plan.words(8)}, for {shape.card} GiB"
+    return {title: counted(models, memory_plan, **size)}
 
 
 def weight_bytes(module: torch.nn.Module) -> int:

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from demo import captions, evaluators
 from trainers.digest import digest_of
-from trainers.metrics.extractor_cache import Backbones
-from trainers.runs.callbacks import Watcher
+from trainers.metrics.extractor_cache import ExtractorCache
+from trainers.runs.callbacks import Callbacks
 from trainers.runs.run import Run
 from trainers.runs.train import train
 from trainers.stopping.clip_early_stopping import ClipEarlyStopping
@@ -60,9 +60,9 @@ class Row:
     def monitors(self) -> tuple:
         """Recording only: the second DVAR looks at every fourth step, the third at 512 samples spread over looks."""
         window = max(2, round(self.dvar.window * self.scale))
-        dvar = replace(self.dvar, window=window, every=1, act=False)
-        clip = replace(self.clip, every=max(1, round(self.clip.every * self.scale)), act=False)
-        return dvar, replace(dvar, every=4), replace(dvar, accumulation=128, spread=True), clip
+        dvar = replace(self.dvar, window=window, every=1, stop_training=False)
+        clip = replace(self.clip, every=max(1, round(self.clip.every * self.scale)), stop_training=False)
+        return dvar, replace(dvar, every=4), replace(dvar, accumulation=128, rotate_timesteps=True), clip
 
 
 JUDGE = "judge.safetensors"  # the world's CLIP, written into the study's folder
@@ -81,7 +81,7 @@ ROWS = {
         scale=300 / 1000,
         short=450,
         dvar=DVARS["DreamBooth-LoRA"],
-        clip=replace(CLIP, patience=3, eps=0.04),
+        clip=replace(CLIP, patience=3, min_delta=0.04),
     ),
     "custom_diffusion": Row(
         method="custom_diffusion", scale=300 / 500, short=367, dvar=DVARS["Custom Diffusion"], clip=CLIP
@@ -91,14 +91,14 @@ ROWS = {
         scale=1.0,
         short=0,
         dvar=DVARS["TextBoost"],
-        clip=replace(CLIP, patience=3, eps=0.01, every=25),
+        clip=replace(CLIP, patience=3, min_delta=0.01, every=25),
     ),
     "attndreambooth": Row(
         method="attndreambooth",
         scale=1.0,
         short=0,
         dvar=DVARS["AttnDreamBooth 3"],
-        clip=replace(CLIP, patience=3, eps=0.01, every=20, stage="3"),
+        clip=replace(CLIP, patience=3, min_delta=0.01, every=20, stage="3"),
     ),
 }
 
@@ -137,22 +137,27 @@ def digest(tensors: dict[str, Tensor]) -> str:
     return digest_of([tensors[key] for key in sorted(tensors)], sorted(tensors))
 
 
-def cell(bench: Bench, judges, backbones: Backbones, row: Row, number: int, folder: Path) -> dict:
+def cell(bench: Bench, metric_models, extractors: ExtractorCache, row: Row, number: int, folder: Path) -> dict:
     """One full training and all its rows."""
     models, chosen = read_models(bench), recipe(bench, row.method)
-    models.backbones = backbones
+    models.extractors = extractors
     copies = Copies(models, row.monitors(), round(row.short * row.scale))
     concept = concept_of(bench, number)
     run = Run(concept=concept, recipe=chosen, seed=bench.training_seed, stopper=row.monitors())
     result = train(
-        run, models, folder / "run", checkpoint_every=0, watcher=Watcher(on_entry=copies), cache=folder.parent / "cache"
+        run,
+        models,
+        folder / "run",
+        checkpoint_every=0,
+        callbacks=Callbacks(on_entry=copies),
+        cache=folder.parent / "cache",
     )
     copies.take("full", result.history[-1])
     rows = {}
     for name in copies.at:
         step = copies.put(name)
         images = generate(bench, models, captions.with_article(chosen.subject(concept)))
-        scores = {key: statistics.mean(values) for key, values in score(bench, judges, number, images).items()}
+        scores = {key: statistics.mean(values) for key, values in score(bench, metric_models, number, images).items()}
         seconds = cost(result.history[:step], name)
         rows[name] = {"step": step, **seconds, **scores, "bits": digest(copies.at[name][1])}
     return {"rows": rows, "ratios": ratios_differ(result.history, row), "look": looks(result.history)}
@@ -198,12 +203,14 @@ def ratios_differ(history: list[dict], row: Row) -> float:
     return worst
 
 
-def confirm(bench: Bench, backbones: Backbones, row: Row, number: int, folder: Path, name: str, found: dict) -> str:
+def confirm(
+    bench: Bench, extractors: ExtractorCache, row: Row, number: int, folder: Path, name: str, found: dict
+) -> str:
     """Train once more with one monitor acting: it must end where it was recorded, with the same bits."""
     models = read_models(bench)
-    models.backbones = backbones
+    models.extractors = extractors
     place = ("DVAR", "DVAR 2", "DVAR 3", "CLIP Early Stopping").index(name)
-    monitor = replace(row.monitors()[place], act=True)
+    monitor = replace(row.monitors()[place], stop_training=True)
     run = Run(
         concept=concept_of(bench, number),
         recipe=recipe(bench, row.method),
@@ -281,17 +288,17 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     overrides = {name: value(text) for name, text in (item.split("=", 1) for item in args.set)}
-    judges = evaluators.load("cpu")
+    metric_models = evaluators.load("cpu")
     cells: dict[str, list[dict]] = {}
     args.out.mkdir(parents=True, exist_ok=True)
     evaluators.expand_clip(evaluators.WEIGHTS / "evaluator_clip.safetensors", args.out / JUDGE)
-    backbones = Backbones(folders=lambda: [args.out])
+    extractors = ExtractorCache(folders=lambda: [args.out])
     for number in range(args.instances):
         for seed in args.seeds:
             bench = study(args.checkpoint, overrides, seed)
             for method in args.methods:
                 row, folder = ROWS[method], args.out / method / f"{number:03d} {seed}"
-                found = read(folder / "cell.json", lambda: cell(bench, judges, backbones, row, number, folder))  # noqa: B023
+                found = read(folder / "cell.json", lambda: cell(bench, metric_models, extractors, row, number, folder))  # noqa: B023
                 cells.setdefault(method, []).append(found)
                 print(
                     method,
@@ -307,7 +314,7 @@ def main() -> None:
                         print(
                             "  confirmed:",
                             name,
-                            confirm(bench, backbones, row, number, folder, name, found["rows"][name]),
+                            confirm(bench, extractors, row, number, folder, name, found["rows"][name]),
                             flush=True,
                         )
     print(table(cells))

@@ -22,15 +22,15 @@ def check(work: Path, weights: Path | None = None):
     rows = [(index, member, view) for index in indices for member in range(MEMBERS) for view in range(VIEWS)]
     images = [world.picture(tiles[row].numpy()) for row in rows]
     things, scenes = [block(index)[member] for index, member, _ in rows], [scene(*row)[0] for row in rows]
-    judges = evaluators.load(weights=weights or work)
-    _probes(judges, images, things, scenes)
-    _retrieval(judges, images, things)
-    _captions(judges, images, things, scenes)
+    metric_models = evaluators.load(weights=weights or work)
+    _probes(metric_models, images, things, scenes)
+    _retrieval(metric_models, images, things)
+    _captions(metric_models, images, things, scenes)
 
 
-def _probes(judges, images, things, scenes):
+def _probes(metric_models, images, things, scenes):
     whole = [s.style == "photo" and not (s.cropped or s.collage) for s in scenes]
-    read = judges.attributes(images)
+    read = metric_models.attributes(images)
     for name in evaluators.ATTRIBUTES:
         shown = [evaluators.visible(thing, name) for thing in things]
         right = [found[name] == getattr(thing, name) for found, thing in zip(read, things, strict=True)]
@@ -43,13 +43,17 @@ def _mean(values) -> float:
     return sum(values) / len(values)
 
 
-def _retrieval(judges, images, things):
+def _retrieval(metric_models, images, things):
     """Rows come as block, member (Au, Av, Bu, Bv), view (2)."""
-    features = metrics.features(judges.encoder.image_features, images)
+    features = metrics.features(metric_models.encoder.image_features, images)
     number = torch.arange(len(images))
     subject = torch.tensor([world.SUBJECTS.index(thing.subject) for thing in things])
     same_class = subject[:, None] == subject[None]
-    parts = {"identity": features, "named": judges.heads.named(features), "unnamed": judges.heads.unnamed(features)}
+    parts = {
+        "identity": features,
+        "named": metric_models.heads.named(features),
+        "unnamed": metric_models.heads.unnamed(features),
+    }
     for name, vectors in parts.items():
         unit = torch.nn.functional.normalize(vectors.detach(), dim=-1)
         cosine = unit @ unit.T
@@ -67,7 +71,7 @@ def _retrieval(judges, images, things):
         )
 
 
-def _captions(judges, images, things, scenes):
+def _captions(metric_models, images, things, scenes):
     wordings = {
         "subject": (world.SUBJECTS, lambda t, s, x: f"a photo of a {x}", lambda t, s: t.subject),
         "colour": (
@@ -93,24 +97,24 @@ def _captions(judges, images, things, scenes):
         ),
     }
     chosen = [i for i, s in enumerate(scenes) if not (s.collage or s.cropped)][:400]
-    pictures = metrics.unit_features(judges.clip.image_features, [images[i] for i in chosen])
+    pictures = metrics.unit_features(metric_models.clip.image_features, [images[i] for i in chosen])
     for name, (answers, wording, truth) in wordings.items():
         right = []
         for picture, i in zip(pictures, chosen, strict=True):
             if name == "extra" and things[i].extra == "none":
                 continue
             texts = [wording(things[i], scenes[i], answer).replace(" a o", " an o") for answer in answers]
-            best = int((metrics.unit_features(judges.clip.text_features, texts) @ picture).argmax())
+            best = int((metrics.unit_features(metric_models.clip.text_features, texts) @ picture).argmax())
             right.append(answers[best] == truth(things[i], scenes[i]))
         print(f"clip zero-shot {name:10} {_mean(right):.3f} (chance {1 / len(answers):.2f})")
-    _matching(judges, pictures, [things[i] for i in chosen], [scenes[i] for i in chosen])
+    _matching(metric_models, pictures, [things[i] for i in chosen], [scenes[i] for i in chosen])
 
 
-def _matching(judges, pictures, things, scenes):
+def _matching(metric_models, pictures, things, scenes):
     texts = []
     for thing, where in zip(things, scenes, strict=True):
         texts.append(f"a {where.style} of {captions.describe(thing)} {where.background}")
-    cosine = pictures @ metrics.unit_features(judges.clip.text_features, texts).T
+    cosine = pictures @ metrics.unit_features(metric_models.clip.text_features, texts).T
     own = cosine.diagonal()
     top = _mean([cosine[i, i] >= cosine[i].max() for i in range(len(texts))])
     other = (cosine.sum() - own.sum()) / (len(texts) ** 2 - len(texts))

@@ -27,22 +27,23 @@ PLACES = tuple(BACKGROUNDS)
 BATCH = 32
 
 
-def read_places(judges, pictures, things) -> list:
+def read_places(metric_models, pictures, things) -> list:
     """The place whose caption suits the picture best, by the small CLIP."""
     scores = [
-        judges.clip_text(pictures, [f"a photo of a {thing.subject} {place}" for thing in things]) for place in PLACES
+        metric_models.clip_text(pictures, [f"a photo of a {thing.subject} {place}" for thing in things])
+        for place in PLACES
     ]
     return [PLACES[i] for i in torch.stack(scores).argmax(0).tolist()]
 
 
-def shares(judges, pictures, things, scenes) -> dict:
+def shares(metric_models, pictures, things, scenes) -> dict:
     """Share of pictures in which each detail is read as it should be, with the number of pictures that count."""
-    read = judges.attributes(pictures)
+    read = metric_models.attributes(pictures)
     result = {}
     for name in READ:
         rows = [(answer, thing) for answer, thing in zip(read, things) if evaluators.visible(thing, name)]
         result[name] = (sum(answer[name] == getattr(thing, name) for answer, thing in rows) / len(rows), len(rows))
-    right = [place == scene.background for place, scene in zip(read_places(judges, pictures, things), scenes)]
+    right = [place == scene.background for place, scene in zip(read_places(metric_models, pictures, things), scenes)]
     return result | {"background": (sum(right) / len(right), len(right))}
 
 
@@ -69,9 +70,9 @@ if __name__ == "__main__":
     things = [world.instance(seed) for seed in world.TEST_SEEDS[1000 : 1000 + options.count]]
     scenes = [world.Scene(rng.choice(PLACES)) for _ in things]
     prompts = [f"a photo of {describe(thing)} {scene.background}" for thing, scene in zip(things, scenes)]
-    judges = evaluators.load()
-    real = shares(judges, [world.picture(world.draw(t, s, rng)) for t, s in zip(things, scenes)], things, scenes)
+    metric_models = evaluators.load()
+    real = shares(metric_models, [world.picture(world.draw(t, s, rng)) for t, s in zip(things, scenes)], things, scenes)
     made = generate(options.weights, options.tokenizer, prompts, options.steps, options.guidance)
-    for name, (share, count) in shares(judges, made, things, scenes).items():
+    for name, (share, count) in shares(metric_models, made, things, scenes).items():
         error = math.sqrt(share * (1 - share) / count)
         print(f"{name}: {share:.2f} (standard error {error:.2f}, n = {count}), real pictures {real[name][0]:.2f}")

@@ -53,7 +53,7 @@ def drawings(job):
     return [[world.picture(world.draw(thing, scene, rng)) for _ in range(DRAWINGS)] for scene in scenes]
 
 
-def score(job, pictures, reference_picture, judges):
+def score(job, pictures, reference_picture, metric_models):
     """report.json: mean scores over all prompts and seeds, as plain numbers.
 
     identity is the cosine to the reference picture in the space of an encoder that tells individuals apart; text is the
@@ -62,11 +62,11 @@ def score(job, pictures, reference_picture, judges):
     prompts = [prompt.replace("{}", job["class_word"]) for prompt in job["prompts"]]
 
     def identity(rows):
-        return mean(judges.identity([picture for row in rows for picture in row], [reference_picture]))
+        return mean(metric_models.identity([picture for row in rows for picture in row], [reference_picture]))
 
     def text(rows):
         pairs = [(picture, prompt) for row, prompt in zip(rows, prompts, strict=True) for picture in row]
-        return mean(judges.clip_text([picture for picture, _ in pairs], [prompt for _, prompt in pairs]))
+        return mean(metric_models.clip_text([picture for picture, _ in pairs], [prompt for _, prompt in pairs]))
 
     return {
         "identity_floor": identity(pictures["untrained"]),
@@ -139,9 +139,9 @@ def main():
     draw.add_argument("out", type=Path)
     draw.add_argument("--instance", type=int, required=True)
     draw.add_argument("--class-word", required=True)
-    judge = commands.add_parser("score")
-    judge.add_argument("job", type=Path)
-    judge.add_argument("out", type=Path)
+    metric_model = commands.add_parser("score")
+    metric_model.add_argument("job", type=Path)
+    metric_model.add_argument("out", type=Path)
     options = parser.parse_args()
     if options.command == "reference":
         print(reference(options.out, options.instance, options.class_word))

@@ -76,7 +76,7 @@ def apply(
     tokens = {token: dict(zip(encoders, vectors, strict=True)) for token, vectors in result.tokens.items()}
     fixed = dict(zip(encoders, result.fixed_outputs, strict=False))
     learned = {result.placeholder_token: WordAdapters(result.adapters, strength_text_encoder, strength_unet)}
-    carried = clip_attachment.Carried(
+    carried = clip_attachment.ClipAttachment(
         tokens=earlier.tokens | tokens,
         fixed_outputs=earlier.fixed_outputs | fixed,
         adapters=earlier.adapters | learned,

@@ -11,14 +11,14 @@ from comfy_api.latest import io
 from ..trainers.evaluation import prompt_sets
 from ..trainers.evaluation.prompt_sets import OWN, Prompt, check_format, published
 from ..trainers.evaluation.report import Report
-from ..trainers.evaluation.scorer import Drawn, References
+from ..trainers.evaluation.scorer import GeneratedImage, References
 from ..trainers.images import to_pil
 from . import scoring
 from .host import clip_attachment, sampler
 from .host.folders import digest_of_text, text_in_input
 from .host.models import check_fit, resolution_of
 from .host.sampler import Sampling
-from .host.session import backbones, check_interrupted, notices
+from .host.session import check_interrupted, extractors, notices
 from .schema import checked, valid
 from .sockets import CATEGORY, ConceptSocket
 
@@ -73,7 +73,7 @@ class Evaluate(io.ComfyNode):
                     "pictures_at_once", default=4, min=1, max=64, advanced=True,
                     tooltip="Seeds of a prompt that are drawn together; more need more memory.",
                 ),
-                *scoring.judge_inputs(),
+                *scoring.metric_inputs(),
                 scoring.unseen_input(),
             ],
             outputs=[*scoring.outputs(), io.Image.Output(display_name="images")],
@@ -100,7 +100,7 @@ class Evaluate(io.ComfyNode):
         mask_references, seeds, first_seed, steps, cfg, sampler_name, scheduler, negative, width, height,
         pictures_at_once, unseen=None, **named,
     ) -> io.NodeOutput:  # fmt: skip
-        judges = scoring.judges(named)
+        scorer_config = scoring.scorer_config(named)
         lines = _templates(prompt_set, prompts, file, first)
         texts = prompt_sets.prompts(lines, concept, token_format, compare_with)
         family = check_fit(model, clip, vae)
@@ -113,7 +113,7 @@ class Evaluate(io.ComfyNode):
             at_once=pictures_at_once,
         )  # fmt: skip
         say = notices(cls.hidden.unique_id if cls.hidden else "")
-        report, pictures = evaluate(model, clip, vae, texts, sampling, judges, label, subject, say)
+        report, pictures = evaluate(model, clip, vae, texts, sampling, scorer_config, label, subject, say)
         settings = {
             "model": family.name, "prompt set": prompt_set, "token format": token_format, "compared with": compare_with,
             "masked references": mask_references, "seeds": f"{first_seed} to {first_seed + seeds - 1}", "steps": steps,
@@ -148,7 +148,7 @@ def _check_words(clip, concept, texts: list[Prompt]) -> None:
 
 
 def evaluate(
-    model, clip, vae, texts: list[Prompt], sampling: Sampling, judges, label: str, subject: References, say
+    model, clip, vae, texts: list[Prompt], sampling: Sampling, scorer_config, label: str, subject: References, say
 ) -> tuple[Report, torch.Tensor]:
     """The pictures' report, and the pictures `[n, h, w, 3]`. Judges are read first: a wrong file costs little."""
     count, looks = len(texts) * len(sampling.seeds), len(subject.seen) + len(subject.unseen)
@@ -159,16 +159,16 @@ def evaluate(
         check_interrupted()
 
     with scoring.session():
-        for choice in judges.choices(backbones):
-            backbones.load(choice)
+        for choice in scorer_config.choices(extractors):
+            extractors.load(choice)
         say(f"drawing {count} pictures")
         start = time.perf_counter()
         pictures = sampler.draw(model, clip, vae, [each.drawn for each in texts], sampling, on_pictures)
         seconds = (time.perf_counter() - start) / count
         pairs = [(each, seed) for each in texts for seed in sampling.seeds]
         drawn = [
-            Drawn(prompt=each.drawn, text=each.text, seed=seed, image=to_pil(picture.movedim(-1, 0)))
+            GeneratedImage(prompt=each.drawn, text=each.text, seed=seed, image=to_pil(picture.movedim(-1, 0)))
             for (each, seed), picture in zip(pairs, pictures, strict=True)
         ]
-        report = scoring.scored(judges, label, drawn, subject, say, on_pictures)
+        report = scoring.scored(scorer_config, label, drawn, subject, say, on_pictures)
     return replace(report, drawing_seconds=seconds), torch.stack(pictures)

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..trainers.data.concept import Concept
 from .host import models
-from .reference_images import captions_for, chosen, connected, of_class, pictures_in
+from .reference_images import captions_for, chosen, connected, images_in, of_class
 from .schema import checked
 from .sockets import CATEGORY, ConceptSocket
 
@@ -106,7 +106,7 @@ class LoadReferences(io.ComfyNode):
         pictures = connected(images)
         texts = captions_for("\n".join(captions), len(pictures))
         if folder[0].strip():
-            more, beside = pictures_in(folder[0].strip())
+            more, beside = images_in(folder[0].strip())
             pictures, texts = pictures + more, texts + beside
         masks = [m for batch in mask or [] for m in batch.reshape(-1, *batch.shape[-2:])]
         pictures, masks, texts = chosen(pictures, masks, texts, first[0], choose[0])

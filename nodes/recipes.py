@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from comfy_api.latest import io
 
 from ..trainers.recipes import METHODS
-from ..trainers.runs.run import judges
+from ..trainers.runs.run import extractor_configs
 from ..trainers.text import captions_of
 from .host.folders import text_in_input
-from .host.session import backbones
+from .host.session import extractors
 from .schema import checked, filled, widgets
 from .sockets import CATEGORY, RecipeSocket
 
@@ -111,17 +111,17 @@ def chosen(method: str, presets: dict, preset: dict | None):
         raise ValueError(f"{method} has no preset of that name: choose one of {', '.join(presets)}.")
     if values.get("captions") is not None:
         values["captions"] = captions_of(text_in_input(values["captions"], "captions", "caption"))
-    return with_judges(filled(presets[name], values))
+    return with_extractors(filled(presets[name], values))
 
 
-def with_judges(settings):
+def with_extractors(settings):
     """A recipe's or a monitor's settings as they are.
 
     Raises:
         ValueError: a backbone that they name cannot be found.
     """
-    for judge in judges(settings, ()):
-        backbones.check(judge)
+    for extractor in extractor_configs(settings, ()):
+        extractors.check(extractor)
     return settings
 
 

@@ -50,7 +50,7 @@ def captions_for(text: str, count: int) -> list[str]:
     return lines
 
 
-def pictures_in(folder: str) -> tuple[list[Tensor], list[str]]:
+def images_in(folder: str) -> tuple[list[Tensor], list[str]]:
     """The pictures of a folder inside ComfyUI's input folder, by name, turned upright as their camera noted, and their
     captions: the text of a .txt file beside the picture, of the same name, else "".
 
@@ -79,7 +79,7 @@ def of_class(images: list[Tensor] | None, folder: str) -> tuple[list[Tensor], li
     pictures = connected({"class_images": images} if images else None)
     captions = [""] * len(pictures)
     if folder:
-        more, beside = pictures_in(folder)
+        more, beside = images_in(folder)
         pictures, captions = pictures + more, captions + beside
     return pictures, captions if any(captions) else []
 

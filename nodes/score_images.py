@@ -4,7 +4,7 @@ import comfy.utils
 from comfy_api.latest import io
 
 from ..trainers.evaluation.prompt_sets import CLASS_WORD
-from ..trainers.evaluation.scorer import Drawn
+from ..trainers.evaluation.scorer import GeneratedImage
 from ..trainers.images import to_pil
 from ..trainers.metrics.metrics import plain_prompt
 from ..trainers.text import captions_of
@@ -37,7 +37,7 @@ class ScoreImages(io.ComfyNode):
                     "or one for all.",
                 ),
                 *scoring.shared_inputs(),
-                *scoring.judge_inputs(),
+                *scoring.metric_inputs(),
                 scoring.unseen_input(),
                 io.Mask.Input("mask", optional=True, tooltip="Where the subject is, one mask per picture, in order."),
             ],
@@ -50,7 +50,7 @@ class ScoreImages(io.ComfyNode):
     def execute(
         cls, images, concept, prompts, label, compare_with, mask_references, unseen=(), mask=(), **named
     ) -> io.NodeOutput:
-        judges = scoring.judges({name: value for name, (value, *_) in named.items()})
+        scorer_config = scoring.scorer_config({name: value for name, (value, *_) in named.items()})
         subject = scoring.references(concept[0], unseen or [], mask_references[0])
         word = concept[0].class_word if compare_with[0] == CLASS_WORD else ""
         drawn = _drawn(images, prompts, mask or [], concept[0].placeholder_token, word)
@@ -61,12 +61,12 @@ class ScoreImages(io.ComfyNode):
             progress.update(count)
             session.check_interrupted()
 
-        report = scoring.scored(judges, label[0], drawn, subject, say, on_pictures)
+        report = scoring.scored(scorer_config, label[0], drawn, subject, say, on_pictures)
         say(report.summary().replace("\n", "; "))
         return io.NodeOutput(*scoring.results(report))
 
 
-def _drawn(images: list, prompts: list[str], masks: list, placeholder: str, word: str) -> list[Drawn]:
+def _drawn(images: list, prompts: list[str], masks: list, placeholder: str, word: str) -> list[GeneratedImage]:
     """Each picture with its prompt; pictures of one prompt count as its seeds 0, 1, ..."""
     pictures = [to_pil(picture) for picture in connected({"images": images})]
     if not pictures:
@@ -77,7 +77,7 @@ def _drawn(images: list, prompts: list[str], masks: list, placeholder: str, word
         raise ValueError(f"There are {len(pictures)} pictures but {len(cut)} masks: connect one mask per picture.")
     seeds = [texts[:i].count(text) for i, text in enumerate(texts)]
     return [
-        Drawn(prompt=text, text=plain_prompt(text, placeholder, word), seed=seed, image=picture, mask=mask)
+        GeneratedImage(prompt=text, text=plain_prompt(text, placeholder, word), seed=seed, image=picture, mask=mask)
         for picture, text, seed, mask in zip(pictures, texts, seeds, cut or [None] * len(pictures), strict=True)
     ]
 

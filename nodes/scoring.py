@@ -12,10 +12,10 @@ from torch import Tensor
 from ..trainers.data.concept import Concept
 from ..trainers.evaluation.prompt_sets import CLASS_WORD, REMOVED
 from ..trainers.evaluation.report import Report
-from ..trainers.evaluation.scorer import Drawn, Judges, References, Scoring, foreground
+from ..trainers.evaluation.scorer import GeneratedImage, References, Scorer, ScorerConfig, foreground
 from ..trainers.images import to_pil
 from ..trainers.reports import grid
-from .host.session import backbones, check_interrupted, training_device
+from .host.session import check_interrupted, extractors, training_device
 from .reference_images import connected
 from .schema import filled, widgets
 from .sockets import ReportSocket
@@ -36,8 +36,8 @@ def shared_inputs() -> list[io.Input]:
     ]  # fmt: skip
 
 
-def judge_inputs() -> list[io.Input]:
-    return widgets(Judges())
+def metric_inputs() -> list[io.Input]:
+    return widgets(ScorerConfig())
 
 
 def unseen_input() -> io.Input:
@@ -61,14 +61,14 @@ def results(report: Report) -> tuple:
     return report, grid.grid(reports)[None], grid.table(reports)[None], report.summary()
 
 
-def judges(values: dict) -> Judges:
+def scorer_config(values: dict) -> ScorerConfig:
     """The judges that the widgets describe, checked as far as names and folders tell.
 
     Raises:
         ValueError: one cannot be found.
     """
-    chosen = filled(Judges(), values)
-    chosen.check(backbones)
+    chosen = filled(ScorerConfig(), values)
+    chosen.check(extractors)
     return chosen
 
 
@@ -88,7 +88,7 @@ def session() -> Iterator[torch.device]:
     try:
         yield training_device()
     finally:
-        backbones.clear()
+        extractors.clear()
         gc.collect()
         mm.soft_empty_cache()
 
@@ -99,20 +99,25 @@ def make_room(size: int) -> None:
 
 
 def scored(
-    judges: Judges, label: str, drawn: Sequence[Drawn], subject: References, say: Callable[[str], None], on_pictures
+    scorer_config: ScorerConfig,
+    label: str,
+    drawn: Sequence[GeneratedImage],
+    subject: References,
+    say: Callable[[str], None],
+    on_pictures,
 ) -> Report:
     """The report, by judges that leave the memory afterwards."""
 
-    def on_judge(sentence: str) -> None:
+    def on_extractor(sentence: str) -> None:
         say(sentence)
         check_interrupted()
 
     with session() as device:
-        scoring = Scoring(
-            judges=judges,
-            backbones=backbones,
+        scoring = Scorer(
+            scorer_config=scorer_config,
+            extractors=extractors,
             device=device,
-            on_judge=on_judge,
+            on_extractor=on_extractor,
             on_pictures=on_pictures,
             make_room=make_room,
         )

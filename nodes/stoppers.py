@@ -7,7 +7,7 @@ from ..trainers.stopping.clip_early_stopping import ClipEarlyStopping
 from ..trainers.stopping.dvar import DVAR
 from ..trainers.stopping.monitor import FixedSteps
 from ..trainers.stopping.pick_by_score import PickByScore
-from .recipes import chosen, preset_input, with_judges
+from .recipes import chosen, preset_input, with_extractors
 from .schema import checked, filled, valid, widgets
 from .sockets import CATEGORY, StopperSocket
 
@@ -108,4 +108,4 @@ class PickByScoreStopper(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, stopper: tuple = (), **settings) -> io.NodeOutput:
-        return io.NodeOutput((*stopper, with_judges(filled(PickByScore(), settings))))
+        return io.NodeOutput((*stopper, with_extractors(filled(PickByScore(), settings))))

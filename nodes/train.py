@@ -11,13 +11,13 @@ from PIL import Image
 
 from ..trainers.evaluation.scorer import described
 from ..trainers.runs import pick
-from ..trainers.runs.callbacks import Watcher
+from ..trainers.runs.callbacks import Callbacks
 from ..trainers.runs.folder import RunFolder
 from ..trainers.runs.preview import Preview
 from ..trainers.runs.result import RunResult
-from ..trainers.runs.run import Run, judges
+from ..trainers.runs.run import Run, extractor_configs
 from ..trainers.runs.train import train
-from ..trainers.training.memory import Effort
+from ..trainers.training.memory import MemoryPlan
 from ..trainers.training.trainables import check_words
 from .apply import EXACT, apply, fits
 from .host import clip_attachment, weights
@@ -25,8 +25,8 @@ from .host.folders import cache_folder, runs_folder
 from .host.live import Live
 from .host.models import check_fit
 from .host.session import (
-    backbones,
     check_interrupted,
+    extractors,
     free_memory,
     notices,
     training_device,
@@ -114,7 +114,7 @@ class Train(io.ComfyNode):
         run = Run(concept=concept, recipe=recipe, seed=seed, dtype=dtype, stopper=stopper)
         options = {
             "preview": preview,
-            "effort": Effort(micro_batch_size=micro_batch_size),
+            "effort": MemoryPlan(micro_batch_size=micro_batch_size),
             "checkpoint_every": checkpoint_every,
         }
         say, warnings = notices(cls.hidden.unique_id), []
@@ -158,9 +158,9 @@ def _train(
     model, clip, vae, run: Run, device, folder, say, *, model_fingerprint: str, hidden, warn=logging.warning,
     **options,
 ) -> RunResult:  # fmt: skip
-    load_judges(run, say)
+    load_extractors(run, say)
     models = weights.read_models(model, clip, vae, run.dtype, say)
-    models.backbones = backbones
+    models.extractors = extractors
     progress = comfy.utils.ProgressBar(run.recipe.steps)
 
     def on_step(report) -> None:
@@ -177,7 +177,7 @@ def _train(
         check_interrupted()
 
     with Live(folder, run.recipe.steps, hidden) as view:
-        watcher = Watcher(
+        callbacks = Callbacks(
             on_step=on_step,
             on_preview=on_preview,
             on_notice=on_notice,
@@ -185,19 +185,19 @@ def _train(
             on_entry=view.add,
             finish=view.finish,
         )
-        options |= {"model": model_fingerprint, "device": device, "watcher": watcher, "cache": cache_folder()}
+        options |= {"model": model_fingerprint, "device": device, "watcher": callbacks, "cache": cache_folder()}
         return train(run, models, folder, free_memory=lambda: free_memory(device), **options)
 
 
-def load_judges(run: Run, say) -> None:
+def load_extractors(run: Run, say) -> None:
     """What the recipe and the monitors ask, before anything that takes long.
 
     Raises:
         ValueError: one of them cannot be loaded.
     """
-    for choice in judges(run.recipe, run.stopper):
+    for choice in extractor_configs(run.recipe, run.stopper):
         say(f"reading {described(choice)}")
-        backbones.load(choice)
+        extractors.load(choice)
 
 
 def previews(result: RunResult) -> torch.Tensor:

@@ -36,7 +36,7 @@ from .runs import pick
 from .runs.folder import RunFolder
 from .runs.preview import Preview
 from .runs.result import RunResult
-from .runs.run import judges
+from .runs.run import extractor_configs
 from .runs.shared_folder import SharedFolder
 from .training.distributed import ManyDevices, launched, processes
 
@@ -100,8 +100,8 @@ def _run(
         finished = pick.chosen(finished, asked.stopper)
         say(f"{finished.stop_reason}; it is complete and not trained again")
         return finished
-    for choice in judges(asked.recipe, asked.stopper):
-        models.backbones.load(choice)
+    for choice in extractor_configs(asked.recipe, asked.stopper):
+        models.extractors.load(choice)
     result = train_command(
         asked, models, folder, devices(device=device, dtype=asked.dtype), say,
         model=model,

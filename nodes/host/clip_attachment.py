@@ -14,7 +14,7 @@ from .causal_adapters import KEY, WordAdapters
 
 
 @dataclass(frozen=True, kw_only=True)
-class Carried:
+class ClipAttachment:
     """Per placeholder and per text encoder ("clip_l", ...)."""
 
     tokens: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # placeholder -> encoder -> [n, d]
@@ -23,12 +23,12 @@ class Carried:
     patches: tuple[str, ...] = ()  # what of the host's objects is patched for all this
 
 
-def of(clip) -> Carried:
+def of(clip) -> ClipAttachment:
     """What `clip` carries already; nothing, for a CLIP that this pack did not make."""
-    return clip.patcher.get_attachment(KEY) or Carried()
+    return clip.patcher.get_attachment(KEY) or ClipAttachment()
 
 
-def attach(clip, carried: Carried):
+def attach(clip, carried: ClipAttachment):
     """A clone of `clip` that understands every placeholder of `carried` and keeps its fixed outputs."""
     clone = clip.clone()
     clone.tokenizer = copy.copy(clip.tokenizer)

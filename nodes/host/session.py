@@ -10,10 +10,10 @@ import folder_paths
 import torch
 from server import PromptServer
 
-from ...trainers.metrics.extractor_cache import Backbones
+from ...trainers.metrics.extractor_cache import ExtractorCache
 
 # The CLIPs that judge. In memory while a training lasts, so that its word, its monitors and scores share one.
-backbones = Backbones(
+extractors = ExtractorCache(
     folders=lambda: [
         folder for kind in ("clip_vision", "personalize") for folder in folder_paths.get_folder_paths(kind)
     ]
@@ -58,7 +58,7 @@ def training_session() -> Iterator[torch.device]:
             traceback.clear_frames(error.__traceback__)
             raise
         finally:
-            backbones.clear()
+            extractors.clear()
             gc.collect()
             mm.soft_empty_cache()
 

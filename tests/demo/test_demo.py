@@ -88,7 +88,7 @@ def plain(colour, size=128):
     return Image.new("RGB", (size, size), colour)
 
 
-class Judges:
+class ScorerConfig:
     """Identity is the red channel, text alignment whether the green channel matches the prompt's length."""
 
     def __init__(self):
@@ -111,7 +111,7 @@ def pictures():
 
 
 def test_the_report_holds_means_over_prompts_and_seeds():
-    judges = Judges()
+    judges = ScorerConfig()
     result = report.score(JOB, pictures(), plain((0, 0, 0)), judges)
     ceiling = result.pop("identity_ceiling")
     assert result == {

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from personalize.tests.support import judge
-from personalize.trainers.metrics.clip import ClipChoice
+from personalize.trainers.metrics.clip import ClipConfig
 from personalize.trainers.stopping.clip_early_stopping import PRESETS, ClipEarlyStopping
 from personalize.trainers.stopping.monitor import FixedSteps
 
@@ -27,7 +27,7 @@ def clip_vision(tmp_path, monkeypatch, model_folders):
     known = folder_paths.folder_names_and_paths["clip_vision"][1]
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "clip_vision", ([str(place)], known))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    session.backbones.clear()
+    session.extractors.clear()
     return place
 
 
@@ -68,7 +68,7 @@ def test_files_of_both_folders(clip_vision, model_folders):
         ({"clip_weights": "", "clip_model": "ViT-B-32"}, "are not on this computer, and clip_download is off"),
         ({"clip_weights": "missing.safetensors"}, "There are no CLIP weights"),
         ({"clip_weights": "../clip_vision/judges/world.safetensors"}, "is no name of CLIP weights"),
-        ({"clip_weights": "judges/old.pt"}, "are no .safetensors file"),
+        ({"clip_weights": "judges/old.pt"}, "are not a .safetensors file"),
         ({"clip_model": "ViT-B-33"}, "knows no model 'ViT-B-33'"),
         ({"images": 0}, "images is 0: use 1 to 64"),
         ({"stage": "4"}, "choose one of all, 1, 2, 3"),
@@ -110,13 +110,13 @@ def train(tmp_path, monkeypatch):
 def test_a_training_is_watched_and_the_judge_leaves(clip_vision, train):
     from personalize.nodes.host import session
 
-    stopper = ClipEarlyStopping(every=1, images=2, sampler_steps=2, patience=0, eps=1.0, **WORLD)
+    stopper = ClipEarlyStopping(every=1, images=2, sampler_steps=2, patience=0, min_delta=1.0, **WORLD)
     result = train(stopper)
     scores = [entry["measures"]["CLIP Early Stopping"]["score"] for entry in result.history]
     assert len(scores) == 2 and all(-1 <= score <= 1 for score in scores)
     assert [stop["stage_step"] for stop in result.stops] == [2]
     assert f"reading CLIP {judge.CHOICE.clip_model} from judges/{judge.FILE}" in train.said
-    assert not session.backbones.loaded
+    assert not session.extractors.loaded
     about = (result.folder / "run.json").read_text()
     assert judge.FILE in about and str(clip_vision) not in about  # a name goes into files, no path of this computer
 
@@ -128,7 +128,7 @@ def test_a_wrong_file_is_said_before_the_model_is_read(clip_vision, train, monke
     wrong = ClipEarlyStopping(**WORLD | {"clip_model": "ViT-B-32"})
     with pytest.raises(ValueError, match="are not those of ViT-B-32"):
         train(wrong)
-    assert not session.backbones.loaded
+    assert not session.extractors.loaded
 
 
 def test_a_recipe_that_asks_a_clip_is_checked_too(clip_vision, monkeypatch):
@@ -136,7 +136,7 @@ def test_a_recipe_that_asks_a_clip_is_checked_too(clip_vision, monkeypatch):
     from personalize.nodes import recipes
 
     class Asking(ClipEarlyStopping):
-        clip = ClipChoice(clip_model="ViT-B-33")
+        clip = ClipConfig(clip_model="ViT-B-33")
 
     with pytest.raises(ValueError, match="knows no model 'ViT-B-33'"):
         recipes.chosen("Any", {"one": Asking()}, {"preset": "one"})

@@ -47,7 +47,7 @@ def folders(tmp_path, monkeypatch, model_folders):
     for kind in ("input", "output"):
         (tmp_path / kind).mkdir()
         monkeypatch.setattr(folder_paths, f"get_{kind}_directory", lambda kind=kind: str(tmp_path / kind))
-    session.backbones.clear()
+    session.extractors.clear()
     return tmp_path
 
 
@@ -112,9 +112,9 @@ def test_scores_are_the_judges_own(evaluate, concept, folders):
     unseen = torch.stack([image.movedim(0, -1) for image in judge.tensors(judge.pictures(count=4)[2:])])
     report, grid, table, summary, pictures = evaluate(unseen=unseen)
     shelf = evaluating.write(folders)
-    from personalize.trainers.evaluation.scorer import Judges
+    from personalize.trainers.evaluation.scorer import ScorerConfig
 
-    judges = Judges(**evaluating.WORLD)
+    judges = ScorerConfig(**evaluating.WORLD)
     clip, dino = shelf.load(judges.clip), shelf.load(judges.dino)
     images = [to_pil(picture.movedim(-1, 0)) for picture in pictures]
     texts = ["a photo of dog"] * 2 + ["dog in the snow"] * 2
@@ -187,7 +187,7 @@ def test_what_cannot_be_gets_one_sentence_before_anything_is_drawn(evaluate, mon
     monkeypatch.setattr(sampler, "draw", lambda *given: pytest.fail("drawn"))
     with pytest.raises(ValueError, match=words) as caught:
         evaluate(**changes)
-    assert "\n" not in str(caught.value) and not session.backbones.loaded
+    assert "\n" not in str(caught.value) and not session.extractors.loaded
 
 
 def test_a_word_that_the_clip_never_learned_is_refused(evaluate, graph, concept):
@@ -230,7 +230,7 @@ def test_it_can_be_interrupted_and_leaves_nothing(evaluate, monkeypatch, when):
     monkeypatch.setattr(session, "check_interrupted", check)
     with pytest.raises(mm.InterruptProcessingException):
         evaluate(pictures_at_once=1 if when < 17 else 2)
-    assert not session.backbones.loaded
+    assert not session.extractors.loaded
 
 
 @pytest.fixture

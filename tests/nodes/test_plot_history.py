@@ -543,7 +543,7 @@ def test_a_trainings_own_history(tmp_path):
     from personalize.trainers.runs.folder import RunFolder
     from personalize.trainers.runs.run import Run
 
-    monitors = (DVAR(window=2, eps=0.9, batch_size=2, intervals=True, act=False),)
+    monitors = (DVAR(window=2, threshold=0.9, batch_size=2, intervals=True, stop_training=False),)
     run = Run(concept=concept(), recipe=FAST, stopper=monitors)
     result = train.train(run, small.models(), tmp_path)
     kept = RunFolder(tmp_path).result()

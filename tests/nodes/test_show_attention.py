@@ -143,7 +143,7 @@ def personalized(graph):
         tensors[f"{name}.down"] = torch.randn(1, inputs, generator=generator) / inputs**0.5
         tensors[f"{name}.up"] = torch.randn(rows, 1, generator=generator) / 2
     words = {"<dog>": causal_adapters.WordAdapters(tensors)}
-    carried = clip_attachment.Carried(tokens={"<dog>": vectors}, adapters=words)
+    carried = clip_attachment.ClipAttachment(tokens={"<dog>": vectors}, adapters=words)
     return causal_adapters.attach_unet(model, words), clip_attachment.attach(clip, carried), vae
 
 

@@ -84,7 +84,7 @@ def stages(log):
 @pytest.mark.parametrize("weights", ["lora", "full"])
 def test_three_stages_train_and_draw(server, attndreambooth, weights):
     earlier = logs(server)
-    prompt = override(attndreambooth, {"PersonalizeAttnDreamBooth": {"preset.weights": weights}})
+    prompt = override(attndreambooth, {"PersonalizeAttnDreamBooth": {"preset.fine_tuning": weights}})
     untrained, trained = pictures(server, prompt)
     assert untrained != trained
     (log,) = logs(server).keys() - earlier.keys()
@@ -126,7 +126,7 @@ def dvar(object_info):
     values = {kind: inputs for kind, inputs in host.demo_overrides().items() if kind != "PersonalizeTextBoost"}
     quick = {kind: inputs for kind, inputs in host.QUICK.items() if kind != "PersonalizeTextBoost"}
     quick["PersonalizeDreamBoothLoRA"] = {"preset.steps": 12, "preset.views": 8}
-    quick["PersonalizeDVAR"] = {"preset.window": 3, "preset.every": 1, "preset.eps": 1.0, "preset.min_steps": 4}
+    quick["PersonalizeDVAR"] = {"preset.window": 3, "preset.every": 1, "preset.threshold": 1.0, "preset.min_steps": 4}
     return override(override(prompt, values), quick)
 
 

@@ -44,4 +44,4 @@ def teach(clip, word):
     for name in encoder_names(clip):
         width = getattr(clip.cond_stage_model, name).transformer.get_input_embeddings().weight.shape[1]
         vectors[name] = torch.randn(1, width, generator=torch.Generator().manual_seed(0))
-    return clip_attachment.attach(clip, clip_attachment.Carried(tokens={word: vectors}))
+    return clip_attachment.attach(clip, clip_attachment.ClipAttachment(tokens={word: vectors}))

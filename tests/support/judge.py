@@ -6,18 +6,18 @@ import numpy as np
 import torch
 
 from personalize.demo import evaluators, world
-from personalize.trainers.metrics.clip import ClipChoice
-from personalize.trainers.metrics.extractor_cache import Backbones
+from personalize.trainers.metrics.clip import ClipConfig
+from personalize.trainers.metrics.extractor_cache import ExtractorCache
 
 FILE = "world.safetensors"
-CHOICE = ClipChoice(clip_model=evaluators.CLIP_NAME, clip_weights=FILE)
+CHOICE = ClipConfig(clip_model=evaluators.CLIP_NAME, clip_weights=FILE)
 
 
 def write(folder):
     """`Backbones` that look into a folder which holds the world's CLIP."""
     evaluators.register()
     evaluators.expand_clip(evaluators.WEIGHTS / "evaluator_clip.safetensors", folder / FILE)
-    return Backbones(folders=lambda: [folder])
+    return ExtractorCache(folders=lambda: [folder])
 
 
 def pictures(subject="dog", count=2):

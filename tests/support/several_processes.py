@@ -32,7 +32,10 @@ from personalize.trainers.training.distributed import ManyDevices, processes  # 
 SHORT = {"views": 8, "max_grad_norm": 0.1}
 STAGES = {f"batch_size_{stage}": 3 for stage in (1, 2)} | {f"steps_{stage}": 2 for stage in (1, 2)}
 # The second measures on the device, and what it likes best decides what is returned.
-STOPPER = (FixedSteps(steps=2, act=False), DVAR(batch_size=2, accumulation=1, window=2, act=False, keep="best"))
+STOPPER = (
+    FixedSteps(steps=2, stop_training=False),
+    DVAR(batch_size=2, accumulation=1, window=2, stop_training=False, keep="best"),
+)
 RECIPES = {
     "textboost": TextBoost(steps=4, batch_size=4, **SHORT),
     "uneven": TextBoost(steps=2, batch_size=3, knowledge_weight=0.0, **SHORT),
@@ -69,7 +72,7 @@ def main():
         for name in given.names:
             folder = SharedFolder(given.out / name)
             many = ManyDevices(device=device)
-            train(name, folder, device=many, watcher=training.Watcher(on_step=on_step))
+            train(name, folder, device=many, callbacks=training.Callbacks(on_step=on_step))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from ..data.concept import Concept
 from ..evaluation import protocol
 from ..evaluation.protocol import Evaluation, Protocol
-from ..evaluation.scorer import Judges, References
+from ..evaluation.scorer import References, ScorerConfig
 from ..images import to_pil
 from ..reports import report_folder
 from ..runs import replay, restore
@@ -39,7 +39,7 @@ from .options import (
     starting_from,
     word_flags,
 )
-from .train import pictures_in, precision
+from .train import images_in, precision
 
 NONE = "none"
 
@@ -81,13 +81,13 @@ def evaluate(given: argparse.Namespace) -> None:
     chosen = settings_of(Protocol, given, "the protocol")
     subject = run.recipe.subject(concept) if result else "C"
     prompts = chosen.prompts(own_prompts(given), kind_of(concept.class_word), concept, subject)
-    unseen = pictures_in(given.unseen)[0] if given.unseen else ()
-    backbones, judges = shelf(given), settings_of(Judges, given, "the judges")
-    judged_by = protocol.load_judges(judges, backbones)
+    unseen = images_in(given.unseen)[0] if given.unseen else ()
+    extractors, scorer_config = shelf(given), settings_of(ScorerConfig, given, "the judges")
+    extractor_weights = protocol.load_extractors(scorer_config, extractors)
     models, model = starting_from(given, run, about, device, print)
     evaluation = Evaluation(
-        protocol=chosen, judges=judges, judged_by=judged_by, prompts=tuple(prompts), dtype=run.dtype,
-        vqa_download=given.vqa_download,
+        protocol=chosen, scorer_config=scorer_config, extractor_weights=extractor_weights,
+        prompts=tuple(prompts), dtype=run.dtype, vqa_download=given.vqa_download,
         references=References(seen=[*map(to_pil, concept.images)], unseen=[*map(to_pil, unseen)]),
         side=concept.at_resolution(models.resolution),
     )  # fmt: skip
@@ -101,7 +101,7 @@ def evaluate(given: argparse.Namespace) -> None:
         restore.put(result, models)
     drawn = evaluation.drawn(models, print)
     del models  # the judges need the room
-    report = evaluation.report(label, drawn, backbones, given.device, print)
+    report = evaluation.report(label, drawn, extractors, given.device, print)
     facts = {"checkpoint": given.checkpoint.name, "run": result.folder.name if result else NONE, "digest": digest}
     report_folder.write(given.out, [replace(report, settings=report.settings | facts)])
     print(report.summary())
@@ -123,6 +123,6 @@ def _untrained(given: argparse.Namespace) -> tuple[Run, dict, None]:
     """A run that trains nothing."""
     if given.images is None:
         raise ValueError("There is no picture of the subject: name a folder of pictures with --images.")
-    images, _ = pictures_in(given.images)
+    images, _ = images_in(given.images)
     concept = Concept(images=images, class_word=given.class_word, resolution=given.resolution)
     return Run(concept=concept, recipe=None, dtype=precision(given.precision, torch.device(given.device))), {}, None

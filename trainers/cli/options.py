@@ -11,20 +11,20 @@ import torch
 
 from ..device import SingleDevice
 from ..evaluation.protocol import Protocol
-from ..evaluation.scorer import Judges
-from ..metrics.extractor_cache import Backbones
+from ..evaluation.scorer import ScorerConfig
+from ..metrics.extractor_cache import ExtractorCache
 from ..models.checkpoint import load_models
 from ..models.diffusion import Models
 from ..models.fingerprint import fingerprint
 from ..runs import replay
-from ..runs.callbacks import Watcher
+from ..runs.callbacks import Callbacks
 from ..runs.folder import RunFolder
 from ..runs.replay import CROPS
 from ..runs.result import RunResult
 from ..runs.run import Run
 from ..runs.train import train
 from ..settings import changed
-from ..training.memory import Effort
+from ..training.memory import MemoryPlan
 from .train import NAMES, WORDS
 
 OFFER = "bfloat16 where the card has it, else float16 on a card, else float32"
@@ -77,9 +77,9 @@ def protocol_flags(command: argparse.ArgumentParser) -> None:
     drawn = command.add_argument_group("what is drawn")
     setting_flags(drawn, Protocol)
     drawn.add_argument("--prompts", type=Path, metavar="FILE", help="your own: one per line, {} is the subject")
-    judges = command.add_argument_group("who judges")
-    setting_flags(judges, Judges)
-    judges.add_argument(
+    scorer_config = command.add_argument_group("who judges")
+    setting_flags(scorer_config, ScorerConfig)
+    scorer_config.add_argument(
         "--vqa-download", action="store_true",
         help="also score by VQA (clip-flant5-xxl): the package t2v_metrics then downloads tens of gigabytes",
     )  # fmt: skip
@@ -115,9 +115,9 @@ def own_prompts(given: argparse.Namespace) -> str:
     return given.prompts.read_text(encoding="utf-8-sig") if given.prompts else ""
 
 
-def shelf(given: argparse.Namespace) -> Backbones:
+def shelf(given: argparse.Namespace) -> ExtractorCache:
     """Where judges are looked for."""
-    return Backbones(folders=lambda: given.clip_folder)
+    return ExtractorCache(folders=lambda: given.clip_folder)
 
 
 def settings_help() -> str:
@@ -147,9 +147,9 @@ def train_command(
     return train(
         run, models, folder,
         device=device,
-        effort=Effort(micro_batch_size=micro_batch_size),
+        memory_plan=MemoryPlan(micro_batch_size=micro_batch_size),
         free_memory=(lambda: torch.cuda.mem_get_info(device.device)[0]) if card else None,
-        watcher=Watcher(on_entry=partial(progress, say, run.recipe.steps), on_notice=say),
+        callbacks=Callbacks(on_entry=partial(progress, say, run.recipe.steps), on_notice=say),
         **options,
     )  # fmt: skip
 
@@ -167,7 +167,7 @@ def starting_from(
     models, same = replay.starting_models(loader(given), asked, about, device)
     rounding = replay.autoencoder_difference(models, about)
     same = same and rounding < replay.ROUNDING
-    models.backbones = shelf(given)
+    models.extractors = shelf(given)
     if about and asked.dataset() != about.get("dataset"):
         say("The pictures beside run.json are not exactly those of that run: the result will differ.")
     if about and not same:

@@ -31,8 +31,8 @@ def asked_for(given: argparse.Namespace, device: torch.device) -> tuple[Run, dic
         return replay.read(Path(given.what))
     if given.images is None:
         raise ValueError("There is no picture to learn from: name a folder of pictures with --images.")
-    images, captions = pictures_in(given.images)
-    others, beside = pictures_in(given.class_images) if given.class_images else ((), ())
+    images, captions = images_in(given.images)
+    others, beside = images_in(given.class_images) if given.class_images else ((), ())
     pictures = {"images": images, "captions": captions, "class_images": others, "class_captions": beside}
     concept = Concept(**pictures, **{word.name: getattr(given, word.name) for word in WORDS})
     return Run(
@@ -75,7 +75,7 @@ def precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def pictures_in(folder: Path) -> tuple[tuple[torch.Tensor, ...], tuple[str, ...]]:
+def images_in(folder: Path) -> tuple[tuple[torch.Tensor, ...], tuple[str, ...]]:
     """The pictures of a folder by name, over white where they are transparent, and their captions, none if all are "".
 
     Raises:

@@ -150,7 +150,9 @@ def describe(prompt: str, operations: tuple[str, ...], named: str, generator: Ge
     return prompt
 
 
-def turn(picture: Picture, generator: Generator, p: float = 0.75, degrees: float = 45.0, flip_p: float = 0.25) -> View:
+def random_rotation(
+    picture: Picture, generator: Generator, p: float = 0.75, degrees: float = 45.0, flip_p: float = 0.25
+) -> View:
     """One view for a method with a single prompt (AttnDreamBooth): turned, mirrored, and nothing of it said.
 
     With probability `p` turned about the centre by up to `degrees` either way; what was outside the picture is its
@@ -165,7 +167,7 @@ def turn(picture: Picture, generator: Generator, p: float = 0.75, degrees: float
     return View(pixels=stacked[:3], mask=None if mask is None else stacked[3:])
 
 
-def mirrored(picture: Picture, generator: Generator, p: float = 0.5) -> View:
+def random_flip(picture: Picture, generator: Generator, p: float = 0.5) -> View:
     """One view: left and right exchanged with probability `p`, and nothing of it said."""
     pixels, mask = picture
     if draw(generator) < p:
@@ -184,7 +186,7 @@ def resized(picture: Picture, generator: Generator, p: float = 0.5) -> View:
     stays as it is. With 1/3 a size uniform in 1.2..1.4, cropped anywhere. Before, left and right are exchanged with
     probability `p`.
     """
-    view = mirrored(picture, generator, p)
+    view = random_flip(picture, generator, p)
     stacked = torch.cat([view.pixels, torch.ones_like(view.pixels[:1]) if view.mask is None else view.mask])
     factor = draw(generator, 1 / 3, 1.0) if draw(generator) < 2 / 3 else draw(generator, 1.2, 1.4)
     names = ()

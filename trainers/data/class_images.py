@@ -27,7 +27,7 @@ CHUNK = 8  # pictures drawn together; the same ones always, because rounding dep
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassPictures:
+class ClassImages:
     """Encoded pictures of the class and their prompts, from which a step draws some."""
 
     latents: dict[tuple[int, int], Latents]  # by height and width of the latents
@@ -44,17 +44,17 @@ class ClassPictures:
         )
 
 
-def for_prior(recipe, models: Models, concept: Concept, generator: Generator) -> ClassPictures | None:
+def for_prior(recipe, models: Models, concept: Concept, generator: Generator) -> ClassImages | None:
     """Of a recipe with prior preservation; `None` of one without.
 
     What is drawn depends on the run's seed and takes nothing from its generator.
     """
     if recipe.prior_weight <= 0:
         return None
-    return class_pictures(models, concept, generator.initial_seed(), recipe.class_images, recipe.class_image_steps)
+    return class_images_of(models, concept, generator.initial_seed(), recipe.class_images, recipe.class_image_steps)
 
 
-def class_pictures(models: Models, concept: Concept, seed: int, count: int, steps: int) -> ClassPictures:
+def class_images_of(models: Models, concept: Concept, seed: int, count: int, steps: int) -> ClassImages:
     """The concept's class pictures; without any, `count` drawn by `models` in `steps` sampler steps.
 
     To be called before anything of the models changes.
@@ -62,7 +62,9 @@ def class_pictures(models: Models, concept: Concept, seed: int, count: int, step
     images, prompts = concept.class_images, concept.class_prompts()
     if not images:
         size = (concept.at_resolution(models.resolution),) * 2
-        images = Drawing(models=models, prompt=concept.class_prompt, size=size, seed=seed, count=count, steps=steps)()
+        images = ClassImageGenerator(
+            models=models, prompt=concept.class_prompt, size=size, seed=seed, count=count, steps=steps
+        )()
         prompts = [concept.class_prompt] * count
     encoded = {}
     for size in dict.fromkeys(concept.sizes(models.resolution)):
@@ -70,11 +72,11 @@ def class_pictures(models: Models, concept: Concept, seed: int, count: int, step
         views = (View(pixels=cut(image, *size, 0.5), mask=None) for image in images)
         latents = encode_views(models, views, len(images))
         encoded[tuple(latents.mean.shape[-2:])] = latents
-    return ClassPictures(latents=encoded, input_ids=models.tokenize(prompts))
+    return ClassImages(latents=encoded, input_ids=models.tokenize(prompts))
 
 
 @dataclass(kw_only=True)
-class Drawing:
+class ClassImageGenerator:
     """Pictures of one prompt by the model itself."""
 
     models: Models

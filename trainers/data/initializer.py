@@ -21,8 +21,8 @@ from torch import Generator, Tensor
 from .. import files
 from ..digest import choose, digest_of, sampled
 from ..images import to_pil
-from ..metrics.clip import ClipChoice
-from ..metrics.feature_extractors import Backbone
+from ..metrics.clip import ClipConfig
+from ..metrics.feature_extractors import FeatureExtractor
 from ..metrics.metrics import unit_features
 from ..models.diffusion import Models
 from .concept import Concept
@@ -51,7 +51,7 @@ def vocabulary() -> tuple[Word, ...]:
 
 
 def starting_word(
-    strategy: str, models: Models, images: Sequence[Tensor], clip: ClipChoice | None, generator: Generator
+    strategy: str, models: Models, images: Sequence[Tensor], clip: ClipConfig | None, generator: Generator
 ) -> Word:
     """What the new token starts from by "random", "best" or "worst"; "given" is the concept's own initializer.
 
@@ -67,7 +67,7 @@ def starting_word(
     return ranking(models, images, clip)[strategy][0]
 
 
-def words(strategy: str, models: Models, concept: Concept, clip: ClipChoice | None, generator: Generator) -> str:
+def words(strategy: str, models: Models, concept: Concept, clip: ClipConfig | None, generator: Generator) -> str:
     """What the new token starts from, as `trainables.add_tokens` reads it, by any of `STRATEGIES`."""
     if strategy == "given":
         return concept.initializer
@@ -76,21 +76,21 @@ def words(strategy: str, models: Models, concept: Concept, clip: ClipChoice | No
     return found.word
 
 
-def ranking(models: Models, images: Sequence[Tensor], clip: ClipChoice) -> dict[str, list[Word]]:
+def ranking(models: Models, images: Sequence[Tensor], clip: ClipConfig) -> dict[str, list[Word]]:
     """The `KEPT` best and worst words for these pictures, the extreme ones first; kept in the models' cache."""
-    with models.backbones.on(models.device, clip) as backbone:
-        file = _file(models.cache, backbone, images)
+    with models.extractors.on(models.device, clip) as extractor:
+        file = _file(models.cache, extractor, images)
         found = _read(file)
         if found is None:
             pictures = [to_pil(image) for image in images]
-            found = _ranked(word_scores(backbone, pictures, vocabulary(), models.notice))
+            found = _ranked(word_scores(extractor, pictures, vocabulary(), models.notice))
             _write(file, found)
     return found
 
 
 @torch.no_grad()
 def word_scores(
-    clip: Backbone,
+    clip: FeatureExtractor,
     images: Sequence,
     words: Sequence[Word],
     notice: Callable[[str], None] = lambda sentence: None,
@@ -114,11 +114,11 @@ def _ranked(scores: Tensor) -> dict[str, list[Word]]:
     return {name: [replace(entries[i], score=float(scores[i])) for i in indices] for name, indices in chosen.items()}
 
 
-def _file(cache: Path | None, backbone: Backbone, images: Sequence[Tensor]) -> Path | None:
+def _file(cache: Path | None, extractor: FeatureExtractor, images: Sequence[Tensor]) -> Path | None:
     """Named by the pictures and the CLIP's own weights: under a file's name there may be another file tomorrow."""
     if cache is None:
         return None
-    weights = [sampled(parameter) for parameter in backbone.module.parameters()]
+    weights = [sampled(parameter) for parameter in extractor.module.parameters()]
     return cache / f"words_{digest_of([*images, *weights], [TEMPLATE])}.json"
 
 

@@ -16,7 +16,7 @@ from ..models.diffusion import Models
 from . import augmentation
 from .augmentation import Picture
 from .batch import Batch
-from .class_images import ClassPictures
+from .class_images import ClassImages
 from .concept import Concept
 from .latents import Latents, View, encode_views
 from .preservation import PreservationPrompts
@@ -94,7 +94,7 @@ class PairedViews:
         pools: Iterator[Latents],
         generator: Generator,
         preserved: PreservationPrompts | None = None,
-        classes: ClassPictures | None = None,
+        classes: ClassImages | None = None,
     ) -> Iterator[Batch]:
         """A batch per step, with `preserved` prompts and as many pictures of the class where there are any."""
         for pool in pools:

@@ -17,14 +17,14 @@ from ..data.concept import Concept
 from ..device import SingleDevice
 from ..digest import digest_of, sampled
 from ..images import to_pil
-from ..metrics.extractor_cache import Backbones
+from ..metrics.extractor_cache import ExtractorCache
 from ..models import sampler
 from ..models.diffusion import Models
 from ..settings import decisive, setting
 from . import prompt_sets, vqa
 from .prompt_sets import CLASS_WORD, OWN, REMOVED, Prompt
 from .report import Report
-from .scorer import Drawn, Judges, References, Scoring
+from .scorer import GeneratedImage, References, Scorer, ScorerConfig
 
 BY_KIND = "by kind"
 DRAWING_FORMAT = 1  # raised only when the same settings draw or score otherwise; part of every report's digest
@@ -85,8 +85,8 @@ class Evaluation:
     """One evaluation as data, whatever is drawn with."""
 
     protocol: Protocol
-    judges: Judges
-    judged_by: str  # a digest of the judges' weights, which a name does not tell
+    scorer_config: ScorerConfig
+    extractor_weights: str  # a digest of the judges' weights, which a name does not tell
     prompts: tuple[Prompt, ...]
     references: References
     side: int  # of the pictures, in pixels
@@ -99,7 +99,7 @@ class Evaluation:
             "format": DRAWING_FORMAT,
             "what": what,
             "protocol": dataclasses.asdict(self.protocol),
-            "judges": [decisive(self.judges), self.judged_by],
+            "judges": [decisive(self.scorer_config), self.extractor_weights],
             "prompts": [dataclasses.asdict(each) for each in self.prompts],
             "numbers": [self.side, str(self.dtype), vqa.missing(self.vqa_download)],
         }
@@ -120,7 +120,7 @@ class Evaluation:
             vqa.VQA: vqa.missing(self.vqa_download) or vqa.MODEL,
         }
 
-    def drawn(self, models: Models, say: Callable[[str], None]) -> tuple[list[Drawn], float]:
+    def drawn(self, models: Models, say: Callable[[str], None]) -> tuple[list[GeneratedImage], float]:
         """Every prompt's seeds, prompt after prompt, and the seconds that a picture took."""
         pairs = [(prompt, seed) for prompt in self.prompts for seed in self.protocol.all_seeds]
         found, size, start = [], self.protocol.pictures_at_once, time.perf_counter()
@@ -129,7 +129,7 @@ class Evaluation:
             say(f"drawn {len(found)} of {len(pairs)}")
         return found, (time.perf_counter() - start) / len(found)
 
-    def _chunk(self, models: Models, pairs: Sequence[tuple[Prompt, int]]) -> list[Drawn]:
+    def _chunk(self, models: Models, pairs: Sequence[tuple[Prompt, int]]) -> list[GeneratedImage]:
         texts, seeds = [prompt.drawn for prompt, _ in pairs], [seed for _, seed in pairs]
         with SingleDevice(device=models.device, dtype=self.dtype).autocast():
             pixels = sampler.sample(
@@ -137,28 +137,33 @@ class Evaluation:
                 guidance=self.protocol.cfg, batch_size=len(pairs),
             )  # fmt: skip
         return [
-            Drawn(prompt=prompt.drawn, text=prompt.text, seed=seed, image=to_pil(picture))
+            GeneratedImage(prompt=prompt.drawn, text=prompt.text, seed=seed, image=to_pil(picture))
             for (prompt, seed), picture in zip(pairs, pixels, strict=True)
         ]
 
     def report(
-        self, label: str, drawn: tuple[list[Drawn], float], backbones: Backbones, device: str, say: Callable
+        self,
+        label: str,
+        drawn: tuple[list[GeneratedImage], float],
+        extractors: ExtractorCache,
+        device: str,
+        say: Callable,
     ) -> Report:
         """Scores of what `drawn` gave. The models that drew may have left the device."""
-        scoring = Scoring(judges=self.judges, backbones=backbones, device=device, on_judge=say)
+        scoring = Scorer(scorer_config=self.scorer_config, extractors=extractors, device=device, on_extractor=say)
         report = scoring.report(label, drawn[0], self.references)
         report = vqa.added(replace(report, drawing_seconds=drawn[1]), self.vqa_download, device)
         return replace(report, settings=self.settings())
 
 
-def load_judges(judges: Judges, backbones: Backbones) -> str:
+def load_extractors(scorer_config: ScorerConfig, extractors: ExtractorCache) -> str:
     """Read them now: a wrong file costs little before anything was trained or drawn. Returns a digest of their weights.
 
     Raises:
         ValueError: one cannot be loaded.
     """
-    judges.check(backbones)
-    modules = [backbones.load(choice).module for choice in judges.choices(backbones)]
+    scorer_config.check(extractors)
+    modules = [extractors.load(choice).module for choice in scorer_config.choices(extractors)]
     return digest_of(sampled(weight) for module in modules for weight in module.parameters())
 
 

@@ -33,7 +33,7 @@ def added(report: Report, download: bool, device: str) -> Report:
     pictures = tuple(
         replace(each, scores={**each.scores, VQA: score}) for each, score in zip(report.pictures, found, strict=True)
     )
-    return replace(report, pictures=pictures, judges={**report.judges, VQA: MODEL})
+    return replace(report, pictures=pictures, scorer_config={**report.scorer_config, VQA: MODEL})
 
 
 def scores(pictures: Sequence[Scored], device: str) -> list[float]:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from ..settings import setting
 from ..text import quoted, reason
-from .feature_extractors import Backbone, load_clip
+from .feature_extractors import FeatureExtractor, load_clip
 from .weight_files import WHERE, below, from_hub
 
 PUBLISHED, PUBLISHED_FILE = "openai", "open_clip_model.safetensors"  # open_clip's tag, and the file's name on the hub
@@ -25,7 +25,7 @@ WEIGHTS = (PUBLISHED_FILE, "open_clip_pytorch_model.safetensors")  # of a folder
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipChoice:
+class ClipConfig:
     """A CLIP by name; the default is the DVAR paper's judge."""
 
     clip_model: str = setting(
@@ -48,7 +48,7 @@ class ClipChoice:
     )
 
     @property
-    def key(self) -> "ClipChoice":
+    def key(self) -> "ClipConfig":
         """What is loaded, however it came here."""
         return replace(self, clip_download=False)
 
@@ -60,18 +60,18 @@ class ClipChoice:
             _check_architecture(self.clip_model)
             _repository(self.clip_model)
 
-    def read(self, folders: Iterable[str | Path]) -> Backbone:
+    def read(self, folders: Iterable[str | Path]) -> FeatureExtractor:
         """Raises ValueError: there is no such file or architecture, or the two do not belong together."""
         return _load(self, _find(self, folders))
 
 
-class Choice(Protocol):
+class ExtractorConfig(Protocol):
     """A judge by name: ClipChoice, and those of encoders.py."""
 
     @property
     def key(self) -> Hashable: ...
     def check(self, folders: Iterable[str | Path]) -> None: ...
-    def read(self, folders: Iterable[str | Path]) -> Backbone: ...
+    def read(self, folders: Iterable[str | Path]) -> FeatureExtractor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class _Found:
     quick_gelu: bool = False
 
 
-def _find(choice: ClipChoice, folders: Iterable[str | Path]) -> _Found:
+def _find(choice: ClipConfig, folders: Iterable[str | Path]) -> _Found:
     if not choice.clip_weights.strip():
         _check_architecture(choice.clip_model)
         return _published(choice.clip_model, choice.clip_download)
@@ -150,7 +150,7 @@ def _published(name: str, download: bool) -> _Found:
     return _Found(name=name, weights=path, quick_gelu=quick_gelu)
 
 
-def _load(choice: ClipChoice, found: _Found) -> Backbone:
+def _load(choice: ClipConfig, found: _Found) -> FeatureExtractor:
     name = quoted(choice.clip_weights.strip() or found.weights.name)
     try:
         return load_clip(found.name, found.weights, quick_gelu=found.quick_gelu)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from ..settings import setting
 from ..text import quoted, reason
-from .feature_extractors import Backbone, load_image_encoder
+from .feature_extractors import FeatureExtractor, load_image_encoder
 from .weight_files import WHERE, below, from_hub
 
 TIMM_FILE = "model.safetensors"  # of a timm model on the hub
@@ -23,7 +23,7 @@ PARTS = ("config.json", "preprocessor_config.json", "model.safetensors")  # of o
 
 
 @dataclass(frozen=True, kw_only=True)
-class DinoChoice:
+class DinoConfig:
     """An image encoder by name; the default is the DreamBooth and DVAR papers' DINO ViT-S/16."""
 
     dino_model: str = setting(
@@ -45,7 +45,7 @@ class DinoChoice:
     )
 
     @property
-    def key(self) -> "DinoChoice":
+    def key(self) -> "DinoConfig":
         return replace(self, dino_download=False)
 
     def check(self, folders: Iterable[str | Path]) -> None:
@@ -55,7 +55,7 @@ class DinoChoice:
         else:  # whether it can be downloaded only a download tells
             _check_name(self.dino_model)
 
-    def read(self, folders: Iterable[str | Path]) -> Backbone:
+    def read(self, folders: Iterable[str | Path]) -> FeatureExtractor:
         """Raises ValueError: there is no such file or model, or the two do not belong together."""
         model, file = self._find(folders)
         name = quoted(self.dino_weights.strip() or self.dino_model)

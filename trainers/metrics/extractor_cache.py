@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from .clip import Choice
-from .feature_extractors import Backbone
+from .clip import ExtractorConfig
+from .feature_extractors import FeatureExtractor
 
 
 @dataclass
-class Backbones:
+class ExtractorCache:
     """The judges of a process, each loaded once, on the CPU between uses; `clear` forgets them.
 
     Args:
@@ -20,13 +20,13 @@ class Backbones:
     """
 
     folders: Callable[[], Iterable[str | Path]] = tuple
-    loaded: dict[Hashable, Backbone] = field(default_factory=dict)
+    loaded: dict[Hashable, FeatureExtractor] = field(default_factory=dict)
 
-    def check(self, choice: Choice) -> None:
+    def check(self, choice: ExtractorConfig) -> None:
         """Raise `ValueError` where the choice cannot be loaded, as far as names and folders tell; quick."""
         choice.check(self.folders())
 
-    def load(self, choice: Choice) -> Backbone:
+    def load(self, choice: ExtractorConfig) -> FeatureExtractor:
         """The judge of a choice.
 
         Raises:
@@ -38,22 +38,22 @@ class Backbones:
         return self.loaded[choice.key]
 
     @contextlib.contextmanager
-    def on(self, device: torch.device | str, choice: Choice) -> Iterator[Backbone]:
+    def on(self, device: torch.device | str, choice: ExtractorConfig) -> Iterator[FeatureExtractor]:
         """The judge of a choice on `device`, back on the CPU afterwards; on the CPU where the device has no room."""
-        backbone = self.load(choice)
+        extractor = self.load(choice)
         try:
-            _move(backbone, device)
-            yield backbone
+            _move(extractor, device)
+            yield extractor
         finally:
-            backbone.module.to("cpu")
+            extractor.module.to("cpu")
 
     def clear(self) -> None:
         """Forget what is loaded, so that its memory is free."""
         self.loaded.clear()
 
 
-def _move(backbone: Backbone, device: torch.device | str) -> None:
+def _move(extractor: FeatureExtractor, device: torch.device | str) -> None:
     try:
-        backbone.module.to(device)
+        extractor.module.to(device)
     except RuntimeError:  # no room
-        backbone.module.to("cpu")
+        extractor.module.to("cpu")

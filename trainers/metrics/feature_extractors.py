@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
-class Backbone:
+class FeatureExtractor:
     """A loaded model as functions: pictures -> features, and (CLIP only) prompts -> features, both [N, dim] before
     normalising, or (LPIPS only) two equally long rows of pictures -> distances [N]; computed where the module's
     weights are.
@@ -30,7 +30,7 @@ class Backbone:
     module: nn.Module | None = None
 
 
-def load_clip(name: str, weights: str | Path, device: str = "cpu", *, quick_gelu: bool = False) -> Backbone:
+def load_clip(name: str, weights: str | Path, device: str = "cpu", *, quick_gelu: bool = False) -> FeatureExtractor:
     """An open_clip model with the weights of a .safetensors file; nothing is unpickled, nothing downloaded.
 
     Args:
@@ -51,7 +51,9 @@ def load_clip(name: str, weights: str | Path, device: str = "cpu", *, quick_gelu
     with torch.random.fork_rng(devices=[]), _unheard("initialized randomly", "Multiple checkpoints"):
         model, _, preprocess = open_clip.create_model_and_transforms(name, force_quick_gelu=quick_gelu, **options)
     model.load_state_dict(load_file(weights))
-    return clip_backbone(name, model.requires_grad_(False).to(device).eval(), preprocess, open_clip.get_tokenizer(name))
+    return clip_extractor(
+        name, model.requires_grad_(False).to(device).eval(), preprocess, open_clip.get_tokenizer(name)
+    )
 
 
 @contextlib.contextmanager
@@ -69,7 +71,7 @@ def _unheard(*words: str) -> Iterator[None]:
         log.removeFilter(keep)
 
 
-def clip_backbone(name: str, model: nn.Module, preprocess: Callable, tokenize: Callable) -> Backbone:
+def clip_extractor(name: str, model: nn.Module, preprocess: Callable, tokenize: Callable) -> FeatureExtractor:
     """An open_clip model with its transform and its tokenizer."""
 
     def device():
@@ -81,7 +83,7 @@ def clip_backbone(name: str, model: nn.Module, preprocess: Callable, tokenize: C
     def text_features(prompts):
         return encode_text(model, tokenize(list(prompts)).to(device())).float()
 
-    return Backbone(name=name, image_features=image_features, text_features=text_features, module=model)
+    return FeatureExtractor(name=name, image_features=image_features, text_features=text_features, module=model)
 
 
 class _TextTower(nn.Module):
@@ -112,7 +114,7 @@ def encode_text(model: nn.Module, ids: Tensor) -> Tensor:
     return torch.func.functional_call(_TextTower(model), short, (ids[:, :length],))
 
 
-def load_image_encoder(name: str, checkpoint: str | Path | None = None, device: str = "cpu") -> Backbone:
+def load_image_encoder(name: str, checkpoint: str | Path | None = None, device: str = "cpu") -> FeatureExtractor:
     """A DINO-like encoder: a timm name (weights from `checkpoint`, else timm's own), or a transformers name or folder.
 
     Raises:
@@ -130,7 +132,7 @@ def load_image_encoder(name: str, checkpoint: str | Path | None = None, device: 
     return _load_transformers(name, device)
 
 
-def _load_timm(name, checkpoint, device) -> Backbone:
+def _load_timm(name, checkpoint, device) -> FeatureExtractor:
     import timm
     from timm.data import create_transform, resolve_model_data_config
 
@@ -142,10 +144,10 @@ def _load_timm(name, checkpoint, device) -> Backbone:
     def image_features(images):
         return model(_pixels(preprocess, images, _device(model))).float()
 
-    return Backbone(name=name, image_features=image_features, module=model)
+    return FeatureExtractor(name=name, image_features=image_features, module=model)
 
 
-def _load_transformers(name, device) -> Backbone:
+def _load_transformers(name, device) -> FeatureExtractor:
     from transformers import AutoImageProcessor, AutoModel
 
     safe = {"trust_remote_code": False, "local_files_only": Path(name).is_dir()}
@@ -159,7 +161,7 @@ def _load_transformers(name, device) -> Backbone:
         inputs = processor(images=[image.convert("RGB") for image in images], return_tensors="pt").to(_device(model))
         return model(**inputs).last_hidden_state[:, 0].float()
 
-    return Backbone(name=str(name), image_features=image_features, module=model)
+    return FeatureExtractor(name=str(name), image_features=image_features, module=model)
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 
 from ..settings import setting
 from ..text import quoted, reason
-from .feature_extractors import Backbone
+from .feature_extractors import FeatureExtractor
 from .weight_files import WHERE, below
 
 LPIPS_NAME = "LPIPS (AlexNet)"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LpipsChoice:
+class LpipsConfig:
     """LPIPS with AlexNet, by the package `lpips` (Zhang et al., arXiv 1801.03924)."""
 
     lpips_weights: str = setting(
@@ -28,7 +28,7 @@ class LpipsChoice:
     )
 
     @property
-    def key(self) -> "LpipsChoice":
+    def key(self) -> "LpipsConfig":
         return self
 
     def missing(self, folders: Iterable[str | Path]) -> str:
@@ -45,7 +45,7 @@ class LpipsChoice:
         if why := self.missing(folders):
             raise ValueError(f"LPIPS cannot measure because {why}.")
 
-    def read(self, folders: Iterable[str | Path]) -> Backbone:
+    def read(self, folders: Iterable[str | Path]) -> FeatureExtractor:
         """Raises ValueError: it is not there, or the file holds another model's weights."""
         self.check(folders)
         import lpips
@@ -53,7 +53,7 @@ class LpipsChoice:
         with torch.random.fork_rng(devices=[]):
             model = lpips.LPIPS(net="alex", pretrained=False, pnet_rand=True, verbose=False)
         _fill(model, below(self.lpips_weights.strip(), folders, "LPIPS"))
-        return lpips_backbone(model.requires_grad_(False).eval())
+        return lpips_extractor(model.requires_grad_(False).eval())
 
 
 def _fill(model: torch.nn.Module, file: Path) -> None:
@@ -69,7 +69,7 @@ def _fill(model: torch.nn.Module, file: Path) -> None:
         raise ValueError(f"The LPIPS weights {quoted(file.name)} are not those of LPIPS with AlexNet: make them anew.")
 
 
-def lpips_backbone(model: torch.nn.Module) -> Backbone:
+def lpips_extractor(model: torch.nn.Module) -> FeatureExtractor:
     """A loaded `lpips.LPIPS`."""
 
     from torchvision.transforms.functional import to_tensor
@@ -79,4 +79,4 @@ def lpips_backbone(model: torch.nn.Module) -> Backbone:
         pairs = ((to_tensor(image.convert("RGB"))[None].to(device) for image in pair) for pair in zip(ones, others))
         return torch.cat([model(*pair, normalize=True).flatten().float().cpu() for pair in pairs])
 
-    return Backbone(name=LPIPS_NAME, distances=distances, module=model)
+    return FeatureExtractor(name=LPIPS_NAME, distances=distances, module=model)

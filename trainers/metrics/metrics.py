@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .feature_extractors import Backbone
+from .feature_extractors import FeatureExtractor
 
 
 @torch.no_grad()
@@ -23,24 +23,24 @@ def unit_features(encode: Callable, items: Sequence) -> Tensor:
     return F.normalize(features(encode, items), dim=-1)
 
 
-def image_similarity(backbone: Backbone, images: Sequence, references: Sequence) -> Tensor:
+def image_similarity(extractor: FeatureExtractor, images: Sequence, references: Sequence) -> Tensor:
     """cosine(picture, reference) of every pair, [images, references]. CLIP-I or DINO, by the backbone."""
-    return unit_features(backbone.image_features, images) @ unit_features(backbone.image_features, references).T
+    return unit_features(extractor.image_features, images) @ unit_features(extractor.image_features, references).T
 
 
-def clip_image(clip: Backbone, images: Sequence, references: Sequence) -> Tensor:
+def clip_image(clip: FeatureExtractor, images: Sequence, references: Sequence) -> Tensor:
     """CLIP-I of each picture, [images]: its mean cosine to the references (seen or held-out ones), negative cosines
     counted as 0.
     """
     return image_similarity(clip, images, references).clamp(min=0).mean(1)
 
 
-def dino(encoder: Backbone, images: Sequence, references: Sequence) -> Tensor:
+def dino(encoder: FeatureExtractor, images: Sequence, references: Sequence) -> Tensor:
     """The same on a DINO encoder's class-token (or, for convolutional ones, pooled) features, [images]."""
     return image_similarity(encoder, images, references).clamp(min=0).mean(1)
 
 
-def clip_text(clip: Backbone, images: Sequence, prompts: Sequence[str]) -> Tensor:
+def clip_text(clip: FeatureExtractor, images: Sequence, prompts: Sequence[str]) -> Tensor:
     """CLIP-T of each picture with its own prompt, [images].
 
     A placeholder must already be the class word: see plain_prompt.
@@ -51,7 +51,7 @@ def clip_text(clip: Backbone, images: Sequence, prompts: Sequence[str]) -> Tenso
 
 
 @torch.no_grad()
-def diversity(lpips: Backbone, images: Sequence) -> float | None:
+def diversity(lpips: FeatureExtractor, images: Sequence) -> float | None:
     """DIV of one prompt's pictures, all of one size: the mean distance over all pairs; `None` of fewer than two."""
     pairs = list(combinations(images, 2))
     if not pairs:
@@ -59,14 +59,14 @@ def diversity(lpips: Backbone, images: Sequence) -> float | None:
     return float(lpips.distances([one for one, _ in pairs], [other for _, other in pairs]).double().mean())
 
 
-def feature_distances(encoder: Backbone) -> Backbone:
+def feature_distances(encoder: FeatureExtractor) -> FeatureExtractor:
     """An image encoder in LPIPS's place: 1 - cosine of two pictures' features; a report has to name it so."""
 
     def distances(ones, others):
         one, other = (unit_features(encoder.image_features, images) for images in (ones, others))
         return 1 - (one * other).sum(1)
 
-    return Backbone(name=f"1 - cosine, {encoder.name}", distances=distances, module=encoder.module)
+    return FeatureExtractor(name=f"1 - cosine, {encoder.name}", distances=distances, module=encoder.module)
 
 
 def plain_prompt(prompt: str, placeholder: str, class_word: str) -> str:

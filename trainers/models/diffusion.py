@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..metrics.extractor_cache import Backbones
+from ..metrics.extractor_cache import ExtractorCache
 from .families import Family
 from .text_encoder import Subject, TextEncoder
 
@@ -60,7 +60,9 @@ class Models:
     base_weights: dict[str, Tensor] = field(default_factory=dict)  # of the U-Net, those that train whole, as they were
     cache: Path | None = None  # a folder for what is costly to compute again; `None` keeps nothing
     notice: Callable[[str], None] = lambda sentence: None  # who is told how far something is; may end it by raising
-    backbones: Backbones = field(default_factory=Backbones)  # the CLIPs that judge, where a method or a monitor asks
+    extractors: ExtractorCache = field(
+        default_factory=ExtractorCache
+    )  # the CLIPs that judge, where a method or a monitor asks
 
     def follow(self, placeholder: str) -> None:
         """From now on every encoding says where `placeholder` acts; all text encoders must know it."""

@@ -5,7 +5,7 @@ settings: SD 2.1-base, one prompt "a photo of a V C" throughout; stage 1 trains 
 every weight of the cross-attentions (100 steps, 2e-5), stage 3 the whole U-Net (500 steps, 2e-6; preset "fast": 200
 steps of 4 at 1e-5). In every stage a regulariser draws the attention to V towards the attention to the class word C.
 Ours differs where the released code leaves black corners in turned pictures: they are filled by reflection. Whole
-weights need 16 bytes of memory each, 10 with `optimizer = adamw8bit`; `weights = lora` makes small files and fits
+weights need 16 bytes of memory each, 10 with `optimizer = adamw8bit`; `fine_tuning = lora` makes small files and fits
 small cards.
 """
 
@@ -45,7 +45,7 @@ class AttnDreamBooth:
     steps_1: int = setting(60, "Steps of stage 1, the word's vector.", min=1, max=100_000)
     steps_2: int = setting(100, "Steps of stage 2, the cross-attention.", min=1, max=100_000)
     steps_3: int = setting(500, "Steps of stage 3, the U-Net.", min=1, max=100_000)
-    weights: str = setting(
+    fine_tuning: str = setting(
         "full", "Stages 2 and 3 train the weights themselves, as in the paper, or a LoRA: small files, small cards.",
         options=("full", "lora"),
     )  # fmt: skip
@@ -111,9 +111,11 @@ class AttnDreamBooth:
     def stages(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Stage]:
         words = [(concept.placeholder_token, concept.initializer)]
         rows = [trainables.add_tokens(encoder, words).rows for encoder in models.text_encoders]
-        turn = partial(augmentation.turn, p=self.rotation_p, degrees=self.rotation_degrees, flip_p=self.flip_p)
+        random_rotation = partial(
+            augmentation.random_rotation, p=self.rotation_p, degrees=self.rotation_degrees, flip_p=self.flip_p
+        )
         views = PairedViews(
-            templates=(PROMPT,), subject=self.subject(concept), augment=turn, pool=self.views, batch_size=0
+            templates=(PROMPT,), subject=self.subject(concept), augment=random_rotation, pool=self.views, batch_size=0
         )
         pools = views.pools(models, concept, generator)
         with cross_attention.record_cross_attention(models.unet) as maps:
@@ -139,7 +141,7 @@ class AttnDreamBooth:
 
     def _unet(self, models: Models, number: int, generator: Generator) -> list[Parameter]:
         """What stage 2 or 3 trains of the U-Net."""
-        if self.weights == "full":
+        if self.fine_tuning == "full":
             return trainables.select(models, ".attn2." if number == 2 else "")
         targets = CROSS_ATTENTION if number == 2 else CROSS_ATTENTION + OTHER_LAYERS
         return trainables.add_lora(models.unet, targets, self.lora_rank, self.lora_rank, generator)

@@ -74,7 +74,7 @@ class CustomDiffusion:
         classes = for_prior(self, models, concept, generator)
         words = [(concept.placeholder_token, concept.initializer)]
         rows = [trainables.add_tokens(encoder, words).rows for encoder in models.text_encoders]
-        augment = augmentation.resized if self.random_size else augmentation.mirrored
+        augment = augmentation.resized if self.random_size else augmentation.random_flip
         views = PairedViews(
             templates=(choose(TEMPLATES[self.templates], generator),),
             subject=self.subject(concept),

@@ -77,7 +77,7 @@ class DreamBoothLoRA:
         views = PairedViews(
             templates=TEMPLATES[self.templates],
             subject=self.subject(concept),
-            augment=partial(augmentation.mirrored, p=self.flip_p),
+            augment=partial(augmentation.random_flip, p=self.flip_p),
             pool=self.views,
             batch_size=self.batch_size,
         )

@@ -17,7 +17,7 @@ from ..data import augmentation, initializer
 from ..data.concept import Concept
 from ..data.paired_views import PairedViews
 from ..data.templates import TEMPLATES
-from ..metrics.clip import ClipChoice
+from ..metrics.clip import ClipConfig
 from ..models.diffusion import Models
 from ..settings import part, same, setting
 from ..training import losses, timesteps, trainables
@@ -53,17 +53,17 @@ class TextualInversion:
         options=initializer.STRATEGIES,
         advanced=True,
     )
-    clip_model: str = same(ClipChoice, "clip_model")
-    clip_weights: str = same(ClipChoice, "clip_weights")
-    clip_download: bool = same(ClipChoice, "clip_download")
+    clip_model: str = same(ClipConfig, "clip_model")
+    clip_weights: str = same(ClipConfig, "clip_weights")
+    clip_download: bool = same(ClipConfig, "clip_download")
 
     @property
-    def clip(self) -> ClipChoice | None:
+    def clip(self) -> ClipConfig | None:
         """The CLIP that chooses the word to start from; `None` where none is asked."""
-        return part(ClipChoice, self) if self.initializer_strategy in ("best", "worst") else None
+        return part(ClipConfig, self) if self.initializer_strategy in ("best", "worst") else None
 
     @property
-    def judges(self) -> tuple[ClipChoice, ...]:
+    def extractor_configs(self) -> tuple[ClipConfig, ...]:
         return (self.clip,) if self.clip else ()
 
     def subject(self, concept: Concept) -> str:
@@ -80,7 +80,7 @@ class TextualInversion:
         views = PairedViews(
             templates=TEMPLATES[self.templates],
             subject=self.subject(concept),
-            augment=partial(augmentation.mirrored, p=self.flip_p),
+            augment=partial(augmentation.random_flip, p=self.flip_p),
             pool=self.views,
             batch_size=self.batch_size,
         )

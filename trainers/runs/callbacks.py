@@ -9,7 +9,7 @@ from ..training.stage import StepReport
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watcher:
+class Callbacks:
     """Whom a training tells how it goes. An exception from any of them ends it and keeps what was learned."""
 
     on_step: Callable[[StepReport], None] = lambda report: None

@@ -9,7 +9,7 @@ import torch
 
 from ..data.concept import Concept
 from ..digest import digest_of
-from ..metrics.clip import Choice
+from ..metrics.clip import ExtractorConfig
 from ..settings import decisive
 from ..stopping.monitor import Monitor
 
@@ -69,6 +69,6 @@ class Run:
         return "steps " + endless.digest(model)
 
 
-def judges(recipe: object, stopper: Iterable[Monitor]) -> list[Choice]:
+def extractor_configs(recipe: object, stopper: Iterable[Monitor]) -> list[ExtractorConfig]:
     """The backbones that a recipe and monitors ask: those of them that have some."""
     return [choice for part in (recipe, *stopper) for choice in getattr(part, "judges", ())]

@@ -10,13 +10,13 @@ from ..device import TOO_LARGE, SingleDevice, is_out_of_memory
 from ..models.diffusion import Models
 from ..models.fingerprint import fingerprint
 from ..text import reason
-from ..training.memory import Effort, Room
-from .callbacks import Watcher
+from ..training.memory import MemoryBudget, MemoryPlan
+from .callbacks import Callbacks
 from .folder import RunFolder
 from .preview import Preview
 from .result import RunResult
 from .run import Run
-from .trainer import Training
+from .trainer import Trainer
 
 
 def train(
@@ -26,11 +26,11 @@ def train(
     *,
     model: str = "",
     device: torch.device | str | SingleDevice = "cpu",
-    effort: Effort | None = None,
+    memory_plan: MemoryPlan | None = None,
     free_memory: Callable[[], int] | None = None,
     preview: Preview | None = None,
     checkpoint_every: int = 50,
-    watcher: Watcher | None = None,
+    callbacks: Callbacks | None = None,
     cache: Path | None = None,
 ) -> RunResult:
     """Train `run` in its folder, or go on where an earlier process stopped, and return what was learned.
@@ -55,16 +55,18 @@ def train(
         device = SingleDevice(device=torch.device(device), dtype=run.dtype)
     # Memory goes with the area, and none is larger than the square's.
     resolution = run.concept.at_resolution(models.resolution)
-    training = Training(
+    training = Trainer(
         run=run,
         models=models,
         folder=folder if isinstance(folder, RunFolder) else RunFolder(folder),
         model=model or fingerprint(models),
         device=device,
-        room=Room(models=models, effort=effort or Effort(), free=free_memory, resolution=resolution),
+        room=MemoryBudget(
+            models=models, memory_plan=memory_plan or MemoryPlan(), free=free_memory, resolution=resolution
+        ),
         preview=preview or Preview(),
         checkpoint_every=checkpoint_every,
-        watcher=watcher or Watcher(),
+        callbacks=callbacks or Callbacks(),
         cache=cache,
     )
     try:

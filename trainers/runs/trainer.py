@@ -15,14 +15,14 @@ from ..formats import kohya, metadata
 from ..models.diffusion import Models
 from ..models.fingerprint import encoded_sample, starting_point
 from ..stopping import monitor as stopping
-from ..stopping.monitor import Sight, StageWatch
+from ..stopping.monitor import StageContext, StageMonitors
 from ..training import causal_adapters, state
 from ..training.loop import train_stage
-from ..training.memory import Room, trained_values
+from ..training.memory import MemoryBudget, trained_values
 from ..training.optimizers import bytes_per_value
 from ..training.stage import Diverged, Stage, StepReport
 from ..training.state import StageState
-from .callbacks import Watcher
+from .callbacks import Callbacks
 from .folder import CHECKPOINTS_KEPT, RunFolder, total_steps
 from .preview import Preview, draw
 from .result import RunResult
@@ -31,7 +31,7 @@ from .step_log import StepLog
 
 
 @dataclass(kw_only=True)
-class Training:
+class Trainer:
     """One run under way: its stages one after the other, and what is written meanwhile."""
 
     run: Run
@@ -39,10 +39,10 @@ class Training:
     folder: RunFolder
     model: str
     device: SingleDevice
-    room: Room
+    room: MemoryBudget
     preview: Preview
     checkpoint_every: int
-    watcher: Watcher
+    callbacks: Callbacks
     cache: Path | None
     done: tuple[StageState, ...] = ()  # stages that are finished
     stops: list[dict] = dataclasses.field(default_factory=list)
@@ -52,7 +52,7 @@ class Training:
         earlier = self._begin()
         self.models.to(self.device.device, self.run.dtype)
         self.models.cache = self.cache
-        self.models.notice = self.watcher.on_notice
+        self.models.notice = self.callbacks.on_notice
         generator = torch.Generator().manual_seed(self.run.seed)
         try:
             reason = self._stages(earlier, generator)
@@ -98,7 +98,7 @@ class Training:
         self.folder.start(self.about, self.run.concept)
         self.log = StepLog(self.folder, source.history(total_steps(earlier)))
         if earlier:
-            self.watcher.on_notice(f"going on after step {len(self.log)}")
+            self.callbacks.on_notice(f"going on after step {len(self.log)}")
         return earlier
 
     def _announce(self, stage: Stage) -> None:
@@ -111,9 +111,9 @@ class Training:
         sizes = f"{most / 2**20:.1f} MB of disk for checkpoints, {free / 2**30:.1f} GB are free"
         if most > free:
             raise RuntimeError(f"The stage {stage.name} needs up to {sizes}: make room, or delete old runs.")
-        self.watcher.on_notice(f"{stage.name}: {stage.steps} steps, up to {sizes}")
+        self.callbacks.on_notice(f"{stage.name}: {stage.steps} steps, up to {sizes}")
         if sentence := self.room.make(stage):
-            self.watcher.on_notice(f"{stage.name}: {sentence}")
+            self.callbacks.on_notice(f"{stage.name}: {sentence}")
 
     def _train(self, stage: Stage, generator: torch.Generator, start: StageState | None) -> StageState:
         """The stage from `start` to its end; where memory runs out, once more from the last state with less at once."""
@@ -122,11 +122,11 @@ class Training:
             self.folder.save_state((*self.done, begin))
         self._watch(stage, generator, begin)
         while not (begin.step and self.watch.acts(self.log.entries[-1])):
-            self.models.save_memory(self.room.effort.gradient_checkpointing)
+            self.models.save_memory(self.room.memory_plan.gradient_checkpointing)
             try:
                 begin = train_stage(
                     stage, self.models, self.device, generator,
-                    micro_batch_size=self.room.effort.micro_batch_size, start=begin, on_step=self._after_step,
+                    micro_batch_size=self.room.memory_plan.micro_batch_size, start=begin, on_step=self._after_step,
                     should_stop=self._should_stop,
                 )  # fmt: skip
                 break
@@ -137,16 +137,16 @@ class Training:
 
     def _watch(self, stage: Stage, generator: torch.Generator, begin: StageState) -> None:
         """Set the monitors on a stage, and let them see it before its first step."""
-        sight = Sight(
+        stage_context = StageContext(
             models=self.models, stage=stage, concept=self.run.concept, device=self.device, generator=generator,
             subject=self.run.recipe.subject(self.run.concept),
         )  # fmt: skip
         state.restore(begin, stage.parameters(), generator)
-        self.watch = StageWatch(self.run.stopper, sight, self._entries(), begin.best)
+        self.watch = StageMonitors(self.run.stopper, stage_context, self._entries(), begin.best)
         self.watch.start = self.device.agreed(self.watch.start)
         for monitor in self.watch.monitors.values():
             if sentence := monitor.warning(stage):
-                self.watcher.on_warning(sentence)
+                self.callbacks.on_warning(sentence)
 
     def _end(self, stage: Stage, end: StageState) -> None:
         """Note how a stage ended; what it returns is what the models hold from here on."""
@@ -165,7 +165,7 @@ class Training:
         """Where to begin again with less at once."""
         if not self.device.alone:
             raise error  # the others have gone on
-        self.watcher.on_notice(self.room.shrink(stage, error))
+        self.callbacks.on_notice(self.room.shrink(stage, error))
         stages = self.folder.last_state()
         if len(stages) == len(self.done) + 1:
             begin = stages[-1]
@@ -175,7 +175,7 @@ class Training:
     def _after_step(self, report: StepReport, capture: Callable[[], StageState]) -> None:
         earlier = sum(stage.seconds for stage in self.done)
         seen = report.step, self._entries()
-        report = dataclasses.replace(report, measures=self.device.agreed(self.watch.look(*seen)))
+        report = dataclasses.replace(report, measures=self.device.agreed(self.watch.evaluate(*seen)))
         entry = {**dataclasses.asdict(report), "step": len(self.log) + 1, "stage_step": report.step}
         entry["seconds"] += earlier
         if report.step == 1:
@@ -193,15 +193,15 @@ class Training:
             if self.checkpoint_every and len(self.log) % self.checkpoint_every == 0:
                 self.folder.save_state((*self.done, whole()))
             self._show(len(self.log))
-            self.watcher.on_entry(entry)
-            self.watcher.on_step(report)
+            self.callbacks.on_entry(entry)
+            self.callbacks.on_step(report)
         except BaseException:
             with contextlib.suppress(OSError, SafetensorError):  # a full disk must not hide what happened
                 self._break_off((*self.done, whole()))
             raise
 
     def _should_stop(self, report: StepReport) -> bool:
-        return self.device.agreed(self.watch.acts(self.log.entries[-1]) or self.watcher.finish())
+        return self.device.agreed(self.watch.acts(self.log.entries[-1]) or self.callbacks.finish())
 
     def _break_off(self, stages: tuple[StageState, ...]) -> None:
         self.folder.save_state(stages)
@@ -217,14 +217,14 @@ class Training:
         self.done = stages
         self.log.rewind(total_steps(stages))
         reason = f"the loss was no number at step {step}; this is the state after step {total_steps(stages)}"
-        self.watcher.on_notice(reason)
+        self.callbacks.on_notice(reason)
         return reason
 
     def _show(self, step: int, last: int = -1) -> None:
         if self.preview.due(step, last):
             picture = draw(self.models, self.run, self.preview)
             self.folder.save_picture(picture, f"previews/step_{step:04d}.png")
-            self.watcher.on_preview(step, picture)
+            self.callbacks.on_preview(step, picture)
 
     def _finish(self, stages: tuple[StageState, ...], reason: str, complete: bool = True) -> RunResult:
         result = self._result(sum(stage.seconds for stage in stages), reason, complete)

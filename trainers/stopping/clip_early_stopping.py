@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from ..images import to_pil
-from ..metrics.clip import ClipChoice
+from ..metrics.clip import ClipConfig
 from ..metrics.metrics import unit_features
 from ..models import sampler
 from ..settings import part, same, setting
 from ..training.stage import Stage
-from .monitor import KEEP, FixedSteps, Measure, Meter, Sight
+from .monitor import KEEP, Evaluator, FixedSteps, Measurement, StageContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class ClipEarlyStopping:
     """Settings of CLIP early stopping; the defaults are the authors' for Textual Inversion."""
 
     patience: int = setting(6, "Stop after more than this many checks without an improvement.", min=0, max=1000)
-    eps: float = setting(0.02, "What the score must gain over the best one to count as better.", min=0.0, max=1.0)
+    min_delta: float = setting(0.02, "What the score must gain over the best one to count as better.", min=0.0, max=1.0)
     every: int = setting(50, "Steps between checks.", min=1, max=100_000)
     images: int = setting(8, "Pictures drawn for a check; each is compared with a reference, in turn.", min=1, max=64)
     guidance: float = setting(7.5, "Guidance (cfg) of these pictures.", min=1.0, max=30.0)
@@ -35,36 +35,36 @@ class ClipEarlyStopping:
     stage: str = same(FixedSteps, "stage", "all")
     min_steps: int = setting(0, "Never stop a stage earlier.", min=0, max=100_000)
     max_steps: int = setting(0, "Always stop a stage here; 0 leaves that to the recipe.", min=0, max=100_000)
-    act: bool = same(FixedSteps, "act")
+    stop_training: bool = same(FixedSteps, "stop_training")
     keep: str = setting("last", "Return the last state, or the one with the highest score.", options=KEEP)
     seed: int = setting(37, "Of these pictures and their prompts.", min=0, max=2**63 - 1, advanced=True)
-    clip_model: str = same(ClipChoice, "clip_model")
-    clip_weights: str = same(ClipChoice, "clip_weights")
-    clip_download: bool = same(ClipChoice, "clip_download")
+    clip_model: str = same(ClipConfig, "clip_model")
+    clip_weights: str = same(ClipConfig, "clip_weights")
+    clip_download: bool = same(ClipConfig, "clip_download")
 
     name = "CLIP Early Stopping"
 
     @property
-    def clip(self) -> ClipChoice:
-        return part(ClipChoice, self)
+    def clip(self) -> ClipConfig:
+        return part(ClipConfig, self)
 
     @property
-    def judges(self) -> tuple[ClipChoice, ...]:
+    def extractor_configs(self) -> tuple[ClipConfig, ...]:
         return (self.clip,)
 
-    def meter(self, sight: Sight) -> Meter:
-        look = PictureScore(self, sight)
+    def evaluator(self, stage_context: StageContext) -> Evaluator:
+        score = ImageScore(self, stage_context)
 
-        def measure(step: int, past: list[Measure]) -> Measure | None:
+        def measure(step: int, past: list[Measurement]) -> Measurement | None:
             if step == 0 or step % self.every:
                 return None
-            scores = [*(earlier["score"] for earlier in past), look()]
-            best, idle = progress(scores, self.eps)
-            return {"score": scores[-1], "best": best, "threshold": best + self.eps, "idle": float(idle)}
+            scores = [*(earlier["score"] for earlier in past), score()]
+            best, idle = progress(scores, self.min_delta)
+            return {"score": scores[-1], "best": best, "threshold": best + self.min_delta, "idle": float(idle)}
 
         return measure
 
-    def reason(self, measure: Measure) -> str:
+    def reason(self, measure: Measurement) -> str:
         if measure["idle"] <= self.patience:
             return ""
         return (
@@ -72,7 +72,7 @@ class ClipEarlyStopping:
             f"{measure['best']:.3f}"
         )
 
-    def quality(self, measure: Measure) -> float:
+    def quality(self, measure: Measurement) -> float:
         return measure["score"]
 
     def warning(self, stage: Stage) -> str:
@@ -86,37 +86,37 @@ class ClipEarlyStopping:
         )
 
 
-def progress(scores: Sequence[float], eps: float) -> tuple[float, int]:
+def progress(scores: Sequence[float], min_delta: float) -> tuple[float, int]:
     """The score to beat after these checks, and how many checks in a row, up to the last, have not beaten it."""
     best, idle = scores[0], 0
     for score in scores[1:]:
-        best, idle = (score, 0) if score > best + eps else (best, idle + 1)
+        best, idle = (score, 0) if score > best + min_delta else (best, idle + 1)
     return best, idle
 
 
-def fired_at(scores: Sequence[float], patience: int, eps: float) -> int | None:
+def fired_at(scores: Sequence[float], patience: int, min_delta: float) -> int | None:
     """The check, counted from 1, at which these scores stop a training; `None` where they do not."""
     checks = range(1, len(scores) + 1)
-    return next((n for n in checks if progress(scores[:n], eps)[1] > patience), None)
+    return next((n for n in checks if progress(scores[:n], min_delta)[1] > patience), None)
 
 
-class PictureScore:
+class ImageScore:
     """How alike the references are the pictures that the model draws now, from the same prompts and noise each time."""
 
-    def __init__(self, settings: ClipEarlyStopping, sight: Sight):
-        self.settings, self.models, self.device = settings, sight.models, sight.device
-        batch = sight.batch(settings.images, settings.seed)
+    def __init__(self, settings: ClipEarlyStopping, stage_context: StageContext):
+        self.settings, self.models, self.device = settings, stage_context.models, stage_context.device
+        batch = stage_context.batch(settings.images, settings.seed)
         self.input_ids = batch.input_ids
         self.size = tuple(8 * side for side in batch.latents.shape[-2:])
-        images = sight.concept.images
-        with self.models.backbones.on(self.device.device, settings.clip) as clip:
+        images = stage_context.concept.images
+        with self.models.extractors.on(self.device.device, settings.clip) as clip:
             references = unit_features(clip.image_features, [to_pil(image) for image in images])
         self.references = references[torch.arange(settings.images) % len(images)]
 
     def __call__(self) -> float:
         """Mean cosine of picture i to reference i, references in turn."""
         pictures = [to_pil(picture) for picture in self.draw()]
-        with self.models.backbones.on(self.device.device, self.settings.clip) as clip:
+        with self.models.extractors.on(self.device.device, self.settings.clip) as clip:
             found = unit_features(clip.image_features, pictures)
         return float((found * self.references).sum(dim=1).mean())
 
@@ -134,7 +134,9 @@ TEXTUAL_INVERSION = ClipEarlyStopping()
 PRESETS = {
     "Textual Inversion": TEXTUAL_INVERSION,
     "Custom Diffusion": replace(TEXTUAL_INVERSION, guidance=6.0),
-    "DreamBooth-LoRA": replace(TEXTUAL_INVERSION, patience=3, eps=0.04, guidance=6.0, sampler_steps=200),
-    "TextBoost": replace(TEXTUAL_INVERSION, patience=3, eps=0.01, every=25, images=4, sampler_steps=25),
-    "AttnDreamBooth": replace(TEXTUAL_INVERSION, patience=3, eps=0.01, every=20, images=4, sampler_steps=25, stage="3"),
+    "DreamBooth-LoRA": replace(TEXTUAL_INVERSION, patience=3, min_delta=0.04, guidance=6.0, sampler_steps=200),
+    "TextBoost": replace(TEXTUAL_INVERSION, patience=3, min_delta=0.01, every=25, images=4, sampler_steps=25),
+    "AttnDreamBooth": replace(
+        TEXTUAL_INVERSION, patience=3, min_delta=0.01, every=20, images=4, sampler_steps=25, stage="3"
+    ),
 }

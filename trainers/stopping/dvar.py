@@ -19,7 +19,7 @@ from ..settings import same, setting
 from ..training import losses
 from ..training.objective import Objective
 from ..training.stage import Stage
-from .monitor import KEEP, FixedSteps, Measure, Meter, Sight
+from .monitor import KEEP, Evaluator, FixedSteps, Measurement, StageContext
 
 PARTS = ("images", "latents", "noise", "captions", "timesteps")  # of the five-digit code
 # Thirds of the schedule of 1000 timesteps, the last of which no third has.
@@ -32,7 +32,7 @@ class DVAR:
     """Settings of DVAR; the defaults are the authors' for Textual Inversion."""
 
     window: int = setting(310, "Steps over which the loss must have settled.", min=2, max=100_000)
-    eps: float = setting(
+    threshold: float = setting(
         0.15, "Stop when its variance there, as a part of all its variance, is less.", min=0.0, max=1.0
     )
     every: int = setting(1, "Look after every k-th step only: less time, the same window.", min=1, max=10_000)
@@ -40,14 +40,14 @@ class DVAR:
     stage: str = same(FixedSteps, "stage", "all")
     min_steps: int = setting(0, "Never stop a stage earlier.", min=0, max=100_000)
     max_steps: int = setting(0, "Always stop a stage here; 0 leaves that to the recipe.", min=0, max=100_000)
-    act: bool = same(FixedSteps, "act")
+    stop_training: bool = same(FixedSteps, "stop_training")
     keep: str = setting(
         "last", "Return the last state, or the one with the lowest loss on the fixed batch.", options=KEEP
     )
     accumulation: int = setting(
         1, "Look at the batch at this many times as many timesteps, one after the other.", min=1, max=250, advanced=True
     )
-    code: str = setting(
+    fixed_parts: str = setting(
         "11111",
         "What is fixed (1) and what is drawn anew at each look (0): images, latents, noise, captions, timesteps.",
         advanced=True,
@@ -58,7 +58,7 @@ class DVAR:
         False, "Also note the loss at the first, middle and last third of the timesteps.", advanced=True
     )
     seed: int = setting(59, "Of the fixed batch.", min=0, max=2**63 - 1, advanced=True)
-    spread: bool = setting(
+    rotate_timesteps: bool = setting(
         False, "Take the accumulated timesteps in turn, one part per look: a large batch for the price of a small one.",
         advanced=True,
     )  # fmt: skip
@@ -66,10 +66,10 @@ class DVAR:
     name = "DVAR"
 
     def __post_init__(self):
-        if len(self.code) != len(PARTS) or set(self.code) - {"0", "1"}:
+        if len(self.fixed_parts) != len(PARTS) or set(self.fixed_parts) - {"0", "1"}:
             raise ValueError(
-                f"The code of DVAR is {self.code!r}: write five digits, 1 for what is fixed and 0 for what is drawn "
-                f"anew, in the order {', '.join(PARTS)}."
+                f"fixed_parts of DVAR is {self.fixed_parts!r}: write five digits, 1 for what stays fixed and 0 for "
+                f"what is drawn again at each evaluation, in the order {', '.join(PARTS)}."
             )
 
     @property
@@ -77,48 +77,52 @@ class DVAR:
         """Values that the window holds."""
         return max(2, self.window // self.every)
 
-    def meter(self, sight: Sight) -> Meter:
-        look = FixedBatch(self, sight)
+    def evaluator(self, stage_context: StageContext) -> Evaluator:
+        fixed_batch_loss = FixedBatch(self, stage_context)
 
-        def measure(step: int, past: list[Measure]) -> Measure | None:
+        def measure(step: int, past: list[Measurement]) -> Measurement | None:
             if step % self.every:
                 return None
-            parts = self._parts(look, step, past)
+            parts = self._parts(fixed_batch_loss, step, past)
             values = [*(earlier["fixed_loss"] for earlier in past), fmean(parts)]
             found = {
                 "fixed_loss": values[-1],
                 "smoothed": fmean(values[-SMOOTH:]),
                 "ratio": variance_ratio(values, self.evaluations),
-                "threshold": self.eps,
+                "threshold": self.threshold,
             }
-            if self.spread:
+            if self.rotate_timesteps:
                 found["parts"] = parts if not past else parts[self._turn(past) :][:1]
             return found | (
-                {name: fmean(look(step, *ends)) for name, ends in INTERVALS.items()} if self.intervals else {}
+                {name: fmean(fixed_batch_loss(step, *ends)) for name, ends in INTERVALS.items()}
+                if self.intervals
+                else {}
             )
 
         return measure
 
-    def _parts(self, look: "FixedBatch", step: int, past: list[Measure]) -> list[float]:
+    def _parts(self, fixed_batch_loss: "FixedBatch", step: int, past: list[Measurement]) -> list[float]:
         """The newest loss on each accumulated part of the batch; all are new unless they take turns."""
-        if not (self.spread and past):
-            return look(step)
+        if not (self.rotate_timesteps and past):
+            return fixed_batch_loss(step)
         parts = list(past[0]["parts"])
         for turn, earlier in enumerate(past[1:]):
             parts[turn % len(parts)] = earlier["parts"][0]
         turn = self._turn(past)
-        parts[turn] = look(step, only=turn)[0]
+        parts[turn] = fixed_batch_loss(step, only=turn)[0]
         return parts
 
-    def _turn(self, past: list[Measure]) -> int:
+    def _turn(self, past: list[Measurement]) -> int:
         return (len(past) - 1) % len(past[0]["parts"])
 
-    def reason(self, measure: Measure) -> str:
-        if measure["ratio"] >= self.eps:
+    def reason(self, measure: Measurement) -> str:
+        if measure["ratio"] >= self.threshold:
             return ""
-        return f"the variance over the last {self.window} steps is {measure['ratio']:.3f} of all, below {self.eps:g}"
+        return (
+            f"the variance over the last {self.window} steps is {measure['ratio']:.3f} of all, below {self.threshold:g}"
+        )
 
-    def quality(self, measure: Measure) -> float:
+    def quality(self, measure: Measurement) -> float:
         return -measure["smoothed"]
 
     def warning(self, stage: Stage) -> str:
@@ -142,10 +146,10 @@ def variance_ratio(values: list[float], window: int) -> float:
 class FixedBatch:
     """The loss on one batch that stays the same, or on one of which parts are drawn anew."""
 
-    def __init__(self, settings: DVAR, sight: Sight):
-        self.settings, self.sight = settings, sight
-        self.objective = Objective(sight.models, {"denoising": losses.denoising})
-        self.fixed = sight.batch(settings.batch_size, settings.seed)
+    def __init__(self, settings: DVAR, stage_context: StageContext):
+        self.settings, self.stage_context = settings, stage_context
+        self.objective = Objective(stage_context.models, {"denoising": losses.denoising})
+        self.fixed = stage_context.batch(settings.batch_size, settings.seed)
 
     def __call__(self, step: int, low: int = 0, high: int | None = None, only: int | None = None) -> list[float]:
         """Mean squared error of the prediction, for each accumulated part, or for the one of that number.
@@ -153,12 +157,12 @@ class FixedBatch:
         Args:
             low, high: the timesteps are `low <= t < high`.
         """
-        batch, device = self._batch(step), self.sight.device
+        batch, device = self._batch(step), self.stage_context.device
         noise = self._drawn("noise", step, lambda g: torch.randn(batch.latents.shape, generator=g))
         noise = (noise * (not self.settings.zero_noise)).to(device.device)
         batch = batch.map(lambda tensor: tensor.to(device.device))
         values = []
-        chunks = self._timesteps(step, low, high or len(self.sight.models.alphas_cumprod), len(batch))
+        chunks = self._timesteps(step, low, high or len(self.stage_context.models.alphas_cumprod), len(batch))
         for timesteps in chunks if only is None else chunks[only : only + 1]:
             with device.autocast():
                 values.append(self.objective(batch, noise, timesteps.to(device.device))["denoising"])
@@ -176,7 +180,7 @@ class FixedBatch:
     def _fixed_or_new(self, part: str, step: int) -> Batch:
         if self._is_fixed(part):
             return self.fixed
-        return self.sight.batch(self.settings.batch_size, self._seed(part, step))
+        return self.stage_context.batch(self.settings.batch_size, self._seed(part, step))
 
     def _timesteps(self, step: int, low: int, high: int, size: int) -> list[Tensor]:
         """Of a random permutation, `size` after `size`."""
@@ -193,7 +197,7 @@ class FixedBatch:
         return (self.settings.seed + 1_000_003 * (1 + PARTS.index(part)) + 7_368_787 * anew) % 2**63
 
     def _is_fixed(self, part: str) -> bool:
-        return self.settings.code[PARTS.index(part)] == "1"
+        return self.settings.fixed_parts[PARTS.index(part)] == "1"
 
 
 # A look costs as much as half a step or more where a step holds two pictures only: presets look so seldom that it is
@@ -201,13 +205,13 @@ class FixedBatch:
 # The paper's windows are longer than the runs of the first four. Of a loss that falls evenly, a window of w steps after
 # n makes a ratio of (w / n)^2, so one of 0.4 n never stops what still learns; 32 samples make the curve smooth enough.
 PAPER = replace(DVAR(), every=8)
-SHORT = replace(DVAR(), window=100, every=4, accumulation=8, spread=True)
+SHORT = replace(DVAR(), window=100, every=4, accumulation=8, rotate_timesteps=True)
 PRESETS = {
-    "TextBoost": replace(SHORT, eps=0.02),  # its likeness still grows when its loss has long settled
+    "TextBoost": replace(SHORT, threshold=0.02),  # its likeness still grows when its loss has long settled
     "AttnDreamBooth 1": replace(SHORT, window=24, every=2, stage="1"),
     "AttnDreamBooth 2": replace(SHORT, window=40, stage="2"),
     "AttnDreamBooth 3": replace(SHORT, window=80, stage="3"),
     "Textual Inversion": PAPER,
-    "DreamBooth-LoRA": replace(PAPER, window=440, eps=0.4),
-    "Custom Diffusion": replace(PAPER, window=180, eps=0.15),
+    "DreamBooth-LoRA": replace(PAPER, window=440, threshold=0.4),
+    "Custom Diffusion": replace(PAPER, window=180, threshold=0.15),
 }

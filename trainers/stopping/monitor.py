@@ -23,12 +23,12 @@ from ..training.stage import Stage
 
 STAGES = ("all", "1", "2", "3")
 KEEP = ("last", "best")
-YOU = "you"  # in the place of a monitor, who pressed "Finish now"
+STOPPED_BY_USER = "you"  # in the place of a monitor, who pressed "Finish now"
 
 # What one monitor found at one step: names to numbers, or to lists of them.
-Measure = dict[str, float | list[float]]
+Measurement = dict[str, float | list[float]]
 # (steps done in this stage, what it found so far) -> what it finds now; `None` where it does not look.
-Meter = Callable[[int, list[Measure]], Measure | None]
+Evaluator = Callable[[int, list[Measurement]], Measurement | None]
 
 
 class Monitor(Protocol):
@@ -38,16 +38,16 @@ class Monitor(Protocol):
     stage: str  # "all", or the number of the one stage that it watches
     min_steps: int  # of a stage; earlier it does not fire
     max_steps: int  # of a stage; 0 for the stage's own
-    act: bool  # False: only notes where it would have stopped
+    stop_training: bool  # False: only notes where it would have stopped
     keep: str  # "last"; "best": what is returned is the state that it liked best; "all": each that it looked at stays
 
-    def meter(self, sight: "Sight") -> Meter:
+    def evaluator(self, stage_context: "StageContext") -> Evaluator:
         """What measures one stage. `sight` may be looked at only."""
 
-    def reason(self, measure: Measure) -> str:
+    def reason(self, measure: Measurement) -> str:
         """Why to stop, as a sentence without its end; "" for going on."""
 
-    def quality(self, measure: Measure) -> float:
+    def quality(self, measure: Measurement) -> float:
         """How good the model is, more is better."""
 
     def warning(self, stage: Stage) -> str:
@@ -55,7 +55,7 @@ class Monitor(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sight:
+class StageContext:
     """What a monitor sees of a stage."""
 
     models: Models
@@ -90,13 +90,13 @@ def borrowed(generator: Generator, seed: int) -> Iterator[None]:
         generator.set_state(before)
 
 
-class Silent:
+class NeverStops:
     """What it measures, if anything, is no reason to stop."""
 
-    def reason(self, measure: Measure) -> str:
+    def reason(self, measure: Measurement) -> str:
         return ""
 
-    def quality(self, measure: Measure) -> float:
+    def quality(self, measure: Measurement) -> float:
         return 0.0
 
     def warning(self, stage: Stage) -> str:
@@ -104,12 +104,12 @@ class Silent:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FixedSteps(Silent):
+class FixedSteps(NeverStops):
     """Ends each stage after a number of steps, whatever its recipe says."""
 
     steps: int = setting(100, "Steps of a stage; a stage that is shorter ends by itself.", min=1, max=100_000)
     stage: str = setting("all", "The stage that this holds for, or all.", options=STAGES)
-    act: bool = setting(True, "Off: only note where it would have stopped.", advanced=True)
+    stop_training: bool = setting(True, "Off: only note where it would have stopped.", advanced=True)
 
     name = "Fixed Steps"
     keep = "last"
@@ -119,33 +119,39 @@ class FixedSteps(Silent):
     def max_steps(self) -> int:
         return self.steps
 
-    def meter(self, sight: Sight) -> Meter:
+    def evaluator(self, stage_context: StageContext) -> Evaluator:
         return lambda step, past: None
 
 
-class StageWatch:
+class StageMonitors:
     """The monitors of one stage at work, and the best state so far where one of them keeps it."""
 
-    def __init__(self, monitors: Sequence[Monitor], sight: Sight, entries: list[dict], best: tuple[Tensor, ...] = ()):
+    def __init__(
+        self,
+        monitors: Sequence[Monitor],
+        stage_context: StageContext,
+        entries: list[dict],
+        best: tuple[Tensor, ...] = (),
+    ):
         """Look at the stage before its first step, unless its log already has lines."""
-        self.monitors = of_stage(monitors, sight.stage.name)
-        self.meters = {name: monitor.meter(sight) for name, monitor in self.monitors.items()}
+        self.monitors = of_stage(monitors, stage_context.stage.name)
+        self.evaluators = {name: monitor.evaluator(stage_context) for name, monitor in self.monitors.items()}
         self.keeper = next((name for name, monitor in self.monitors.items() if monitor.keep == "best"), "")
-        self.params, self.best = sight.stage.parameters(), best
-        self.start = entries[0].get("start", {}) if entries else self.look(0, [])
+        self.params, self.best = stage_context.stage.parameters(), best
+        self.start = entries[0].get("start", {}) if entries else self.evaluate(0, [])
 
     @torch.no_grad()
-    def look(self, step: int, entries: list[dict]) -> dict[str, Measure]:
+    def evaluate(self, step: int, entries: list[dict]) -> dict[str, Measurement]:
         """What the monitors find after `step` steps.
 
         Args:
             entries: the stage's lines of the log so far.
         """
         found = {}
-        for name, meter in self.meters.items():
+        for name, evaluator in self.evaluators.items():
             started = time.perf_counter()
             past = [self.start, *(entry.get("measures", {}) for entry in entries)] if step else []
-            measure = meter(step, [measures[name] for measures in past if name in measures])
+            measure = evaluator(step, [measures[name] for measures in past if name in measures])
             if measure is not None:
                 found[name] = {**measure, "seconds": time.perf_counter() - started}
         return found
@@ -162,7 +168,9 @@ class StageWatch:
 
     def acts(self, entry: dict) -> bool:
         """Whether a monitor ends the stage after this line of the log."""
-        return any(monitor.act and reason_to_stop(name, monitor, entry) for name, monitor in self.monitors.items())
+        return any(
+            monitor.stop_training and reason_to_stop(name, monitor, entry) for name, monitor in self.monitors.items()
+        )
 
 
 def of_stage(monitors: Sequence[Monitor], stage: str) -> dict[str, Monitor]:
@@ -180,9 +188,9 @@ def stops(monitors: Sequence[Monitor], stage: Stage, entries: list[dict]) -> lis
     found = []
     for name, monitor in of_stage(monitors, stage.name).items():
         fired = ((entry, reason) for entry in entries if (reason := reason_to_stop(name, monitor, entry)))
-        found += [_stop(name, *first, monitor.act) for first in itertools.islice(fired, 1)]
+        found += [_stop(name, *first, monitor.stop_training) for first in itertools.islice(fired, 1)]
     if len(entries) < stage.steps and not any(stop["acted"] for stop in found):
-        found += [_stop(YOU, entry, "finished by hand", True) for entry in entries[-1:]]
+        found += [_stop(STOPPED_BY_USER, entry, "finished by hand", True) for entry in entries[-1:]]
     return found
 
 
@@ -193,7 +201,7 @@ def ending(monitors: Sequence[Monitor], stage: Stage, entries: list[dict], found
         found: what `stops` says of it.
     """
     acted = [stop for stop in found if stop["acted"]]
-    who = [f"{'' if stop['monitor'] == YOU else stop['monitor'] + ', '}{stop['reason']}" for stop in acted]
+    who = [f"{'' if stop['monitor'] == STOPPED_BY_USER else stop['monitor'] + ', '}{stop['reason']}" for stop in acted]
     words = [f"{stage.name} ended after step {entries[-1]['stage_step']}: {' and '.join(who)}"] if who else []
     for name, monitor in of_stage(monitors, stage.name).items():
         if monitor.keep == "best" and (step := best_step(name, monitor, entries)):

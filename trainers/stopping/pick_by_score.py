@@ -13,19 +13,19 @@ from PIL import Image
 from ..data.prompts import SUBJECT, prompts_of
 from ..images import to_pil
 from ..metrics import metrics
-from ..metrics.clip import ClipChoice
-from ..metrics.dino import DinoChoice
+from ..metrics.clip import ClipConfig
+from ..metrics.dino import DinoConfig
 from ..models import sampler
 from ..settings import part, same, setting
 from ..text import captions_of
-from .monitor import FixedSteps, Measure, Meter, Sight, Silent
+from .monitor import Evaluator, FixedSteps, Measurement, NeverStops, StageContext
 
 DINO, CLIP_I = "DINO", "CLIP-I"
 PROMPTS = "a photo of a {} on the beach\na photo of a {} in the snow\na photo of a {} in the jungle\na painting of a {}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PickByScore(Silent):
+class PickByScore(NeverStops):
     """What is scored and when, and what the user prefers."""
 
     text_weight: float = setting(
@@ -48,16 +48,16 @@ class PickByScore(Silent):
     first_seed: int = setting(
         0, "Of these pictures; the others of a prompt follow it.", min=0, max=2**63 - 65, advanced=True
     )
-    clip_model: str = same(ClipChoice, "clip_model")
-    clip_weights: str = same(ClipChoice, "clip_weights")
-    clip_download: bool = same(ClipChoice, "clip_download")
-    dino_model: str = same(DinoChoice, "dino_model")
-    dino_weights: str = same(DinoChoice, "dino_weights")
-    dino_download: bool = same(DinoChoice, "dino_download")
+    clip_model: str = same(ClipConfig, "clip_model")
+    clip_weights: str = same(ClipConfig, "clip_weights")
+    clip_download: bool = same(ClipConfig, "clip_download")
+    dino_model: str = same(DinoConfig, "dino_model")
+    dino_weights: str = same(DinoConfig, "dino_weights")
+    dino_download: bool = same(DinoConfig, "dino_download")
 
     name = "Pick by Score"
     keep = "all"
-    act = False
+    stop_training = False
     min_steps = 0
     max_steps = 0
 
@@ -67,18 +67,18 @@ class PickByScore(Silent):
             raise ValueError("No prompt to score has the subject in it: write prompts with {}, one per line.")
 
     @property
-    def judges(self) -> tuple[ClipChoice | DinoChoice, ...]:
+    def extractor_configs(self) -> tuple[ClipConfig | DinoConfig, ...]:
         """Of text, then of identity."""
-        clip = part(ClipChoice, self)
-        return clip, (part(DinoChoice, self) if self.identity == DINO else clip)
+        clip = part(ClipConfig, self)
+        return clip, (part(DinoConfig, self) if self.identity == DINO else clip)
 
-    def meter(self, sight: Sight) -> Meter:
-        look, last = Scores(self, sight), sight.stage.steps
+    def evaluator(self, stage_context: StageContext) -> Evaluator:
+        scores, last = Scores(self, stage_context), stage_context.stage.steps
 
-        def measure(step: int, past: list[Measure]) -> Measure | None:
+        def measure(step: int, past: list[Measurement]) -> Measurement | None:
             if step == 0:
-                return look.floors()
-            return None if step % self.every and step != last else look()
+                return scores.floors()
+            return None if step % self.every and step != last else scores()
 
         return measure
 
@@ -86,21 +86,21 @@ class PickByScore(Silent):
 class Scores:
     """Identity and text of the pictures that the model draws now, of the same prompts and noise each time."""
 
-    def __init__(self, settings: PickByScore, sight: Sight):
-        self.settings, self.models, self.device = settings, sight.models, sight.device
-        self.references = [to_pil(image) for image in sight.concept.images]
-        self.size = sight.concept.sizes(sight.models.resolution)[0]
+    def __init__(self, settings: PickByScore, stage_context: StageContext):
+        self.settings, self.models, self.device = settings, stage_context.models, stage_context.device
+        self.references = [to_pil(image) for image in stage_context.concept.images]
+        self.size = stage_context.concept.sizes(stage_context.models.resolution)[0]
         self.prompts, self.texts = (
             [line for line in prompts_of(settings.prompts, subject) for _ in range(settings.seeds)]
-            for subject in (sight.subject, sight.concept.class_word)
+            for subject in (stage_context.subject, stage_context.concept.class_word)
         )
 
-    def __call__(self) -> Measure:
+    def __call__(self) -> Measurement:
         """`identity` and `text`, means over the pictures."""
         pictures = self.draw(self.prompts)
         return {"identity": self.identity(pictures), "text": self.text(pictures, self.texts)}
 
-    def floors(self) -> Measure:
+    def floors(self) -> Measurement:
         """What each score is of pictures that have none of it.
 
         `identity_floor`: of pictures of the class, as the model draws them before it learns. `text_floor`: of the
@@ -123,9 +123,9 @@ class Scores:
 
     def identity(self, pictures: Sequence[Image.Image]) -> float:
         score = metrics.dino if self.settings.identity == DINO else metrics.clip_image
-        with self.models.backbones.on(self.device.device, self.settings.judges[1]) as judge:
-            return float(score(judge, pictures, self.references).mean())
+        with self.models.extractors.on(self.device.device, self.settings.extractor_configs[1]) as extractor:
+            return float(score(extractor, pictures, self.references).mean())
 
     def text(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> float:
-        with self.models.backbones.on(self.device.device, self.settings.judges[0]) as judge:
-            return float(metrics.clip_text(judge, pictures, texts).mean())
+        with self.models.extractors.on(self.device.device, self.settings.extractor_configs[0]) as extractor:
+            return float(metrics.clip_text(extractor, pictures, texts).mean())

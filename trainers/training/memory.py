@@ -19,7 +19,7 @@ PROMPTS = 2  # at most, that the text encoders read for one picture: its own and
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effort:
+class MemoryPlan:
     """What is done to fit into memory. It costs time and never changes a result beyond rounding."""
 
     micro_batch_size: int = 0  # samples that go through the model at once; 0 = the whole batch
@@ -29,16 +29,16 @@ class Effort:
         split = f"{self.micro_batch_size or batch_size} of {batch_size} pictures at once"
         return split + (", activations computed twice" if self.gradient_checkpointing else "")
 
-    def smaller(self, batch_size: int) -> "Effort | None":
+    def smaller(self, batch_size: int) -> "MemoryPlan | None":
         """The next that needs less: half the split down to 1, then gradient checkpointing, then nothing."""
         size = min(self.micro_batch_size or batch_size, batch_size)
         if size > 1:
-            return Effort(micro_batch_size=-(-size // 2), gradient_checkpointing=self.gradient_checkpointing)
-        return None if self.gradient_checkpointing else Effort(micro_batch_size=1, gradient_checkpointing=True)
+            return MemoryPlan(micro_batch_size=-(-size // 2), gradient_checkpointing=self.gradient_checkpointing)
+        return None if self.gradient_checkpointing else MemoryPlan(micro_batch_size=1, gradient_checkpointing=True)
 
 
 def stage_bytes(
-    models: Models, effort: Effort, *, trained: int, batch_size: int, resolution: int, moment_bits: int = 32
+    models: Models, memory_plan: MemoryPlan, *, trained: int, batch_size: int, resolution: int, moment_bits: int = 32
 ) -> int:
     """Estimated bytes that a stage needs beside the models' weights.
 
@@ -48,7 +48,7 @@ def stage_bytes(
         moment_bits: of each moment.
         resolution: pixels on a side.
     """
-    size, twice = min(effort.micro_batch_size or batch_size, batch_size), effort.gradient_checkpointing
+    size, twice = min(memory_plan.micro_batch_size or batch_size, batch_size), memory_plan.gradient_checkpointing
     text = [encoder for encoder in models.text_encoders if any(p.requires_grad for p in encoder.parameters())]
     activations = activation_bytes(models, resolution // 8, twice)
     activations += PROMPTS * sum(text_activation_bytes(encoder, twice) for encoder in text)
@@ -129,18 +129,25 @@ def _is_scores(tensor: Tensor, heads: int | tuple[int, ...]) -> bool:
 
 
 def fit(
-    models: Models, wanted: Effort, free: int, *, trained: int, batch_size: int, resolution: int, moment_bits: int = 32
-) -> tuple[Effort, int]:
+    models: Models,
+    wanted: MemoryPlan,
+    free: int,
+    *,
+    trained: int,
+    batch_size: int,
+    resolution: int,
+    moment_bits: int = 32,
+) -> tuple[MemoryPlan, int]:
     """The least effort, from `wanted` on, whose estimate fits into `free` bytes, and that estimate.
 
     Raises:
         MemoryError: not even the greatest effort fits.
     """
     stage = {"trained": trained, "batch_size": batch_size, "resolution": resolution, "moment_bits": moment_bits}
-    for effort in efforts(wanted, batch_size):
-        need = stage_bytes(models, effort, **stage)
+    for memory_plan in memory_plans(wanted, batch_size):
+        need = stage_bytes(models, memory_plan, **stage)
         if need <= free:
-            return effort, need
+            return memory_plan, need
     raise MemoryError(
         f"Training at {resolution} px needs about {need / 2**30:.1f} GB even picture by picture, and "
         f"{free / 2**30:.1f} GB are free: lower the resolution in Load References, or close other programs."
@@ -148,7 +155,7 @@ def fit(
 
 
 @dataclass(kw_only=True)
-class Room:
+class MemoryBudget:
     """What a training takes of its device, and how it makes do with less.
 
     Attributes:
@@ -158,7 +165,7 @@ class Room:
     """
 
     models: Models
-    effort: Effort
+    memory_plan: MemoryPlan
     free: Callable[[], int] | None
     resolution: int
 
@@ -168,17 +175,17 @@ class Room:
             return ""
         freeze_all_but(stage, self.models)  # only what trains keeps activations
         size = {"trained": trained_values(stage), "batch_size": stage.batch_size, "moment_bits": stage.moment_bits}
-        self.effort, need = fit(self.models, self.effort, self.free(), resolution=self.resolution, **size)
-        return f"about {need / 2**30:.1f} GB of memory beside the models, {self.effort.words(stage.batch_size)}"
+        self.memory_plan, need = fit(self.models, self.memory_plan, self.free(), resolution=self.resolution, **size)
+        return f"about {need / 2**30:.1f} GB of memory beside the models, {self.memory_plan.words(stage.batch_size)}"
 
     def shrink(self, stage: Stage, error: Exception) -> str:
         """The next smaller effort after an error, in words; the error itself where memory was not the reason."""
         if not is_out_of_memory(error):
             raise error
-        smaller = self.effort.smaller(stage.batch_size)
+        smaller = self.memory_plan.smaller(stage.batch_size)
         if not smaller:
             raise MemoryError(TOO_LARGE) from None
-        self.effort = smaller
+        self.memory_plan = smaller
         return f"memory ran out: going on with {smaller.words(stage.batch_size)}"
 
 
@@ -186,9 +193,9 @@ def trained_values(stage: Stage) -> int:
     return sum(parameter.numel() for parameter in stage.parameters())
 
 
-def efforts(wanted: Effort, batch_size: int) -> Iterator[Effort]:
+def memory_plans(wanted: MemoryPlan, batch_size: int) -> Iterator[MemoryPlan]:
     """`wanted` and everything that needs less."""
-    effort: Effort | None = wanted
-    while effort:
-        yield effort
-        effort = effort.smaller(batch_size)
+    memory_plan: MemoryPlan | None = wanted
+    while memory_plan:
+        yield memory_plan
+        memory_plan = memory_plan.smaller(batch_size)

@@ -27,7 +27,7 @@ from personalize.trainers.cli.dreambench import dataset as dreambench_data
 from personalize.trainers.cli.dreambench.table import FAILED, MISSING, SCORES, Row, Table
 from personalize.trainers.evaluation import scorer, vqa
 from personalize.trainers.evaluation.report import COLUMNS, Report, Scored, Spread
-from personalize.trainers.metrics.extractor_cache import Backbones
+from personalize.trainers.metrics.extractor_cache import ExtractorCache
 from personalize.trainers.models import sampler
 from personalize.trainers.models.checkpoint import load_models
 from personalize.trainers.runs import restore
@@ -89,14 +89,14 @@ def test_the_table_holds_what_scoring_gives(files, whole):
     texts = [line.replace("{}", "<concept>") for line, _ in pairs]
     pixels = sampler.sample(models, texts, [seed for _, seed in pairs], size=(128, 128), steps=3, guidance=4.0)
     drawn = [
-        scorer.Drawn(prompt=text, text=line.replace("{}", "fish"), seed=seed, image=images.to_pil(picture))
+        scorer.GeneratedImage(prompt=text, text=line.replace("{}", "fish"), seed=seed, image=images.to_pil(picture))
         for text, (line, seed), picture in zip(texts, pairs, pixels, strict=True)
     ]
-    first, second = (images.to_pil(picture) for picture in train.pictures_in(files.data / "fish_2")[0])
+    first, second = (images.to_pil(picture) for picture in train.images_in(files.data / "fish_2")[0])
     given = dreambench.parser().parse_args(arguments(files, whole))
     judges = dreambench.bench_of(given).judges
-    shelf = Backbones(folders=lambda: [files.folder / "judges"])
-    by_hand = scorer.Scoring(judges=judges, backbones=shelf).report(
+    shelf = ExtractorCache(folders=lambda: [files.folder / "judges"])
+    by_hand = scorer.Scorer(judges=judges, extractors=shelf).report(
         "fish_2", drawn, scorer.References(seen=[first], unseen=[second])
     )
 

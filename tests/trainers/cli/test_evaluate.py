@@ -13,7 +13,7 @@ from personalize.trainers.cli import train
 from personalize.trainers.evaluation import scorer as scoring
 from personalize.trainers.evaluation.prompt_sets import published
 from personalize.trainers.images import to_pil
-from personalize.trainers.metrics.extractor_cache import Backbones
+from personalize.trainers.metrics.extractor_cache import ExtractorCache
 from personalize.trainers.models import sampler
 from personalize.trainers.models.checkpoint import load_models
 from personalize.trainers.runs import pick, restore
@@ -60,15 +60,15 @@ def by_hand(world, models, prompt, text, unseen=()):
     """What Scoring gives for what the sampler draws with `models`, by column."""
     pixels = sampler.sample(models, [prompt] * 2, [7, 8], size=(128, 128), steps=2, guidance=4.0)
     drawn = [
-        scoring.Drawn(prompt=prompt, text=text, seed=seed, image=to_pil(picture))
+        scoring.GeneratedImage(prompt=prompt, text=text, seed=seed, image=to_pil(picture))
         for seed, picture in zip((7, 8), pixels, strict=True)
     ]
     given = command.command_evaluate.parser().parse_args(
         ["none", "--out", "x", *json.loads((world / "flags.json").read_text())]
     )
-    judges = command.command_evaluate.settings_of(scoring.Judges, given, "")
-    seen = [to_pil(picture) for picture in train.pictures_in(world / "dog_0")[0]]
-    scorer = scoring.Scoring(judges=judges, backbones=Backbones(folders=lambda: [world / "judges"]))
+    judges = command.command_evaluate.settings_of(scoring.ScorerConfig, given, "")
+    seen = [to_pil(picture) for picture in train.images_in(world / "dog_0")[0]]
+    scorer = scoring.Scorer(judges=judges, extractors=ExtractorCache(folders=lambda: [world / "judges"]))
     report = scorer.report("x", drawn, scoring.References(seen=seen, unseen=unseen))
     return [each.scores for each in report.pictures]
 
@@ -77,7 +77,7 @@ def test_the_scores_are_those_of_what_was_learned(world, tmp_path):
     more = ["--prompts", str(world / "prompts.txt"), "--first", "1", "--unseen", str(world / "others")]
     told, models = evaluate(world, run_of(world), tmp_path, *more), fresh(world)
     restore.put(RunFolder(run_of(world)).result(), models)
-    unseen = [to_pil(picture) for picture in train.pictures_in(world / "others")[0]]
+    unseen = [to_pil(picture) for picture in train.images_in(world / "others")[0]]
     line = drawn_subjects.PROMPTS.splitlines()[0]
     prompt, text = line.replace("{}", "<concept>"), line.replace("{}", "dog")
     assert [each["scores"] for each in told["pictures"]] == by_hand(world, models, prompt, text, unseen)

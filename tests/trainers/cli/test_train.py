@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from personalize.trainers import __main__ as command
 from personalize.trainers.data.concept import Concept
 from personalize.trainers.evaluation.protocol import Protocol
-from personalize.trainers.evaluation.scorer import Judges
+from personalize.trainers.evaluation.scorer import ScorerConfig
 from personalize.trainers.recipes import METHODS
 from personalize.trainers.recipes.textboost import TextBoost
 from personalize.trainers.runs import replay, saved_images
@@ -55,7 +55,7 @@ def test_all_values_of_8_bits_come_back_from_a_png(tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_is_read_back_from_its_folder(tmp_path, method):
-    stopper = (FixedSteps(steps=3, act=False), *replay.monitors([{"monitor": "DVAR", "window": 7}]))
+    stopper = (FixedSteps(steps=3, stop_training=False), *replay.monitors([{"monitor": "DVAR", "window": 7}]))
     for recipe in METHODS[method].values():
         run = Run(concept=concept(), recipe=recipe, stopper=stopper, seed=2**60, dtype=torch.bfloat16)
         again, _ = replay.read(folder_of(run, tmp_path / method / str(id(recipe))) / "run.json")
@@ -152,7 +152,7 @@ def test_every_method_and_setting_stands_in_the_help():
 def test_the_other_commands_have_a_flag_for_every_setting(parser):
     """Of what is drawn and who judges, with its dataclass's default and help."""
     flags = {action.dest: action for action in parser()._actions}
-    for field in (field for settings in (Protocol, Judges) for field in dataclasses.fields(settings)):
+    for field in (field for settings in (Protocol, ScorerConfig) for field in dataclasses.fields(settings)):
         assert flags[field.name].default == field.default and field.metadata["help"] in flags[field.name].help
     assert all(f"python -m trainers {word} " in command.parser().format_help() for word in command.COMMANDS)
 
@@ -207,7 +207,9 @@ def of_graph(request, tmp_path_factory):
     path, graph, layout = request.param(folder)
     (folder / "layout.json").write_text(json.dumps(layout))
     run = Run(
-        concept=concept(class_images=(), class_captions=()), recipe=FAST, stopper=(FixedSteps(steps=1, act=False),)
+        concept=concept(class_images=(), class_captions=()),
+        recipe=FAST,
+        stopper=(FixedSteps(steps=1, stop_training=False),),
     )
     hidden = SimpleNamespace(unique_id="1", extra_pnginfo=None)
     with pytest.MonkeyPatch.context() as patch:

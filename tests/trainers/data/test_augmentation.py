@@ -214,14 +214,14 @@ def test_no_turned_picture_has_black_corners(height, width):
 def test_turns_are_drawn_as_the_paper_says():
     """Three in four turned by up to 45 degrees either way, one in four mirrored: read from where pixels come from."""
     row, column = ramps(64, 64)
-    angles, mirrored = [], 0
+    angles, random_flip = [], 0
     for seed in range(400):
         view = augmentation.turn((torch.stack([row, column, row]), None), generator(seed))
         down, right = (view.pixels[:2, 32, 33] - view.pixels[:2, 32, 32]).tolist()  # one pixel to the right comes from
-        mirrored += right < 0
+        random_flip += right < 0
         angles.append(math.degrees(math.atan(down / right)))
     turned = [angle for angle in angles if abs(angle) > 0.01]
-    assert 0.68 < len(turned) / 400 < 0.82 and 0.19 < mirrored / 400 < 0.31
+    assert 0.68 < len(turned) / 400 < 0.82 and 0.19 < random_flip / 400 < 0.31
     assert max(turned) < 45.1 and min(turned) > -45.1 and max(turned) > 40 and min(turned) < -40
 
 

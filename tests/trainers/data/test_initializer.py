@@ -26,7 +26,7 @@ def few(monkeypatch):
 
 def models(shelf, cache=None):
     made = small.models()
-    made.backbones, made.cache = shelf, cache
+    made.extractors, made.cache = shelf, cache
     return made
 
 

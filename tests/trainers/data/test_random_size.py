@@ -23,10 +23,10 @@ def test_how_often_and_how_far():
     assert {*kinds} == {(), ("zoom-out",), ("zoom-in",)}
     assert kinds.count(("zoom-in",)) / 3000 == pytest.approx(1 / 3, abs=0.03)
     assert kinds.count(("zoom-out",)) / 3000 == pytest.approx(2 / 3 * 0.4, abs=0.03)
-    mirrored = sum(
+    random_flip = sum(
         bool(view.pixels[1, :, 0].mean() > view.pixels[1, :, -1].mean()) for view in views if not view.operations
     )
-    assert mirrored / kinds.count(()) == pytest.approx(0.5, abs=0.04)
+    assert random_flip / kinds.count(()) == pytest.approx(0.5, abs=0.04)
     # Of the third channel, 1 in the picture and 0.5 on the canvas, what is shown.
     shares = [
         (view.pixels[2] > 0.75).float().mean().item() ** 0.5 for view in views if view.operations == ("zoom-out",)

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from personalize.demo import evaluators
 from personalize.tests.support import evaluating, judge
 from personalize.trainers.metrics import feature_extractors
-from personalize.trainers.metrics.clip import CONFIG, ClipChoice, _find
-from personalize.trainers.metrics.extractor_cache import Backbones
+from personalize.trainers.metrics.clip import CONFIG, ClipConfig, _find
+from personalize.trainers.metrics.extractor_cache import ExtractorCache
 from personalize.trainers.settings import part
 
 open_clip = pytest.importorskip("open_clip")
@@ -89,8 +89,8 @@ def test_a_text_tower_that_looks_ahead_gets_the_whole(theirs):
 def test_a_folder_of_open_clip_is_read_too(shelf, folder, tmp_path):
     place = open_clip_folder(tmp_path / "CLIPs" / "world", folder)
     torch.save(Bomb(tmp_path / "hit"), place / "open_clip_pytorch_model.bin")
-    found = Backbones(folders=lambda: [tmp_path / "other", tmp_path / "CLIPs"])
-    clip = found.load(ClipChoice(clip_model="whatever", clip_weights="world"))
+    found = ExtractorCache(folders=lambda: [tmp_path / "other", tmp_path / "CLIPs"])
+    clip = found.load(ClipConfig(clip_model="whatever", clip_weights="world"))
     assert not (tmp_path / "hit").exists()
     pictures = judge.pictures()
     assert torch.equal(clip.image_features(pictures), shelf.load(judge.CHOICE).image_features(pictures))
@@ -106,7 +106,7 @@ def open_clip_folder(place, folder, **config):
 
 
 def test_each_is_loaded_once_and_can_be_forgotten(folder):
-    shelf = Backbones(folders=lambda: [folder])
+    shelf = ExtractorCache(folders=lambda: [folder])
     first = shelf.load(judge.CHOICE)
     with shelf.on("meta", judge.CHOICE) as lent:
         assert lent is first and lent.module.logit_scale.device.type == "meta"
@@ -132,14 +132,14 @@ def test_where_the_device_has_no_room_it_stays(shelf):
 @torch.no_grad()
 def test_loaded_in_inference_mode_it_serves_outside(folder):
     with torch.inference_mode():
-        clip = Backbones(folders=lambda: [folder]).load(judge.CHOICE)
+        clip = ExtractorCache(folders=lambda: [folder]).load(judge.CHOICE)
     assert not any(p.is_inference() or p.requires_grad for p in clip.module.parameters())
 
 
 def test_nothing_is_said_about_random_weights_and_paths(shelf, folder, tmp_path, caplog):
-    Backbones(folders=lambda: [folder]).load(judge.CHOICE)
+    ExtractorCache(folders=lambda: [folder]).load(judge.CHOICE)
     evaluating.write_for_server(tmp_path)
-    Backbones(folders=lambda: [tmp_path]).load(ClipChoice(clip_weights="world"))
+    ExtractorCache(folders=lambda: [tmp_path]).load(ClipConfig(clip_weights="world"))
     assert not caplog.text
     logging.warning("initialized randomly")
     assert "random" in caplog.text  # and other words are heard again
@@ -168,7 +168,7 @@ def refusal(shelf, choice, early):
         ({"clip_weights": "/etc/passwd"}, "is no name of CLIP weights"),
         ({"clip_weights": "C:\\clip.safetensors"}, "is no name of CLIP weights"),
         ({"clip_weights": "a\0b"}, "is no name of CLIP weights"),
-        ({"clip_weights": "bomb.pt"}, "are no .safetensors file"),
+        ({"clip_weights": "bomb.pt"}, "are not a .safetensors file"),
         ({"clip_weights": "empty"}, "holds no .safetensors file"),
         ({"clip_weights": "no_config"}, "has no open_clip_config.json"),
         ({"clip_weights": "from_hub"}, "parts that are not in its own file"),
@@ -189,7 +189,7 @@ def test_what_cannot_be_is_refused_before_anything_is_read(shelf, folder, tmp_pa
     (tmp_path / "no_config").mkdir()
     vision = {"image_size": 128, "timm_model_name": "hf-hub:org/name"}
     open_clip_folder(tmp_path / "from_hub", folder, vision_cfg=vision)
-    both = Backbones(folders=lambda: [folder, tmp_path])
+    both = ExtractorCache(folders=lambda: [folder, tmp_path])
     assert words in refusal(both, replace(judge.CHOICE, **changes), early=True)
     assert not (tmp_path / "hit").exists()
 
@@ -204,7 +204,7 @@ def test_weights_of_another_model_are_refused(shelf, folder, tmp_path):
     (tmp_path / "cut.safetensors").write_bytes((folder / judge.FILE).read_bytes()[:9000])
     open_clip_folder(tmp_path / "odd", folder, embed_dim=64)
     open_clip_folder(tmp_path / "mad", folder, text_cfg=config["text_cfg"] | {"heads": 7})
-    found = Backbones(folders=lambda: [folder, tmp_path])
+    found = ExtractorCache(folders=lambda: [folder, tmp_path])
     for changes, words in (
         ({"clip_model": "ViT-B-32"}, "'world.safetensors' are not those of ViT-B-32"),
         ({"clip_weights": "vision.safetensors"}, "are not those of demo_world_clip"),
@@ -224,10 +224,10 @@ def test_published_weights_are_found_where_the_hub_keeps_them(tmp_path, monkeypa
     (kept / "refs").mkdir()
     (kept / "refs" / "main").write_text("abc")
     save_file({"x": torch.zeros(1)}, kept / "snapshots" / "abc" / "open_clip_model.safetensors")
-    found = _find(ClipChoice(), [])
+    found = _find(ClipConfig(), [])
     assert found.weights.read_bytes() and found.quick_gelu and found.name == "ViT-B-32"
     with pytest.raises(ValueError, match="'open_clip_model.safetensors' are not those of ViT-B-32"):
-        Backbones().load(ClipChoice())
+        ExtractorCache().load(ClipConfig())
 
 
 @pytest.mark.parametrize("download", [False, True])
@@ -243,14 +243,14 @@ def test_only_a_choice_that_says_so_asks_the_network(tmp_path, monkeypatch, down
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     monkeypatch.setattr(socket, "create_connection", no_network)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the hub's attempts
-    choice = ClipChoice(clip_download=download)
+    choice = ClipConfig(clip_download=download)
     words = "could not be downloaded: check the connection" if download else "clip_download is off: turn it on"
     with pytest.raises(ValueError, match=words):
-        Backbones().load(choice)
+        ExtractorCache().load(choice)
     assert bool(asked) is download
     asked.clear()
     with pytest.raises(ValueError) if not download else contextlib.nullcontext():
-        Backbones().check(choice)  # a look asks nobody
+        ExtractorCache().check(choice)  # a look asks nobody
     assert not asked
 
 
@@ -266,5 +266,5 @@ def test_a_choice_is_part_of_other_settings():
     from personalize.trainers.stopping.clip_early_stopping import ClipEarlyStopping
 
     assert part(
-        ClipChoice, ClipEarlyStopping(clip_model="ViT-L-14", clip_weights="a", clip_download=True)
-    ) == ClipChoice(clip_model="ViT-L-14", clip_weights="a", clip_download=True)
+        ClipConfig, ClipEarlyStopping(clip_model="ViT-L-14", clip_weights="a", clip_download=True)
+    ) == ClipConfig(clip_model="ViT-L-14", clip_weights="a", clip_download=True)

@@ -17,13 +17,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from personalize.trainers.metrics import dino, metrics
-from personalize.trainers.metrics.dino import DinoChoice
-from personalize.trainers.metrics.extractor_cache import Backbones
-from personalize.trainers.metrics.lpips import LpipsChoice
+from personalize.trainers.metrics.dino import DinoConfig
+from personalize.trainers.metrics.extractor_cache import ExtractorCache
+from personalize.trainers.metrics.lpips import LpipsConfig
 
 timm = pytest.importorskip("timm")
 NAME = "test_vit"
-TIMM = DinoChoice(dino_model=NAME, dino_weights="dino.safetensors")
+TIMM = DinoConfig(dino_model=NAME, dino_weights="dino.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def shelf(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    return Backbones(folders=lambda: [folder, tmp_path])
+    return ExtractorCache(folders=lambda: [folder, tmp_path])
 
 
 def cosines(vectors):
@@ -89,7 +89,7 @@ def test_a_transformers_folder_scores_as_transformers_does(shelf, folder, pictur
         top, left = (height - 28) // 2, (width - 28) // 2
         pixels = pixels[:, top : top + 28, left : left + 28].float() / 255
         vectors.append(model(((pixels - mean) / std)[None]).last_hidden_state[0, 0])
-    scores = metrics.dino(shelf.load(DinoChoice(dino_weights="dinov2")), pictures, pictures[:2])
+    scores = metrics.dino(shelf.load(DinoConfig(dino_weights="dinov2")), pictures, pictures[:2])
     assert scores.tolist() == pytest.approx(cosines(vectors), abs=1e-5)
 
 
@@ -108,7 +108,7 @@ def test_loaded_once_waiting_on_the_cpu(shelf):
         ({"dino_weights": "none.safetensors"}, "There are no DINO weights 'none.safetensors'"),
         ({"dino_weights": "../dino.safetensors"}, "is no name of DINO weights"),
         ({"dino_weights": "/etc/passwd"}, "is no name of DINO weights"),
-        ({"dino_weights": "old.pt"}, "are no .safetensors file"),
+        ({"dino_weights": "old.pt"}, "are not a .safetensors file"),
         ({"dino_model": "test_vti"}, "timm knows no model 'test_vti'.*such as test_vit"),
         ({"dino_model": "facebook/dinov2-large"}, "timm knows no model"),
         ({"dino_weights": "empty"}, "lacks config.json and preprocessor_config.json and model.safetensors"),
@@ -144,7 +144,7 @@ def test_only_a_choice_that_says_so_asks_the_network(shelf, monkeypatch, model, 
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     monkeypatch.setattr(socket, "create_connection", no_network)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the hub's attempts
-    choice = DinoChoice(dino_model=model, dino_download=download)
+    choice = DinoConfig(dino_model=model, dino_download=download)
     words = "could not be downloaded: check the connection" if download else "dino_download is off: turn it on"
     with pytest.raises(ValueError, match=words):
         shelf.load(choice)
@@ -153,7 +153,7 @@ def test_only_a_choice_that_says_so_asks_the_network(shelf, monkeypatch, model, 
 
 def test_a_folder_is_read_without_the_network(shelf, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **options: pytest.fail("asked"))
-    assert shelf.load(DinoChoice(dino_weights="dinov2")).module
+    assert shelf.load(DinoConfig(dino_weights="dinov2")).module
 
 
 def test_weights_of_another_model_are_refused(shelf, folder, tmp_path):
@@ -168,7 +168,7 @@ def test_weights_of_another_model_are_refused(shelf, folder, tmp_path):
     (tmp_path / "cut.safetensors").write_bytes((folder / "dino.safetensors").read_bytes()[:900])
     for choice, words in (
         (replace(TIMM, dino_model="test_convnext"), "are not those of 'test_convnext'"),
-        (DinoChoice(dino_weights="partial"), "are not those of their folder"),
+        (DinoConfig(dino_weights="partial"), "are not those of their folder"),
         (replace(TIMM, dino_weights="cut.safetensors"), "cannot be read|are not those"),
     ):
         with pytest.raises(ValueError, match=words) as caught:
@@ -185,18 +185,18 @@ def test_a_folder_with_code_of_its_own_is_not_run(shelf, folder, tmp_path):
     config |= {"auto_map": {"AutoConfig": "own.M", "AutoModel": "own.M"}}
     (place / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="are not those of their folder"):
-        shelf.load(DinoChoice(dino_weights="own"))
+        shelf.load(DinoConfig(dino_weights="own"))
     assert not os.path.exists(tmp_path / "hit")
 
 
 def test_without_the_package_or_its_weights_it_says_why(shelf, tmp_path, monkeypatch):
     monkeypatch.setattr(dino.importlib.util, "find_spec", lambda name: None)
-    assert LpipsChoice().missing([tmp_path]) == "the package lpips is not installed"
+    assert LpipsConfig().missing([tmp_path]) == "the package lpips is not installed"
     monkeypatch.setattr(dino.importlib.util, "find_spec", lambda name: name)
-    why = LpipsChoice().missing([tmp_path])
+    why = LpipsConfig().missing([tmp_path])
     assert why.startswith("There are no LPIPS weights 'lpips_alex.safetensors' below models/clip_vision")
     with pytest.raises(ValueError, match="LPIPS cannot measure because There are no LPIPS weights"):
-        shelf.load(LpipsChoice())
+        shelf.load(LpipsConfig())
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def test_diversity_is_the_mean_of_the_packages_own_distances(shelf, alex):
     pictures = [Image.fromarray(dice.integers(0, 255, (64, 96, 3), "uint8")) for _ in range(4)]
     scaled = [torch.from_numpy(np.array(p)).permute(2, 0, 1)[None].float() / 127.5 - 1 for p in pictures]
     expected = [float(alex(one, other)) for one, other in combinations(scaled, 2)]
-    assert metrics.diversity(shelf.load(LpipsChoice()), pictures) == pytest.approx(np.mean(expected), abs=1e-5)
+    assert metrics.diversity(shelf.load(LpipsConfig()), pictures) == pytest.approx(np.mean(expected), abs=1e-5)
     assert len(expected) == 6 and max(expected) - min(expected) > 1e-6
 
 
@@ -227,7 +227,7 @@ def test_another_file_is_no_lpips(shelf, alex, folder, tmp_path):
     for file in ("dino.safetensors", "cut.safetensors"):
         (tmp_path / "cut.safetensors").write_bytes((folder / "dino.safetensors").read_bytes()[:900])
         with pytest.raises(ValueError, match="are not those of LPIPS|cannot be read"):
-            shelf.load(LpipsChoice(lpips_weights=file))
+            shelf.load(LpipsConfig(lpips_weights=file))
 
 
 def test_diversity_by_features_is_one_minus_the_cosine(shelf, pictures):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from personalize.trainers.metrics.feature_extractors import Backbone, load_clip, load_image_encoder
+from personalize.trainers.metrics.feature_extractors import FeatureExtractor, load_clip, load_image_encoder
 from personalize.trainers.metrics.metrics import clip_image, clip_text, dino, image_similarity, plain_prompt
 
 TINY_CLIP = {
@@ -98,9 +98,11 @@ def test_every_pair_is_scored_whatever_the_batch(clip_file, pictures):
 
 def test_negative_cosines_count_as_nothing():
     features = {"a": [1.0, 0.0], "b": [-1.0, 0.0], "c": [0.0, 1.0]}
-    backbone = Backbone(name="made up", image_features=lambda names: torch.tensor([features[n] for n in names]))
-    assert clip_image(backbone, ["a"], ["a", "b", "c"]).tolist() == pytest.approx([1 / 3])
-    assert image_similarity(backbone, ["a"], ["b"]).tolist() == [[-1.0]]
+    extractor = FeatureExtractor(
+        name="made up", image_features=lambda names: torch.tensor([features[n] for n in names])
+    )
+    assert clip_image(extractor, ["a"], ["a", "b", "c"]).tolist() == pytest.approx([1 / 3])
+    assert image_similarity(extractor, ["a"], ["b"]).tolist() == [[-1.0]]
 
 
 def test_one_prompt_for_each_picture(clip_file, pictures):

@@ -31,8 +31,8 @@ def train(folder, models=None, dtype=torch.float32, stop_after=None, checkpoint_
             raise Killed
 
     models, run = models or small.models(), Run(concept=CONCEPT, recipe=recipe(**changes), dtype=dtype)
-    watcher = training.Watcher(on_step=on_step)
-    return models, training.train(run, models, folder, checkpoint_every=checkpoint_every, watcher=watcher)
+    callbacks = training.Callbacks(on_step=on_step)
+    return models, training.train(run, models, folder, checkpoint_every=checkpoint_every, callbacks=callbacks)
 
 
 def snapshot(models):
@@ -66,7 +66,7 @@ def test_every_choice_of_stages_trains_just_those(tmp_path, stages, weights):
     models, numbers = small.models(), RUNS[stages]
     if numbers[0] != "1":
         models.text_encoders[0].known_tokens = {"<dog>": torch.ones(1, 32)}
-    result = train(tmp_path, models=models, run_stages=stages, weights=weights)[1]
+    result = train(tmp_path, models=models, run_stages=stages, fine_tuning=weights)[1]
     steps = {"1": 2, "2": 3, "3": 2}
     assert [entry["stage"] for entry in result.history] == [
         f"attndreambooth {n}" for n in numbers for _ in range(steps[n])
@@ -78,7 +78,7 @@ def test_every_choice_of_stages_trains_just_those(tmp_path, stages, weights):
 @pytest.mark.parametrize("stages", ["1+2", "all"])
 def test_as_lora_the_weights_themselves_stay(tmp_path, stages):
     before = snapshot(small.models())
-    models, result = train(tmp_path, run_stages=stages, weights="lora")
+    models, result = train(tmp_path, run_stages=stages, fine_tuning="lora")
     after = {name.replace(".base_layer", ""): value for name, value in snapshot(models).items()}
     assert all(torch.equal(value, after[name]) for name, value in before.items() if name in after)
     layers = {key.partition(".")[0] for key in result.lora}
@@ -89,12 +89,14 @@ def test_as_lora_the_weights_themselves_stay(tmp_path, stages):
 
 def test_a_later_lora_goes_on_with_the_earlier_one(tmp_path):
     """Stage 3 begins where stage 2 ended: with no learning rate of its own it keeps what stage 2 made."""
-    two = train(tmp_path / "two", run_stages="1+2", weights="lora")[1].lora
+    two = train(tmp_path / "two", run_stages="1+2", fine_tuning="lora")[1].lora
     models = small.models()
     run = Run(
-        concept=CONCEPT, recipe=dataclasses.replace(recipe(weights="lora"), learning_rate_3=0.0, weight_decay=0.0)
+        concept=CONCEPT, recipe=dataclasses.replace(recipe(fine_tuning="lora"), learning_rate_3=0.0, weight_decay=0.0)
     )
-    still = Run(concept=CONCEPT, recipe=dataclasses.replace(recipe(weights="lora", run_stages="1+2"), weight_decay=0.0))
+    still = Run(
+        concept=CONCEPT, recipe=dataclasses.replace(recipe(fine_tuning="lora", run_stages="1+2"), weight_decay=0.0)
+    )
     three = training.train(run, models, tmp_path / "three").lora
     two = training.train(still, small.models(), tmp_path / "still").lora
     assert all(torch.equal(three[key], value) for key, value in two.items()) and len(three) > len(two)
@@ -115,13 +117,13 @@ def test_the_difference_is_what_changed(tmp_path):
 @pytest.mark.parametrize("stop_after", [1, 2, 4, 5, 6])
 def test_a_kill_in_every_stage_changes_nothing(tmp_path, weights, stop_after):
     """Within a stage, and between two: 2 + 3 + 2 steps."""
-    train(tmp_path / "whole" / "run", weights=weights)
+    train(tmp_path / "whole" / "run", fine_tuning=weights)
     folder = tmp_path / "broken" / "run"
     with pytest.raises(Killed):
-        train(folder, weights=weights, stop_after=stop_after)
+        train(folder, fine_tuning=weights, stop_after=stop_after)
     partial = RunFolder(folder).result(partial=True)
     assert not partial.complete and len(partial.history) == stop_after
-    train(folder, weights=weights)
+    train(folder, fine_tuning=weights)
     assert learned(folder) == learned(tmp_path / "whole" / "run")
 
 
@@ -129,14 +131,14 @@ def test_a_kill_in_every_stage_changes_nothing(tmp_path, weights, stop_after):
 @pytest.mark.parametrize("stop_after", [1, 3, 5, 6])
 def test_a_process_killed_in_any_stage_goes_on_from_what_lies_on_disk(tmp_path, monkeypatch, weights, stop_after):
     """Nothing is written after the kill; checkpoints are of steps 2, 4 and 6, and of each stage's beginning."""
-    train(tmp_path / "whole" / "run", weights=weights)
-    monkeypatch.setattr(training.Training, "_break_off", lambda self, stages: None)
+    train(tmp_path / "whole" / "run", fine_tuning=weights)
+    monkeypatch.setattr(training.Trainer, "_break_off", lambda self, stages: None)
     folder = tmp_path / "killed" / "run"
     with pytest.raises(Killed):
-        train(folder, weights=weights, stop_after=stop_after, checkpoint_every=2)
+        train(folder, fine_tuning=weights, stop_after=stop_after, checkpoint_every=2)
     on_disk = sum(stage.step for stage in RunFolder(folder).last_state())
     assert on_disk == {1: 0, 3: 2, 5: 4, 6: 6}[stop_after]
-    train(folder, weights=weights, checkpoint_every=2)
+    train(folder, fine_tuning=weights, checkpoint_every=2)
     assert learned(folder) == learned(tmp_path / "whole" / "run")
 
 
@@ -252,7 +254,7 @@ def test_three_trainings_chained_through_model_and_clip(graph, tmp_path, weights
     (model, clip, vae), concept = graph, dataclasses.replace(CONCEPT, resolution=64)
     word, ended, begun = None, None, None
     for stages in ("1", "2", "3"):
-        chosen = recipe(run_stages=stages, weights=weights)
+        chosen = recipe(run_stages=stages, fine_tuning=weights)
         chosen.check(concept, known=clip_attachment.of(clip).tokens)
         with session.training_session():
             models = reading.read_models(model, clip, vae, torch.float32)

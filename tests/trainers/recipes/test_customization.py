@@ -48,9 +48,9 @@ def train(name, folder, models=None, stop_after=None, seed=0, recipe=None, **cha
         if stop_after and len((folder / "steps.jsonl").read_text().splitlines()) == stop_after:
             raise Killed
 
-    models, watcher = models or small.models(), training.Watcher(on_step=on_step)
+    models, callbacks = models or small.models(), training.Callbacks(on_step=on_step)
     run = Run(concept=concept(**changes), recipe=recipe or RECIPES[name], seed=seed)
-    return models, training.train(run, models, folder, checkpoint_every=1, watcher=watcher)
+    return models, training.train(run, models, folder, checkpoint_every=1, callbacks=callbacks)
 
 
 @EACH
@@ -119,13 +119,13 @@ def test_every_family_trains(tmp_path, name, family):
 @pytest.mark.parametrize("crop", ["center", "bucket"])
 def test_a_split_batch_trains_the_same(tmp_path, name, crop):
     """Whether a share holds pictures of one kind or of both: 4 samples in shares of 3 and of 1."""
-    from personalize.trainers.training.memory import Effort
+    from personalize.trainers.training.memory import MemoryPlan
 
     results = []
     for size in (0, 1, 3):
         run = Run(concept=concept(crop=crop), recipe=dataclasses.replace(RECIPES[name], max_grad_norm=0.0))
-        effort = Effort(micro_batch_size=size, gradient_checkpointing=size == 1)
-        results.append(training.train(run, small.models(), tmp_path / str(size), effort=effort))
+        memory_plan = MemoryPlan(micro_batch_size=size, gradient_checkpointing=size == 1)
+        results.append(training.train(run, small.models(), tmp_path / str(size), memory_plan=memory_plan))
     for result in results[1:]:
         for own, whole in zip(result.history, results[0].history, strict=True):
             assert own["terms"] == pytest.approx(whole["terms"], rel=1e-4)
@@ -157,7 +157,7 @@ def test_class_pictures_are_told_of_kept_and_survive_a_cancel(tmp_path):
         raise Killed
 
     with pytest.raises(Killed):
-        training.train(run, small.models(), tmp_path / "run", watcher=training.Watcher(on_notice=cancel))
+        training.train(run, small.models(), tmp_path / "run", callbacks=training.Callbacks(on_notice=cancel))
     assert said == ["class pictures: 0 of 5"] and RunFolder(tmp_path / "run").result(partial=True) is None
     for folder in ("run", "again"):
         result = training.train(run, small.models(), tmp_path / folder, cache=tmp_path / "cache")

@@ -217,7 +217,7 @@ def test_interrupt_leaves_a_partial_run(tmp_path):
 
     run = Run(concept=concept(), recipe=FAST)
     with pytest.raises(Interrupted):
-        training.train(run, small.models(), tmp_path, watcher=training.Watcher(on_step=stop))
+        training.train(run, small.models(), tmp_path, callbacks=training.Callbacks(on_step=stop))
     assert len((tmp_path / "steps.jsonl").read_text().splitlines()) == 2
     assert RunFolder(tmp_path).result() is None
 

@@ -11,7 +11,7 @@ from PIL import Image
 from personalize.trainers.data.concept import Concept
 from personalize.trainers.evaluation import prompt_sets, scorer
 from personalize.trainers.evaluation.report import Report, Scored, Spread
-from personalize.trainers.metrics.feature_extractors import Backbone
+from personalize.trainers.metrics.feature_extractors import FeatureExtractor
 from personalize.trainers.reports import grid as report_grid
 from personalize.trainers.reports import html
 
@@ -163,7 +163,7 @@ def test_a_picture_is_encoded_once():
 
     pictures = [Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(3)]
     looked, known = [], {}
-    judge = scorer.remembering(Backbone(name="made up", image_features=encode), known, looked.append)
+    judge = scorer.remembering(FeatureExtractor(name="made up", image_features=encode), known, looked.append)
     assert judge.image_features([*pictures, pictures[0]])[:, 0].tolist() == [0, 1, 2, 0]
     assert judge.image_features([pictures[2], pictures[1].copy()])[:, 0].tolist() == [2, 1]
     assert len(seen) == 4 and sum(looked) == 4

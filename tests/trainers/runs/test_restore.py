@@ -30,7 +30,7 @@ RECIPES = {
     "TextBoost 2026 CPA": TextBoost2026(**ADAPTED),
     "TextBoost 2026++": TextBoost2026(**ADAPTED, cross_attention=True, adapter_rank=2),
     "AttnDreamBooth": STAGED,
-    "AttnDreamBooth LoRA": dataclasses.replace(STAGED, weights="lora"),
+    "AttnDreamBooth LoRA": dataclasses.replace(STAGED, fine_tuning="lora"),
     "Textual Inversion": dataclasses.replace(textual_inversion.FULL, **SHORT),
     "DreamBooth-LoRA": dataclasses.replace(dreambooth_lora.FULL, **SHORT),
     "Custom Diffusion": dataclasses.replace(custom_diffusion.FULL, **SHORT, class_images=2, class_image_steps=2),

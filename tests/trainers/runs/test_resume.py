@@ -15,7 +15,7 @@ from personalize.trainers.runs import trainer
 from personalize.trainers.runs.folder import RunFolder
 from personalize.trainers.runs.run import Run
 from personalize.trainers.training import memory, state
-from personalize.trainers.training.memory import Effort
+from personalize.trainers.training.memory import MemoryPlan
 from personalize.trainers.training.objective import Objective
 from personalize.trainers.training.stage import Diverged
 
@@ -47,7 +47,7 @@ def train(folder, recipe=FAST, *, crop="center", stop_after=None, models=None, *
     picture = torch.rand(3, 48, 32, generator=torch.Generator().manual_seed(5))
     concept = Concept(images=(picture, picture.flip(1), picture.flip(2).mT), resolution=32, crop=crop)
     run = Run(concept=concept, recipe=recipe)
-    options = {"checkpoint_every": 2, "watcher": training.Watcher(on_step=on_step)} | options
+    options = {"checkpoint_every": 2, "watcher": training.Callbacks(on_step=on_step)} | options
     return training.train(run, models or small.models(), folder, **options)
 
 
@@ -98,7 +98,7 @@ def test_pictures_of_two_sizes_go_on_as_undisturbed_ones(tmp_path, monkeypatch, 
     assert set(whole) == {(5, 3), (3, 5)}
     for how in ("cancelled", "killed"):
         if how == "killed":
-            monkeypatch.setattr(training.Training, "_break_off", lambda self, stages: None)
+            monkeypatch.setattr(training.Trainer, "_break_off", lambda self, stages: None)
         folder = tmp_path / how / "run"
         with pytest.raises(Killed):
             sizes(folder, stop_after=stop_after)
@@ -110,7 +110,7 @@ def test_pictures_of_two_sizes_go_on_as_undisturbed_ones(tmp_path, monkeypatch, 
 def test_a_process_that_is_killed_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
     """Nothing is written after the kill: the newest checkpoint is of step 4, the log is longer and ends in mid-line."""
     train(tmp_path / "whole" / "run")
-    monkeypatch.setattr(training.Training, "_break_off", lambda self, stages: None)
+    monkeypatch.setattr(training.Trainer, "_break_off", lambda self, stages: None)
     folder = tmp_path / "killed" / "run"
     with pytest.raises(Killed):
         train(folder, stop_after=5)
@@ -150,14 +150,14 @@ def test_more_steps_go_on_where_fewer_ended(tmp_path):
     with pytest.raises(Killed):
         train(tmp_path / "broken" / "short", stop_after=5)
     steps = []
-    watcher = training.Watcher(on_step=lambda report: steps.append(report.step))
-    train(tmp_path / "broken" / "long", whole, watcher=watcher)
+    callbacks = training.Callbacks(on_step=lambda report: steps.append(report.step))
+    train(tmp_path / "broken" / "long", whole, callbacks=callbacks)
     assert steps == [6, 7, 8, 9]
     assert learned(tmp_path / "broken" / "long") == learned(tmp_path / "whole" / "run")
 
     steps.clear()
     train(tmp_path / "finished" / "short")
-    train(tmp_path / "finished" / "long", whole, watcher=watcher)
+    train(tmp_path / "finished" / "long", whole, callbacks=callbacks)
     assert steps == [8, 9]
     about = RunFolder(tmp_path / "finished" / "long").about()
     assert about["continued_from"] == "step 7 of run short, with new optimizer moments"
@@ -167,8 +167,8 @@ def test_more_steps_go_on_where_fewer_ended(tmp_path):
 def test_another_run_is_no_ancestor(tmp_path):
     train(tmp_path / "short")
     steps = []
-    watcher = training.Watcher(on_step=lambda report: steps.append(report.step))
-    train(tmp_path / "other", dataclasses.replace(FAST, steps=8, lora_rank=2), watcher=watcher)
+    callbacks = training.Callbacks(on_step=lambda report: steps.append(report.step))
+    train(tmp_path / "other", dataclasses.replace(FAST, steps=8, lora_rank=2), callbacks=callbacks)
     assert steps == list(range(1, 9))
 
 
@@ -226,7 +226,7 @@ def test_where_memory_runs_out_less_goes_through_at_once(tmp_path, monkeypatch):
 
     said = []
     monkeypatch.setattr(Objective, "forward", limited)
-    result = train(tmp_path / "limited", watcher=training.Watcher(on_notice=said.append))
+    result = train(tmp_path / "limited", callbacks=training.Callbacks(on_notice=said.append))
     assert sizes == [4] * 5 + [2] + [1] * 12
     assert [step["step"] for step in result.history] == list(range(1, 8))
     assert "memory ran out: going on with 1 of 4 pictures at once" in said
@@ -245,22 +245,22 @@ def test_memory_that_never_suffices_is_one_sentence(tmp_path, monkeypatch):
 
 
 def test_efforts_go_from_halves_to_checkpointing():
-    efforts = list(memory.efforts(Effort(), 8))
-    assert [e.micro_batch_size for e in efforts] == [0, 4, 2, 1, 1]
-    assert [e.gradient_checkpointing for e in efforts] == [False] * 4 + [True]
+    memory_plans = list(memory.memory_plans(MemoryPlan(), 8))
+    assert [e.micro_batch_size for e in memory_plans] == [0, 4, 2, 1, 1]
+    assert [e.gradient_checkpointing for e in memory_plans] == [False] * 4 + [True]
 
 
 def test_an_estimate_chooses_the_effort_before_the_first_step(tmp_path):
     models = small.models()
     size = {"trained": 1000, "batch_size": 4, "resolution": 32}
-    needs = [memory.stage_bytes(models, effort, **size) for effort in memory.efforts(Effort(), 4)]
+    needs = [memory.stage_bytes(models, memory_plan, **size) for memory_plan in memory.memory_plans(MemoryPlan(), 4)]
     assert needs == sorted(needs, reverse=True)
-    for need, effort in zip(needs, memory.efforts(Effort(), 4), strict=True):
-        assert memory.fit(models, Effort(), need, **size) == (effort, need)
+    for need, memory_plan in zip(needs, memory.memory_plans(MemoryPlan(), 4), strict=True):
+        assert memory.fit(models, MemoryPlan(), need, **size) == (memory_plan, need)
     with pytest.raises(MemoryError, match="lower the resolution"):
-        memory.fit(models, Effort(), needs[-1] - 1, **size)
+        memory.fit(models, MemoryPlan(), needs[-1] - 1, **size)
     said = []
-    train(tmp_path, watcher=training.Watcher(on_notice=said.append), free_memory=lambda: memory.BASE + 2**21)
+    train(tmp_path, callbacks=training.Callbacks(on_notice=said.append), free_memory=lambda: memory.BASE + 2**21)
     assert any("pictures at once" in sentence for sentence in said)
 
 
@@ -289,7 +289,7 @@ def test_what_autograd_keeps_lies_within_the_margin_of_the_count(shape):
 
 def test_gradient_checkpointing_changes_nothing(tmp_path):
     plain = train(tmp_path / "plain" / "run")
-    twice = train(tmp_path / "twice" / "run", effort=Effort(micro_batch_size=4, gradient_checkpointing=True))
+    twice = train(tmp_path / "twice" / "run", memory_plan=MemoryPlan(micro_batch_size=4, gradient_checkpointing=True))
     assert all(torch.allclose(plain.lora[key], twice.lora[key], atol=1e-6) for key in plain.lora)
 
 

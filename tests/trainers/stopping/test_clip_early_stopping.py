@@ -19,11 +19,11 @@ from personalize.trainers.runs.run import Run
 from personalize.trainers.stopping.clip_early_stopping import (
     PRESETS,
     ClipEarlyStopping,
-    PictureScore,
+    ImageScore,
     fired_at,
     progress,
 )
-from personalize.trainers.stopping.monitor import Sight, borrowed
+from personalize.trainers.stopping.monitor import StageContext, borrowed
 
 open_clip = pytest.importorskip("open_clip")
 FAST = TextBoost(steps=6, batch_size=4, views=8, knowledge_weight=0.0, fixed_outputs=False)
@@ -38,15 +38,17 @@ def concept():
 
 def models(shelf):
     made = small.models()
-    made.backbones = shelf
+    made.extractors = shelf
     return made
 
 
-def sight(shelf, seed=0):
+def stage_context(shelf, seed=0):
     made, generator = models(shelf), torch.Generator().manual_seed(seed)
     stage = next(FAST.stages(made, concept(), generator))
     device = SingleDevice(device=torch.device("cpu"))
-    return Sight(models=made, stage=stage, concept=concept(), device=device, generator=generator, subject="<concept>")
+    return StageContext(
+        models=made, stage=stage, concept=concept(), device=device, generator=generator, subject="<concept>"
+    )
 
 
 def train(shelf, folder, *stopper, recipe=FAST, **options):
@@ -82,8 +84,8 @@ def test_the_decision(scores, patience, eps, best, idle, fires):
 @torch.no_grad()
 def test_the_score_is_open_clips_on_the_same_pictures(shelf, folder):
     """Pictures drawn by the model from the stage's own prompts, picture i with reference i, references in turn."""
-    seen = sight(shelf)
-    score = PictureScore(QUICK, seen)()
+    seen = stage_context(shelf)
+    score = ImageScore(QUICK, seen)()
     with borrowed(seen.generator, QUICK.seed):
         ids = next(seen.stage.batches).input_ids[:3]
     pictures = sampler.sample_ids(seen.models, ids, [37, 38, 39], size=(32, 32), steps=2, guidance=7.5, batch_size=3)
@@ -112,19 +114,19 @@ def test_sampled_ids_are_sampled_prompts():
 
 
 def test_prompts_and_noise_are_the_same_each_time(shelf):
-    seen, again = sight(shelf), sight(shelf)
+    seen, again = stage_context(shelf), stage_context(shelf)
     shelf.clear()
     before, everywhere = seen.generator.get_state(), torch.get_rng_state()
-    score = PictureScore(QUICK, seen)
+    score = ImageScore(QUICK, seen)
     values = [score(), score()]
-    assert values[0] == values[1] == PictureScore(QUICK, again)()
-    assert values[0] != PictureScore(replace(QUICK, seed=1), seen)()
+    assert values[0] == values[1] == ImageScore(QUICK, again)()
+    assert values[0] != ImageScore(replace(QUICK, seed=1), seen)()
     assert torch.equal(seen.generator.get_state(), before) and torch.equal(torch.get_rng_state(), everywhere)
 
 
 def test_less_memory_less_at_once(shelf, monkeypatch):
     """A check never asks for more memory than there is: half the pictures, and so on."""
-    score = PictureScore(replace(QUICK, images=8), sight(shelf))
+    score = ImageScore(replace(QUICK, images=8), stage_context(shelf))
     plenty, sizes, draw = score(), [], sampler.sample_ids
 
     def little_memory(*given, batch_size, **options):
@@ -155,8 +157,8 @@ def test_less_memory_less_at_once(shelf, monkeypatch):
 
 def test_a_run_stops_where_its_log_says(shelf, tmp_path):
     free = train(shelf, tmp_path / "free")
-    noted = train(shelf, tmp_path / "noted", replace(QUICK, patience=0, eps=1.0, act=False))
-    acted = train(shelf, tmp_path / "acted", replace(QUICK, patience=0, eps=1.0))
+    noted = train(shelf, tmp_path / "noted", replace(QUICK, patience=0, min_delta=1.0, stop_training=False))
+    acted = train(shelf, tmp_path / "acted", replace(QUICK, patience=0, min_delta=1.0))
     measures = [e["measures"]["CLIP Early Stopping"] for e in noted.history if "measures" in e]
     assert [e["stage_step"] for e in noted.history if "measures" in e] == [2, 4, 6]
     assert all(m.keys() == {"score", "best", "threshold", "idle", "seconds"} for m in measures)
@@ -176,7 +178,7 @@ def test_a_run_stops_where_its_log_says(shelf, tmp_path):
 
 
 def test_limits_always_hold(shelf, tmp_path):
-    early = replace(QUICK, patience=0, eps=1.0)
+    early = replace(QUICK, patience=0, min_delta=1.0)
     late = train(shelf, tmp_path / "late", replace(early, min_steps=6))
     assert [stop["stage_step"] for stop in late.stops] == [6]
     capped = train(shelf, tmp_path / "capped", replace(early, max_steps=3))
@@ -190,7 +192,7 @@ class Killed(BaseException):
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(shelf, tmp_path):
-    stopper = replace(QUICK, patience=1, eps=1.0)
+    stopper = replace(QUICK, patience=1, min_delta=1.0)
 
     def kill(report):
         if report.step == 3:
@@ -198,7 +200,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(shelf, tmp_path):
 
     whole = train(shelf, tmp_path / "whole", stopper)
     with pytest.raises(Killed):
-        train(shelf, tmp_path / "killed", stopper, watcher=training.Watcher(on_step=kill))
+        train(shelf, tmp_path / "killed", stopper, callbacks=training.Callbacks(on_step=kill))
     assert len(RunFolder(tmp_path / "killed").history(3)) == 3
     resumed = train(shelf, tmp_path / "killed", stopper)
 
@@ -221,7 +223,7 @@ def test_the_best_state_can_be_kept(shelf, tmp_path):
 
 
 def test_settings_that_can_never_fire_are_said(shelf):
-    stage = sight(shelf).stage
+    stage = stage_context(shelf).stage
     stage.steps = 400
     assert "can fire at step 400 at the earliest" in ClipEarlyStopping().warning(stage)
     assert "the 100 steps" in ClipEarlyStopping(max_steps=100).warning(stage)
@@ -232,7 +234,7 @@ def test_settings_that_can_never_fire_are_said(shelf):
 def test_the_presets():
     """methods.md: patience, eps, guidance and sampler steps of the three methods; ours for short runs can fire."""
     found = {
-        name: (each.patience, each.eps, each.guidance, each.sampler_steps, each.every, each.images, each.seed)
+        name: (each.patience, each.min_delta, each.guidance, each.sampler_steps, each.every, each.images, each.seed)
         for name, each in PRESETS.items()
     }
     assert found["Textual Inversion"] == (6, 0.02, 7.5, 50, 50, 8, 37)

@@ -21,11 +21,11 @@ from personalize.trainers.runs import train as training
 from personalize.trainers.runs.folder import RunFolder
 from personalize.trainers.runs.run import Run
 from personalize.trainers.stopping.dvar import DVAR, PRESETS, FixedBatch, variance_ratio
-from personalize.trainers.stopping.monitor import FixedSteps, Sight, borrowed
-from personalize.trainers.training.memory import Effort
+from personalize.trainers.stopping.monitor import FixedSteps, StageContext, borrowed
+from personalize.trainers.training.memory import MemoryPlan
 
 FAST = TextBoost(steps=7, batch_size=4, views=8, knowledge_weight=0.0)
-WATCHING = DVAR(window=3, eps=0.0, batch_size=3, act=False)
+WATCHING = DVAR(window=3, threshold=0.0, batch_size=3, stop_training=False)
 
 
 def train(folder, stopper=(), recipe=FAST, *, models=None, stop_after=None, on_step=None, **options):
@@ -38,8 +38,8 @@ def train(folder, stopper=(), recipe=FAST, *, models=None, stop_after=None, on_s
     picture = torch.rand(3, 48, 32, generator=torch.Generator().manual_seed(5))
     concept = Concept(images=(picture, picture.flip(1)), resolution=32)
     run = Run(concept=concept, recipe=recipe, stopper=tuple(stopper))
-    watcher = training.Watcher(on_step=step, **options.pop("watcher", {}))
-    options = {"checkpoint_every": 2, "watcher": watcher} | options
+    callbacks = training.Callbacks(on_step=step, **options.pop("watcher", {}))
+    options = {"checkpoint_every": 2, "watcher": callbacks} | options
     return training.train(run, models or small.models(), folder, **options)
 
 
@@ -47,14 +47,16 @@ def weights(folder):
     return learned(folder)[0]
 
 
-def sight(recipe=FAST, models=None, seed=0):
+def stage_context(recipe=FAST, models=None, seed=0):
     models = models or small.models()
     generator = torch.Generator().manual_seed(seed)
     picture = torch.rand(3, 48, 32, generator=torch.Generator().manual_seed(5))
     concept = Concept(images=(picture,), resolution=32)
     stage = next(recipe.stages(models, concept, generator))
     device = SingleDevice(device=torch.device("cpu"))
-    return Sight(models=models, stage=stage, concept=concept, device=device, generator=generator, subject="<concept>")
+    return StageContext(
+        models=models, stage=stage, concept=concept, device=device, generator=generator, subject="<concept>"
+    )
 
 
 # -- the ratio
@@ -91,7 +93,7 @@ def test_the_log_holds_what_numpy_says(tmp_path, every, window):
 
 def test_the_loss_is_the_mean_squared_error_on_one_batch():
     """Written out: seeded noise and timesteps, one batch as the stage learns from, its own sample of the latents."""
-    look = FixedBatch(dataclasses.replace(WATCHING, accumulation=2), seen := sight())
+    look = FixedBatch(dataclasses.replace(WATCHING, accumulation=2), seen := stage_context())
     with torch.no_grad():
         value = look(0)
         batch, models = look._batch(0), seen.models
@@ -109,7 +111,7 @@ def test_the_loss_is_the_mean_squared_error_on_one_batch():
 
 
 def test_latents_are_drawn_from_the_posterior_of_the_batch():
-    seen = sight()
+    seen = stage_context()
     batch = seen.batch(3, 59)
     mean, deviation = batch.posterior.chunk(2, dim=1)
     sampled = FixedBatch(WATCHING, seen)._batch(0).latents
@@ -133,7 +135,7 @@ def test_each_digit_draws_its_part_anew_and_no_other(part):
     place = list(PART_OF).index(part)
     code = "".join("0" if i == place else "1" for i in range(5))
     recipe = dataclasses.replace(FAST, views=64)
-    look = FixedBatch(dataclasses.replace(WATCHING, code=code, batch_size=8), sight(recipe))
+    look = FixedBatch(dataclasses.replace(WATCHING, fixed_parts=code, batch_size=8), stage_context(recipe))
     for name, read in PART_OF.items():
         same = torch.allclose(read(look, 1).float(), read(look, 2).float(), atol=1e-6)
         assert same == (name != part), name
@@ -141,7 +143,7 @@ def test_each_digit_draws_its_part_anew_and_no_other(part):
 
 def test_without_noise_there_is_nothing_to_predict():
     """With epsilon the target is the noise itself: the loss is the mean square of what the model says."""
-    look = FixedBatch(dataclasses.replace(WATCHING, zero_noise=True, mean_latent=True), seen := sight())
+    look = FixedBatch(dataclasses.replace(WATCHING, zero_noise=True, mean_latent=True), seen := stage_context())
     with torch.no_grad():
         batch, (t,) = look._batch(0), look._timesteps(0, 0, 1000, 3)
         noisy = seen.models.alphas_cumprod[t][:, None, None, None].sqrt() * batch.latents
@@ -152,7 +154,7 @@ def test_without_noise_there_is_nothing_to_predict():
 
 
 def test_intervals_are_thirds_of_the_schedule(tmp_path):
-    look = FixedBatch(WATCHING, sight())
+    look = FixedBatch(WATCHING, stage_context())
     for low, high in ((0, 333), (333, 666), (666, 999)):
         (chunk,) = look._timesteps(0, low, high, 3)
         assert low <= chunk.min() and chunk.max() < high
@@ -166,8 +168,8 @@ def test_intervals_are_thirds_of_the_schedule(tmp_path):
 def test_parts_in_turn_are_the_newest_of_each(tmp_path):
     """Beside a monitor that looks at all parts each time: before the first step they agree, then one part is new."""
     whole = dataclasses.replace(WATCHING, accumulation=3)
-    result = train(tmp_path / "run", [whole, dataclasses.replace(whole, spread=True)])
-    look = FixedBatch(whole, sight())
+    result = train(tmp_path / "run", [whole, dataclasses.replace(whole, rotate_timesteps=True)])
+    look = FixedBatch(whole, stage_context())
     assert look(0)[1:2] == look(0, only=1)
     start = result.history[0]["start"]
     assert start["DVAR 2"]["fixed_loss"] == start["DVAR"]["fixed_loss"]
@@ -183,7 +185,7 @@ def test_parts_in_turn_are_the_newest_of_each(tmp_path):
 
 def test_a_batch_aside_leaves_the_others_alone():
     recipe = dataclasses.replace(FAST, knowledge_weight=0.1)
-    one, other = sight(recipe), sight(recipe)
+    one, other = stage_context(recipe), stage_context(recipe)
     aside = [one.batch(size, seed) for size, seed in ((3, 1), (11, 1), (3, 2))]
     assert [len(batch) for batch in aside] == [3, 11, 3]
     assert torch.equal(aside[0].input_ids, aside[1].input_ids[:3])
@@ -215,8 +217,8 @@ def test_a_watched_run_learns_the_same_bits(tmp_path, recipe):
     train(tmp_path / "alone", recipe=recipe)
     stopper = [
         WATCHING,
-        dataclasses.replace(WATCHING, code="00000", every=2, intervals=True),
-        FixedSteps(steps=2, act=False),
+        dataclasses.replace(WATCHING, fixed_parts="00000", every=2, intervals=True),
+        FixedSteps(steps=2, stop_training=False),
     ]
     watched = train(tmp_path / "watched", stopper, recipe)
     assert weights(tmp_path / "watched") == weights(tmp_path / "alone")
@@ -234,22 +236,23 @@ def test_dvar_stops_where_its_ratio_falls_below(tmp_path):
     falls = next(n for n in range(3, 7) if ratios[n - 1] < max(ratios[1 : n - 1]))
     eps = ratios[falls - 1] * (1 + 1e-9)
     fires = next(n for n, ratio in enumerate(ratios, 1) if ratio < eps)
-    result = train(tmp_path / "run", [dataclasses.replace(WATCHING, eps=eps, act=True)])
+    result = train(tmp_path / "run", [dataclasses.replace(WATCHING, threshold=eps, stop_training=True)])
     assert len(result.history) == fires and result.complete
     assert f"after step {fires}" in result.stop_reason and "DVAR" in result.stop_reason
     assert [(s["monitor"], s["stage_step"], s["acted"]) for s in result.stops] == [("DVAR", fires, True)]
     only = train(tmp_path / "short", [FixedSteps(steps=fires)])
     assert weights(tmp_path / "run") == weights(tmp_path / "short")
     assert len(only.history) == fires
-    late = train(tmp_path / "late", [dataclasses.replace(WATCHING, eps=100.0, act=True, min_steps=5)])
+    late = train(tmp_path / "late", [dataclasses.replace(WATCHING, threshold=100.0, stop_training=True, min_steps=5)])
     assert len(late.history) == 5
-    early = train(tmp_path / "early", [dataclasses.replace(WATCHING, eps=0.0, act=True, max_steps=2)])
+    early = train(tmp_path / "early", [dataclasses.replace(WATCHING, threshold=0.0, stop_training=True, max_steps=2)])
     assert len(early.history) == 2 and "2 steps at most" in early.stop_reason
 
 
 def test_what_only_records_says_where_it_would_have_stopped(tmp_path):
     result = train(
-        tmp_path / "run", [dataclasses.replace(WATCHING, eps=100.0, act=False, min_steps=3), FixedSteps(steps=5)]
+        tmp_path / "run",
+        [dataclasses.replace(WATCHING, threshold=100.0, stop_training=False, min_steps=3), FixedSteps(steps=5)],
     )
     stops = [(s["monitor"], s["stage_step"], s["acted"]) for s in result.stops]
     assert stops == [("DVAR", 3, False), ("Fixed Steps", 5, True)]
@@ -266,7 +269,7 @@ def test_a_monitor_of_one_stage_leaves_the_others_alone(tmp_path):
 def test_finished_by_hand_is_complete_and_later_stages_go_on(tmp_path):
     asked = []
     finish = {"finish": lambda: asked.append(1) or len(asked) == 2}
-    result = train(tmp_path / "run", recipe=THREE, watcher=finish)
+    result = train(tmp_path / "run", recipe=THREE, callbacks=finish)
     assert [e["stage"][-1] for e in result.history] == list("11222333")
     assert result.complete and result.stop_reason == "attndreambooth 1 ended after step 2: finished by hand"
     assert result.stops == [
@@ -283,7 +286,7 @@ def test_finished_by_hand_is_complete_and_later_stages_go_on(tmp_path):
 
 def test_every_line_of_the_log_is_told(tmp_path):
     told = []
-    result = train(tmp_path / "run", [WATCHING], watcher={"on_entry": told.append})
+    result = train(tmp_path / "run", [WATCHING], callbacks={"on_entry": told.append})
     lines = [json.loads(line) for line in (tmp_path / "run" / "steps.jsonl").read_text().splitlines()]
     assert told == lines == result.history
 
@@ -296,13 +299,13 @@ def test_every_line_of_the_log_is_told(tmp_path):
 def test_state_survives_a_kill(tmp_path, monkeypatch, recipe, stop_after):
     """With two monitors, one of which acts, and the best state kept: the same log, stops and bits."""
     stopper = [
-        dataclasses.replace(WATCHING, eps=1.1, min_steps=2, keep="best"),
+        dataclasses.replace(WATCHING, threshold=1.1, min_steps=2, keep="best"),
         FixedSteps(steps=6, stage="all"),
     ]
     whole = train(tmp_path / "whole", stopper, recipe)
     for how in ("cancelled", "killed"):
         if how == "killed":
-            monkeypatch.setattr(training.Training, "_break_off", lambda self, stages: None)
+            monkeypatch.setattr(training.Trainer, "_break_off", lambda self, stages: None)
         folder = tmp_path / how
         with pytest.raises(Killed):
             train(folder, stopper, recipe, stop_after=stop_after)
@@ -324,7 +327,7 @@ def test_a_run_killed_after_it_fired_trains_no_further(tmp_path, monkeypatch):
     """The checkpoint of the very step at which it fired is there, its end is not."""
     stopper, folder = [FixedSteps(steps=4)], tmp_path / "run"
     with pytest.raises(Killed):
-        monkeypatch.setattr(training.Training, "_finish", lambda *args, **kwargs: (_ for _ in ()).throw(Killed))
+        monkeypatch.setattr(training.Trainer, "_finish", lambda *args, **kwargs: (_ for _ in ()).throw(Killed))
         train(folder, stopper)
     monkeypatch.undo()
     steps = []
@@ -354,14 +357,14 @@ def test_the_best_state_is_returned_instead_of_the_last(tmp_path):
 
 def test_memory_that_runs_out_takes_the_monitors_back_too(tmp_path, monkeypatch):
     stopper = [dataclasses.replace(WATCHING, keep="best")]
-    whole = train(tmp_path / "whole", stopper, effort=Effort(micro_batch_size=2))
+    whole = train(tmp_path / "whole", stopper, memory_plan=MemoryPlan(micro_batch_size=2))
     fail = [True]
 
     def on_step(report):
         if report.step == 5 and fail.pop() if fail else False:
             raise MemoryError
 
-    result = train(tmp_path / "run", stopper, effort=Effort(micro_batch_size=2), on_step=on_step)
+    result = train(tmp_path / "run", stopper, memory_plan=MemoryPlan(micro_batch_size=2), on_step=on_step)
     assert [e["step"] for e in result.history] == [e["step"] for e in whole.history]
 
 
@@ -370,15 +373,15 @@ def test_memory_that_runs_out_takes_the_monitors_back_too(tmp_path, monkeypatch)
 
 def test_a_window_that_cannot_fit_says_what_to_set(tmp_path):
     said = []
-    train(tmp_path / "run", [PRESETS["Textual Inversion"]], watcher={"on_warning": said.append})
+    train(tmp_path / "run", [PRESETS["Textual Inversion"]], callbacks={"on_warning": said.append})
     sentence = next(s for s in said if "DVAR" in s)
     assert "310 steps" in sentence and "7 steps of textboost" in sentence and "set window to about 2" in sentence
     said.clear()
-    train(tmp_path / "other", [WATCHING], watcher={"on_warning": said.append})
+    train(tmp_path / "other", [WATCHING], callbacks={"on_warning": said.append})
     assert not said
 
 
 @pytest.mark.parametrize("code", ["1111", "111111", "11112", "abcde", ""])
 def test_a_code_of_other_digits_is_refused(code):
     with pytest.raises(ValueError, match="five digits"):
-        DVAR(code=code)
+        DVAR(fixed_parts=code)

@@ -23,7 +23,7 @@ from personalize.trainers.runs import train as training
 from personalize.trainers.runs.folder import RunFolder
 from personalize.trainers.runs.pick import candidates, picked, preferred
 from personalize.trainers.runs.run import Run, judges
-from personalize.trainers.stopping.monitor import FixedSteps, Sight
+from personalize.trainers.stopping.monitor import FixedSteps, StageContext
 from personalize.trainers.stopping.pick_by_score import CLIP_I, PickByScore, Scores
 
 pytest.importorskip("open_clip")
@@ -40,7 +40,7 @@ def shelf(tmp_path_factory):
 
 def models(shelf):
     made = small.models()
-    made.backbones = shelf
+    made.extractors = shelf
     return made
 
 
@@ -115,7 +115,7 @@ def test_the_scores_are_the_judges_own(shelf, identity):
     made, generator = models(shelf), torch.Generator().manual_seed(0)
     stage = next(FAST.stages(made, concept(), generator))
     device = SingleDevice(device=torch.device("cpu"))
-    seen = Sight(
+    seen = StageContext(
         models=made, stage=stage, concept=concept(), device=device, generator=generator, subject="<concept> dog"
     )
     look = Scores(replace(QUICK, identity=identity, first_seed=5), seen)
@@ -209,7 +209,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(shelf, tmp_path, at):
 
     whole = train(shelf, tmp_path / "whole", QUICK)
     with pytest.raises(Killed):
-        train(shelf, tmp_path / "killed", QUICK, watcher=training.Watcher(on_step=kill))
+        train(shelf, tmp_path / "killed", QUICK, callbacks=training.Callbacks(on_step=kill))
     resumed = train(shelf, tmp_path / "killed", QUICK)
     assert scores(resumed) == scores(whole) and len(scores(whole)) == 3
     assert all(same(picked(resumed, weight), picked(whole, weight)) for weight in (0.0, 0.5, 1.0))
@@ -233,7 +233,7 @@ def test_a_broken_off_run_has_what_was_scored_by_then(shelf, tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        train(shelf, tmp_path / "killed", QUICK, watcher=training.Watcher(on_step=kill))
+        train(shelf, tmp_path / "killed", QUICK, callbacks=training.Callbacks(on_step=kill))
     partial = RunFolder(tmp_path / "killed").result(partial=True)
     found = picked(partial, 0.5)
     assert found.picked == 2 and not found.complete and found.stop_reason.startswith("broken off after step 3; of 1")
@@ -242,7 +242,7 @@ def test_a_broken_off_run_has_what_was_scored_by_then(shelf, tmp_path):
 def test_stages_are_scored_together(shelf, tmp_path):
     """Steps count over all stages."""
     sizes = {f"{name}_{stage}": 2 for name in ("steps", "batch_size") for stage in (1, 2, 3)}
-    recipe = AttnDreamBooth(**sizes, views=4, weights="lora", lora_rank=2)
+    recipe = AttnDreamBooth(**sizes, views=4, fine_tuning="lora", lora_rank=2)
     result = train(shelf, tmp_path / "all", replace(QUICK, seeds=1), recipe=recipe)
     assert [each.step for each in candidates(result.history)] == [2, 4, 6]
     assert sum("start" in entry for entry in result.history) == 3
@@ -263,7 +263,7 @@ def test_the_disk_that_the_states_need_is_said_before(shelf, tmp_path):
 
         recipe = replace(FAST, steps=4000)
         with pytest.raises(Killed):
-            train(shelf, tmp_path / "run", *stopper, recipe=recipe, watcher=training.Watcher(on_notice=stop))
+            train(shelf, tmp_path / "run", *stopper, recipe=recipe, callbacks=training.Callbacks(on_notice=stop))
         return float(re.search(r"up to ([\d.]+) MB of disk", said[-1])[1])
 
     made = models(shelf)

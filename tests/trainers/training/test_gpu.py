@@ -33,8 +33,8 @@ def train(folder, batch_size, **options):
         concept=Concept(images=(torch.rand(3, 512, 512),)), recipe=TextBoost(steps=2, batch_size=batch_size, views=8)
     )
     said = []
-    watcher = training.Watcher(on_notice=said.append)
-    training.train(run, small.models(), folder, device="cuda", watcher=watcher, **options)
+    callbacks = training.Callbacks(on_notice=said.append)
+    training.train(run, small.models(), folder, device="cuda", callbacks=callbacks, **options)
     return said
 
 

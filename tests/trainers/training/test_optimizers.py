@@ -11,7 +11,7 @@ from personalize.tests.trainers.runs.test_resume import Killed, learned
 from personalize.trainers.runs import train as training
 from personalize.trainers.runs.run import Run
 from personalize.trainers.training import memory, optimizers, state
-from personalize.trainers.training.memory import Effort
+from personalize.trainers.training.memory import MemoryPlan
 
 SENTENCE = (
     "^The optimizer adamw8bit needs the package bitsandbytes, which cannot be loaded here{}: set optimizer to adamw "
@@ -136,9 +136,9 @@ def test_memory_and_disk_know_the_size_of_the_moments(tmp_path):
     """Gradient and two moments in memory, the value and two moments on disk: 12 bytes, or 6."""
     size = {"trained": 10**6, "batch_size": 2, "resolution": 32}
     models = small.models()
-    plain, small_moments = (memory.stage_bytes(models, Effort(), **size, moment_bits=bits) for bits in (32, 8))
-    assert plain == memory.stage_bytes(models, Effort(), **size) and plain - small_moments == 6 * 10**6
-    assert memory.fit(models, Effort(), small_moments, **size, moment_bits=8) == (Effort(), small_moments)
+    plain, small_moments = (memory.stage_bytes(models, MemoryPlan(), **size, moment_bits=bits) for bits in (32, 8))
+    assert plain == memory.stage_bytes(models, MemoryPlan(), **size) and plain - small_moments == 6 * 10**6
+    assert memory.fit(models, MemoryPlan(), small_moments, **size, moment_bits=8) == (MemoryPlan(), small_moments)
     assert [optimizers.bytes_per_value(bits) for bits in (32, 8)] == [12, 6]
 
 
@@ -147,7 +147,7 @@ def test_a_stage_says_what_its_moments_take(eight_bits, tmp_path):
     disk = []
     for name in ("adamw", "adamw8bit"):
         said, run = [], Run(concept=CONCEPT, recipe=recipe(optimizer=name, run_stages="1+2"))
-        training.train(run, small.models(), tmp_path / name, watcher=training.Watcher(on_notice=said.append))
+        training.train(run, small.models(), tmp_path / name, callbacks=training.Callbacks(on_notice=said.append))
         (line,) = [sentence for sentence in said if sentence.startswith("attndreambooth 2") and "disk" in sentence]
         disk.append(float(line.split("up to ")[1].split(" MB")[0]))
     assert disk[1] == pytest.approx(disk[0] / 2, abs=0.1) and disk[0] > 1

@@ -31,7 +31,7 @@ import torch
 
 from ...evaluation import vqa
 from ...evaluation.protocol import Protocol
-from ...evaluation.scorer import Judges
+from ...evaluation.scorer import ScorerConfig
 from ...runs import replay
 from ..options import (
     loader,
@@ -131,7 +131,7 @@ def bench_of(given: argparse.Namespace) -> Bench:
         references=default if given.references == -1 else given.references,
         protocol=settings_of(Protocol, given, "the protocol"),
         prompts=own_prompts(given),
-        judges=settings_of(Judges, given, "the judges"),
+        scorer_config=settings_of(ScorerConfig, given, "the judges"),
         clip_folders=tuple(given.clip_folder),
         vqa_download=given.vqa_download,
         micro_batch_size=given.micro_batch_size,
@@ -163,6 +163,6 @@ def settings_shown(given: argparse.Namespace, bench: Bench, model: str) -> dict:
         "model": model,
         "references": bench.references,
         "protocol": dataclasses.asdict(bench.protocol),
-        "judges": dataclasses.asdict(bench.judges),
+        "judges": dataclasses.asdict(bench.scorer_config),
         vqa.VQA: vqa.missing(bench.vqa_download) or vqa.MODEL,
     }

@@ -13,9 +13,9 @@ from ...device import SingleDevice
 from ...evaluation import protocol
 from ...evaluation.protocol import Evaluation, Protocol
 from ...evaluation.report import CLIP_T
-from ...evaluation.scorer import Judges, References
+from ...evaluation.scorer import References, ScorerConfig
 from ...images import to_pil
-from ...metrics.extractor_cache import Backbones
+from ...metrics.extractor_cache import ExtractorCache
 from ...models.diffusion import Models
 from ...models.fingerprint import fingerprint
 from ...models.tokenizer import Tokenizer, bundled_words
@@ -23,11 +23,11 @@ from ...reports import report_folder
 from ...runs import pick, restore
 from ...runs.folder import RunFolder
 from ...runs.result import RunResult
-from ...runs.run import Run, judges
+from ...runs.run import Run, extractor_configs
 from ...stopping.monitor import Monitor
 from ...training import trainables
 from ..options import Say, train_command
-from ..train import pictures_in
+from ..train import images_in
 from .dataset import Subject
 from .table import Row
 
@@ -49,7 +49,7 @@ class Bench:
     references: int  # pictures to learn from; 0: all
     protocol: Protocol
     prompts: str  # lines of the user's own; "" for none
-    judges: Judges
+    extractor_configs: ScorerConfig
     clip_folders: tuple[Path, ...]
     vqa_download: bool
     micro_batch_size: int
@@ -78,10 +78,10 @@ class Worker:
     def __init__(self, bench: Bench, cache: str = "cache"):
         self.bench = bench
         self.cache = bench.out / "runs" / cache
-        self.backbones = Backbones(folders=lambda: bench.clip_folders)
-        self.judged_by = protocol.load_judges(bench.judges, self.backbones)
-        for choice in judges(bench.recipe, bench.stopper):
-            self.backbones.load(choice)
+        self.extractors = ExtractorCache(folders=lambda: bench.clip_folders)
+        self.extractor_weights = protocol.load_extractors(bench.extractor_configs, self.extractors)
+        for choice in extractor_configs(bench.recipe, bench.stopper):
+            self.extractors.load(choice)
         self.models = bench.load().to("cpu", bench.dtype)
         self.model = fingerprint(self.models)
 
@@ -97,7 +97,7 @@ class Worker:
 
     def _done(self, subject: Subject, say: Say) -> Row:
         bench, folder = self.bench, self.bench.out / subject.name
-        images, captions = pictures_in(subject.folder)
+        images, captions = images_in(subject.folder)
         count = bench.references or len(images)
         concept = bench.concept(subject, images[:count], captions[:count])
         bench.recipe.check(concept)
@@ -109,7 +109,7 @@ class Worker:
             return Row.of(subject, told)
         result = pick.chosen(self._trained(run, say), run.stopper)
         drawn = evaluation.drawn(self._with(result), say)
-        report = evaluation.report(subject.name, drawn, self.backbones, bench.device, say)
+        report = evaluation.report(subject.name, drawn, self.extractors, bench.device, say)
         if not evaluation.references.unseen:
             why = {column: "all pictures were learned from" for column in report.missing if column.endswith("unseen")}
             report = replace(report, missing=report.missing | why)
@@ -126,8 +126,8 @@ class Worker:
         subject_words = bench.recipe.subject(concept)
         return Evaluation(
             protocol=bench.protocol,
-            judges=bench.judges,
-            judged_by=self.judged_by,
+            extractor_configs=bench.extractor_configs,
+            extractor_weights=self.extractor_weights,
             prompts=tuple(bench.protocol.prompts(bench.prompts, subject.kind, concept, subject_words)),
             references=References(seen=[*map(to_pil, concept.images)], unseen=[*map(to_pil, unseen)]),
             side=concept.at_resolution(self.models.resolution),
@@ -154,7 +154,7 @@ class Worker:
     def _fresh(self) -> Models:
         """Models as they were read, for one subject to change."""
         parts = {"unet": copy.deepcopy(self.models.unet), "text_encoders": copy.deepcopy(self.models.text_encoders)}
-        return replace(self.models, **parts, known_adapters={}, base_weights={}, backbones=self.backbones)
+        return replace(self.models, **parts, known_adapters={}, base_weights={}, extractors=self.extractors)
 
     def _with(self, result: RunResult) -> Models:
         """Always from the run's result, whoever trained it: a subject that was broken off gets the same pictures."""
