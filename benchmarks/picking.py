@@ -40,9 +40,10 @@ PICKER = PickByScore(
 def cell(bench: Bench, metric_models, extractors: ExtractorCache, method: str, number: int, folder: Path) -> dict:
     """One training and the rows of its picks; a state that two preferences pick is drawn once."""
     models, chosen, concept = read_models(bench), recipe(bench, method), concept_of(bench, number)
-    models.extractors = extractors
     run = Run(concept=concept, recipe=chosen, seed=bench.training_seed, stopper=(PICKER,))
-    result = train(run, models, folder / "run", checkpoint_every=0, cache=folder.parent / "cache")
+    result = train(
+        run, models, folder / "run", checkpoint_every=0, cache=folder.parent / "cache", extractors=extractors
+    )
     steps = {f"{weight:g}": preferred(result.history, weight).step for weight in PREFERENCES}
     steps["last"] = 0
     noun = captions.with_article(chosen.subject(concept))

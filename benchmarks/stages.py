@@ -22,6 +22,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from benchmarks.shapes import SHAPES, random_models
 from benchmarks.step import GIB, peak_memory
 from trainers.data.concept import Concept
+from trainers.data.context import Context
 from trainers.device import SingleDevice
 from trainers.models.checkpoint import load_models
 from trainers.models.diffusion import Models
@@ -47,7 +48,7 @@ def measure(args) -> dict:
     recipe = replace(PAPER, views=2 * args.batch, **small)
     concept = Concept(images=(torch.rand(3, args.size, args.size),), resolution=args.size)
     generator = torch.Generator().manual_seed(0)
-    stages = recipe.stages(models, concept, generator)
+    stages = recipe.stages(models, concept, generator, Context())
     stage = next(stages)  # the generator stays alive: it keeps the attention recorded
     if args.way == "straightforward":
         plainly(models, stage, args)

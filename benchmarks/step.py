@@ -25,6 +25,7 @@ import torch
 
 from benchmarks.shapes import SHAPES, Shape, random_models
 from trainers.data.concept import Concept
+from trainers.data.context import Context
 from trainers.device import SingleDevice
 from trainers.models.diffusion import Models
 from trainers.models.tokenizer import bundled_words
@@ -94,7 +95,7 @@ def measure(args, device: torch.device, dtype: torch.dtype) -> Clock:
     concept = Concept(images=(torch.rand(3, args.size, args.size),), resolution=args.size)
     clock, generator = Clock(device), torch.Generator().manual_seed(0)
     models.encode_images = clock.timed("autoencoder, per batch (ahead)", models.encode_images)
-    stage = next(recipe.stages(models, concept, generator))
+    stage = next(recipe.stages(models, concept, generator, Context()))
     freeze_all_but(stage, models)
     memory_plan = MemoryPlan(micro_batch_size=args.split, gradient_checkpointing=args.checkpointing)
     trained = sum(p.numel() for p in stage.parameters())

@@ -140,7 +140,6 @@ def digest(tensors: dict[str, Tensor]) -> str:
 def cell(bench: Bench, metric_models, extractors: ExtractorCache, row: Row, number: int, folder: Path) -> dict:
     """One full training and all its rows."""
     models, chosen = read_models(bench), recipe(bench, row.method)
-    models.extractors = extractors
     copies = Copies(models, row.monitors(), round(row.short * row.scale))
     concept = concept_of(bench, number)
     run = Run(concept=concept, recipe=chosen, seed=bench.training_seed, stopper=row.monitors())
@@ -208,7 +207,6 @@ def confirm(
 ) -> str:
     """Train once more with one monitor acting: it must end where it was recorded, with the same bits."""
     models = read_models(bench)
-    models.extractors = extractors
     place = ("DVAR", "DVAR 2", "DVAR 3", "CLIP Early Stopping").index(name)
     monitor = replace(row.monitors()[place], stop_training=True)
     run = Run(
@@ -217,7 +215,14 @@ def confirm(
         seed=bench.training_seed,
         stopper=(monitor,),
     )
-    result = train(run, models, folder / f"confirm {name}", checkpoint_every=0, cache=folder.parent / "cache")
+    result = train(
+        run,
+        models,
+        folder / f"confirm {name}",
+        checkpoint_every=0,
+        cache=folder.parent / "cache",
+        extractors=extractors,
+    )
     same = digest(dict(trained(models))) == found["bits"] and len(result.history) == found["step"]
     return f"ends at {len(result.history)}, recorded {found['step']}, bits {'identical' if same else 'DIFFERENT'}"
 

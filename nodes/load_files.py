@@ -13,7 +13,7 @@ from torch import Tensor
 from ..trainers import files
 from ..trainers.data.concept import check_word
 from ..trainers.formats import foreign
-from ..trainers.runs.result import RunResult
+from ..trainers.runs.result import RunResult, from_other_programs, read_complete
 from ..trainers.text import quoted, reason
 from ..trainers.training.trainables import check_placeholder
 from .apply import EXACT, apply
@@ -140,7 +140,7 @@ def read(paths: dict[str, Path], encoders: tuple[str, ...], clip, token: str) ->
         raise ValueError("A personalized file brings its own LoRA and words: load other files in a node of their own.")
     contents = {kind: _contents(path) for kind, path in paths.items()}
     if "personalized" in contents:
-        return foreign.read_complete(*contents["personalized"], paths["personalized"])
+        return read_complete(*contents["personalized"], paths["personalized"])
     lora = foreign.lora(*contents["lora"]) if "lora" in contents else {}
     vectors = ()
     if "embedding" in contents:
@@ -149,7 +149,7 @@ def read(paths: dict[str, Path], encoders: tuple[str, ...], clip, token: str) ->
         vectors = foreign.embedding(contents["embedding"][0], _widths(clip, encoders))
     header = contents["lora"][1] if "lora" in contents else {}
     name = " + ".join(path.stem for path in paths.values())
-    return foreign.foreign(name, lora, header, token if vectors else "", vectors)
+    return from_other_programs(name, lora, header, token if vectors else "", vectors)
 
 
 def _contents(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -4,16 +4,11 @@ import os
 import re
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..trainers.text import quoted, reason
+from ..trainers.images import read_folder
+from ..trainers.text import quoted
 from .host import folders
-
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-MOST_PIXELS = 100_000_000  # of a file; more is nearly always a mistake, and takes gigabytes to open
 
 
 def connected(images: dict[str, list[Tensor]] | None) -> list[Tensor]:
@@ -51,23 +46,18 @@ def captions_for(text: str, count: int) -> list[str]:
 
 
 def images_in(folder: str) -> tuple[list[Tensor], list[str]]:
-    """The pictures of a folder inside ComfyUI's input folder, by name, turned upright as their camera noted, and their
-    captions: the text of a .txt file beside the picture, of the same name, else "".
+    """The images of a folder inside ComfyUI's input folder and a caption for each, "" where there is none.
 
     Raises:
-        ValueError: the folder lies elsewhere, does not exist, holds no pictures, or a file in it cannot be read.
+        ValueError: the folder lies elsewhere, does not exist, holds no images, or a file in it cannot be read.
     """
-    path = folders.inside_input(folder)
-    if not os.path.isdir(path):
+    path = Path(folders.inside_input(folder))
+    if not path.is_dir():
         raise ValueError(
             f"There is no folder {quoted(folder)} in ComfyUI's input folder: write its name as it is there."
         )
-    files = sorted(f for f in Path(path).iterdir() if f.suffix.lower() in EXTENSIONS and f.is_file())
-    if not files:
-        raise ValueError(
-            f"The folder {quoted(folder)} holds no pictures: put png, jpg, webp, bmp or tiff files into it."
-        )
-    return [_read(file) for file in files], [_caption_beside(folder, file) for file in files]
+    images, captions = read_folder(path, lambda file: Path(folders.inside_input(os.path.join(folder, file.name))))
+    return [*images], [*captions] or [""] * len(images)
 
 
 def of_class(images: list[Tensor] | None, folder: str) -> tuple[list[Tensor], list[str]]:
@@ -82,63 +72,6 @@ def of_class(images: list[Tensor] | None, folder: str) -> tuple[list[Tensor], li
         more, beside = images_in(folder)
         pictures, captions = pictures + more, captions + beside
     return pictures, captions if any(captions) else []
-
-
-def _read(file: Path) -> Tensor:
-    try:
-        with Image.open(file) as image:
-            # Looked at before it is unpacked, which may take a thousand times the file's size.
-            pixels = None if image.width * image.height > MOST_PIXELS else _pixels(ImageOps.exif_transpose(image))
-    except Image.DecompressionBombError:
-        pixels = None
-    except UnknownColours:
-        raise ValueError(
-            f"The picture {quoted(file.name)} holds no common colours: save it with 8 or 16 bits per colour."
-        ) from None
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
-        raise ValueError(
-            f"The picture {quoted(file.name)} cannot be read: replace it, or take it out of the folder."
-        ) from error
-    if pixels is None:
-        raise ValueError(
-            f"The picture {quoted(file.name)} has more than {MOST_PIXELS // 10**6} million pixels: make it smaller."
-        )
-    return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-class UnknownColours(Exception):
-    """Numbers whose black and white are unknown."""
-
-
-def _pixels(image: Image.Image) -> np.ndarray:
-    """`[h, w, 3]` in 0..1; what is transparent shows white, as it does on a page."""
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        gray = np.asarray(image).astype(np.int64)  # Pillow would cut 16 bits off at 255
-        if gray.min() < 0 or gray.max() > 65535:
-            raise UnknownColours
-        return np.repeat(gray[..., None] / np.float32(65535), 3, axis=2).astype(np.float32)
-    if image.mode == "F":
-        raise UnknownColours
-    if "A" in image.getbands() or "transparency" in image.info:
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image.convert("RGBA"))
-        image = white
-    return np.asarray(image.convert("RGB")).astype(np.float32) / 255
-
-
-def _caption_beside(folder: str, picture: Path) -> str:
-    beside = picture.with_suffix(".txt")
-    if not beside.exists():
-        return ""
-    try:
-        text = Path(folders.inside_input(os.path.join(folder, beside.name))).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"The caption {beside.name} cannot be read as text: save it as UTF-8.") from error
-    except OSError as error:
-        raise ValueError(
-            f"The caption {beside.name} cannot be read ({reason(error)}): replace it, or take it out of the folder."
-        ) from error
-    return " ".join(text.split())
 
 
 def chosen(

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..trainers.files import replaced
-from ..trainers.formats import foreign, kohya
+from ..trainers.formats import kohya
 from ..trainers.text import quoted, reason
 from .schema import checked, valid
 from .sockets import CATEGORY, ResultSocket
@@ -71,7 +71,7 @@ def _files(result, name: str, complete: bool) -> dict[str, tuple[dict[str, Tenso
         words = kohya.embedding(token, result.tokens[token])
         files["embeddings"] = words, result.metadata(name, "textual-inversion")
     if complete:
-        files["personalize"] = foreign.complete(result, name)
+        files["personalize"] = complete(result, name)
     return files
 
 

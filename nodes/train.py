@@ -114,7 +114,7 @@ class Train(io.ComfyNode):
         run = Run(concept=concept, recipe=recipe, seed=seed, dtype=dtype, stopper=stopper)
         options = {
             "preview": preview,
-            "effort": MemoryPlan(micro_batch_size=micro_batch_size),
+            "memory_plan": MemoryPlan(micro_batch_size=micro_batch_size),
             "checkpoint_every": checkpoint_every,
         }
         say, warnings = notices(cls.hidden.unique_id), []
@@ -160,7 +160,6 @@ def _train(
 ) -> RunResult:  # fmt: skip
     load_extractors(run, say)
     models = weights.read_models(model, clip, vae, run.dtype, say)
-    models.extractors = extractors
     progress = comfy.utils.ProgressBar(run.recipe.steps)
 
     def on_step(report) -> None:
@@ -185,7 +184,8 @@ def _train(
             on_entry=view.add,
             finish=view.finish,
         )
-        options |= {"model": model_fingerprint, "device": device, "watcher": callbacks, "cache": cache_folder()}
+        options |= {"model": model_fingerprint, "device": device, "callbacks": callbacks, "cache": cache_folder()}
+        options["extractors"] = extractors
         return train(run, models, folder, free_memory=lambda: free_memory(device), **options)
 
 

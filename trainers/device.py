@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOO_LARGE = "Memory ran out even picture by picture: lower the resolution in Load References, or close other programs."
 
 
@@ -54,3 +55,12 @@ class SingleDevice:
 
 def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "allocate memory" in str(error)
+
+
+def precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype to compute in; "auto": bfloat16 where the device has it, else float16 on a GPU, else float32."""
+    if name != "auto":
+        return PRECISIONS[name]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

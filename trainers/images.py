@@ -1,11 +1,19 @@
-"""Sizes of pictures, and pictures of a size."""
+"""Images: sizes, conversions between Pillow and tensors, and the one reader of image files and folders."""
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
+
+from .text import quoted, reason
+
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+MAX_PIXELS = 100_000_000  # of a file; more is nearly always a mistake, and takes gigabytes to open
 
 
 def resize(picture: Tensor, height: int, width: int) -> Tensor:
@@ -41,3 +49,90 @@ def to_pil(pixels: Tensor) -> Image.Image:
     """`[3, h, w]` in 0..1 to a picture."""
     array = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(np.ascontiguousarray(array))
+
+
+def pixels(image: Image.Image) -> Tensor:
+    """`[c, h, w]` in 0..1, divided by numpy, as the host divides: torch may multiply, which rounds differently."""
+    array = np.asarray(image).astype(np.float32) / 255
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
+
+
+def read_folder(
+    folder: Path, allowed: Callable[[Path], Path] = lambda file: file
+) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:
+    """The images of a folder by name, `[3, h, w]` in 0..1, and their captions; no captions if all are empty.
+
+    A caption is the text of a .txt file of the image's name; images are turned upright as their camera noted.
+
+    Args:
+        allowed: returns the path of a caption file, or raises `ValueError` where it must not be read.
+
+    Raises:
+        ValueError: the folder holds no images, or a file in it cannot be read.
+    """
+    files = sorted(file for file in folder.glob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+    if not files:
+        raise ValueError(
+            f"The folder {quoted(folder.name)} holds no images: put png, jpg, webp, bmp or tiff files into it."
+        )
+    captions = tuple(_caption(allowed(text)) if (text := file.with_suffix(".txt")).exists() else "" for file in files)
+    return tuple(map(read_image, files)), captions if any(captions) else ()
+
+
+def read_image(file: Path) -> Tensor:
+    """`[3, h, w]` in 0..1 of an image file; transparent areas become white.
+
+    Raises:
+        ValueError: it cannot be read, has too many pixels, or values whose black and white are unknown.
+    """
+    try:
+        with Image.open(file) as image:
+            # Checked before it is unpacked, which may take a thousand times the file's size.
+            array = None if image.width * image.height > MAX_PIXELS else _rgb(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError:
+        array = None
+    except UnknownRange:
+        raise ValueError(
+            f"The image {quoted(file.name)} has values of an unknown range: save it with 8 or 16 bits per channel."
+        ) from None
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+        raise ValueError(
+            f"The image {quoted(file.name)} cannot be read: replace it, or take it out of the folder."
+        ) from error
+    if array is None:
+        raise ValueError(
+            f"The image {quoted(file.name)} has more than {MAX_PIXELS // 10**6} million pixels: make it smaller."
+        )
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+class UnknownRange(Exception):
+    """Numbers whose black and white are unknown."""
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """`[h, w, 3]` in 0..1."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        gray = np.asarray(image).astype(np.int64)  # Pillow would cut 16 bits off at 255
+        if gray.min() < 0 or gray.max() > 65535:
+            raise UnknownRange
+        return np.repeat(gray[..., None] / np.float32(65535), 3, axis=2).astype(np.float32)
+    if image.mode == "F":
+        raise UnknownRange
+    if "A" in image.getbands() or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image.convert("RGBA"))
+        image = white
+    return np.asarray(image.convert("RGB")).astype(np.float32) / 255
+
+
+def _caption(file: Path) -> str:
+    try:
+        return " ".join(file.read_text(encoding="utf-8-sig").split())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The caption {quoted(file.name)} cannot be read as text: save it as UTF-8.") from error
+    except OSError as error:
+        raise ValueError(
+            f"The caption {quoted(file.name)} cannot be read ({reason(error)}): replace it, or take it out of the "
+            "folder."
+        ) from error

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from personalize.tests.support.saved import load, same, save, stock, unet, words
-from personalize.trainers.formats import foreign
+from personalize.trainers.runs.result import from_other_programs
 
 pytestmark = pytest.mark.comfy
 KINDS = ("SD 1.x", "SD 2.x v", "SDXL")
@@ -20,7 +20,7 @@ def graph(tmp_path_factory, request):
 
 
 def result_of(lora):
-    return foreign.foreign("theirs", lora, {}, "", ())
+    return from_other_programs("theirs", lora, {}, "", ())
 
 
 @pytest.fixture

@@ -132,7 +132,8 @@ def test_scores_are_the_judges_own(evaluate, concept, folders):
     one, other = (metrics.unit_features(dino.image_features, images[i : i + 1]) for i in (0, 1))
     assert report.diversity[report.pictures[0].prompt] == pytest.approx(1 - float(one[0] @ other[0]), abs=1e-5)
     assert (
-        report.judges["diversity"] == f"1 - cosine of DINO {evaluating.WORLD['dino_model']} from {evaluating.ENCODER}"
+        report.metric_models["diversity"]
+        == f"1 - cosine of DINO {evaluating.WORLD['dino_model']} from {evaluating.ENCODER}"
     )
     assert grid.shape[0] == table.shape[0] == 1 and grid.min() >= 0 and grid.max() <= 1
     assert re.search(r"per picture: \d+\.\d+ s to draw, \d+\.\d+ s to score", summary)

@@ -15,10 +15,12 @@ from pathlib import Path
 import torch
 
 from ..data.concept import Concept
+from ..device import precision
 from ..evaluation import protocol
 from ..evaluation.protocol import Evaluation, Protocol
 from ..evaluation.scorer import References, ScorerConfig
-from ..images import to_pil
+from ..images import read_folder, to_pil
+from ..models.fingerprint import fingerprint
 from ..reports import report_folder
 from ..runs import replay, restore
 from ..runs.folder import RunFolder
@@ -29,17 +31,16 @@ from ..settings import checked
 from ..stopping.pick_by_score import PickByScore
 from .dreambench.dataset import kind_of
 from .options import (
+    extractor_cache,
+    loader,
     model_flags,
     new_parser,
     own_prompts,
     precision_flag,
     protocol_flags,
     settings_of,
-    shelf,
-    starting_from,
     word_flags,
 )
-from .train import images_in, precision
 
 NONE = "none"
 
@@ -76,15 +77,16 @@ def evaluate(given: argparse.Namespace) -> None:
     Raises:
         ValueError: something is missing or does not fit.
     """
-    run, about, result = _untrained(given) if given.run == NONE else _finished(Path(given.run), given.text_weight)
+    run, result = _untrained(given) if given.run == NONE else _finished(Path(given.run), given.text_weight)
     concept, device = run.concept, torch.device(given.device)
     chosen = settings_of(Protocol, given, "the protocol")
     subject = run.recipe.subject(concept) if result else "C"
     prompts = chosen.prompts(own_prompts(given), kind_of(concept.class_word), concept, subject)
-    unseen = images_in(given.unseen)[0] if given.unseen else ()
-    extractors, scorer_config = shelf(given), settings_of(ScorerConfig, given, "the judges")
+    unseen = read_folder(given.unseen)[0] if given.unseen else ()
+    extractors, scorer_config = extractor_cache(given), settings_of(ScorerConfig, given, "the judges")
     extractor_weights = protocol.load_extractors(scorer_config, extractors)
-    models, model = starting_from(given, run, about, device, print)
+    models = loader(given)().to("cpu", run.dtype)
+    model = fingerprint(models)
     evaluation = Evaluation(
         protocol=chosen, scorer_config=scorer_config, extractor_weights=extractor_weights,
         prompts=tuple(prompts), dtype=run.dtype, vqa_download=given.vqa_download,
@@ -107,22 +109,22 @@ def evaluate(given: argparse.Namespace) -> None:
     print(report.summary())
 
 
-def _finished(folder: Path, text_weight: float | None) -> tuple[Run, dict, RunResult]:
-    """A run's settings and pictures, its run.json, and what it learned."""
+def _finished(folder: Path, text_weight: float | None) -> tuple[Run, RunResult]:
+    """A run's settings and pictures, and what it learned."""
     folder = folder.parent if folder.name == "run.json" else folder
-    run, about = replay.read(folder / "run.json")
+    run = replay.read(folder / "run.json")
     result = RunFolder(folder).result()
     if result is None:
         raise ValueError(f"The run {folder.name} holds no complete result: train it to its end first.")
     if text_weight is None:
-        return run, about, result
-    return run, about, picked(result, **checked(PickByScore, {"text_weight": text_weight}))
+        return run, result
+    return run, picked(result, **checked(PickByScore, {"text_weight": text_weight}))
 
 
-def _untrained(given: argparse.Namespace) -> tuple[Run, dict, None]:
+def _untrained(given: argparse.Namespace) -> tuple[Run, None]:
     """A run that trains nothing."""
     if given.images is None:
         raise ValueError("There is no picture of the subject: name a folder of pictures with --images.")
-    images, _ = images_in(given.images)
+    images, _ = read_folder(given.images)
     concept = Concept(images=images, class_word=given.class_word, resolution=given.resolution)
-    return Run(concept=concept, recipe=None, dtype=precision(given.precision, torch.device(given.device))), {}, None
+    return Run(concept=concept, recipe=None, dtype=precision(given.precision, torch.device(given.device))), None

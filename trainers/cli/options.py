@@ -3,30 +3,33 @@
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from ..device import SingleDevice
+from ..data.concept import Concept
+from ..device import PRECISIONS, SingleDevice
 from ..evaluation.protocol import Protocol
 from ..evaluation.scorer import ScorerConfig
 from ..metrics.extractor_cache import ExtractorCache
 from ..models.checkpoint import load_models
 from ..models.diffusion import Models
-from ..models.fingerprint import fingerprint
-from ..runs import replay
+from ..recipes import METHODS
+from ..recipes.base import Recipe
 from ..runs.callbacks import Callbacks
 from ..runs.folder import RunFolder
 from ..runs.replay import CROPS
 from ..runs.result import RunResult
-from ..runs.run import Run
+from ..runs.run import NOT_WORDS, Run
 from ..runs.train import train
 from ..settings import changed
+from ..text import captions_of, quoted
 from ..training.memory import MemoryPlan
-from .train import NAMES, WORDS
 
+METHOD_NAMES = {name.lower().replace(" ", "-"): presets for name, presets in METHODS.items()}
+WORDS = [f for f in dataclasses.fields(Concept) if f.name not in NOT_WORDS and isinstance(f.default, (str, int))]
 OFFER = "bfloat16 where the card has it, else float16 on a card, else float32"
 Say = Callable[[str], None]
 
@@ -59,7 +62,7 @@ def method_flags(command: argparse._ActionsContainer) -> None:
 
 
 def precision_flag(command: argparse._ActionsContainer) -> None:
-    command.add_argument("--precision", choices=["auto", *replay.PRECISIONS], default="auto", help=OFFER)
+    command.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto", help=OFFER)
 
 
 def word_flags(command: argparse._ActionsContainer, leave: Sequence[str] = ()) -> None:
@@ -115,23 +118,59 @@ def own_prompts(given: argparse.Namespace) -> str:
     return given.prompts.read_text(encoding="utf-8-sig") if given.prompts else ""
 
 
-def shelf(given: argparse.Namespace) -> ExtractorCache:
-    """Where judges are looked for."""
+def extractor_cache(given: argparse.Namespace) -> ExtractorCache:
+    """The feature extractors whose files lie in the folders that --clip-folder names."""
     return ExtractorCache(folders=lambda: given.clip_folder)
 
 
-def settings_help() -> str:
-    """Every setting of every method, from its dataclass."""
+def settings_help(methods: Iterable[str]) -> str:
+    """Every setting of these methods: the first preset's default, and those of other presets that differ."""
     lines = []
-    for name, presets in NAMES.items():
-        lines.append(f"\nsettings of {name} (presets: {', '.join(presets)}):")
-        found = {f.name: f for preset in presets.values() for f in dataclasses.fields(preset)}
-        lines += [f"  {f.name}={_shown(f.default)}  {f.metadata['help']}" for f in found.values()]
+    for method in methods:
+        presets = METHOD_NAMES[method]
+        lines.append(f"\nsettings of {method} (presets: {', '.join(presets)}):")
+        fields = {f.name: f for preset in presets.values() for f in dataclasses.fields(preset)}
+        lines += [f"  {name}={_defaults(name, presets)}  {f.metadata['help']}" for name, f in fields.items()]
     return "\n".join(lines)
+
+
+def _defaults(name: str, presets: dict[str, Recipe]) -> str:
+    """`250 (style: 150)`; presets without the setting are left out."""
+    shown = {preset: _shown(getattr(recipe, name)) for preset, recipe in presets.items() if hasattr(recipe, name)}
+    first = next(iter(shown.values()))
+    others = ", ".join(f"{preset}: {value}" for preset, value in shown.items() if value != first)
+    return f"{first} ({others})" if others else first
 
 
 def _shown(default: object) -> str:
     return "FILE" if default == () else str(default)
+
+
+def recipe_of(method: str, preset: str | None, changes: Iterable[str]) -> Recipe:
+    """The preset of a method, by default its first, with `changes` of the form NAME=VALUE.
+
+    Raises:
+        ValueError: there is no such preset or setting, or a value does not fit.
+    """
+    presets = METHOD_NAMES[method]
+    recipe = presets.get(preset or next(iter(presets)))
+    if recipe is None:
+        raise ValueError(f"{method} has no preset {quoted(preset)}: use one of {', '.join(presets)}.")
+    defaults = {f.name: f.default for f in dataclasses.fields(recipe)}
+    pairs = [text.partition("=")[::2] for text in changes]
+    return changed(recipe, {name: value_of(defaults.get(name), text) for name, text in pairs})
+
+
+def value_of(default: object, text: str) -> object:
+    """`text` as a setting with this default holds it; text that does not fit stays text, and is refused later."""
+    if isinstance(default, tuple):
+        return captions_of(Path(text).read_text(encoding="utf-8"))
+    if isinstance(default, str):
+        return text
+    try:
+        return json.loads(text.lower())
+    except ValueError:
+        return text
 
 
 def progress(say: Say, steps: int, entry: dict) -> None:
@@ -158,23 +197,3 @@ def loader(given: argparse.Namespace) -> Callable[[], Models]:
     """Reads the checkpoint."""
     layout = json.loads(given.layout.read_text(encoding="utf-8")) if given.layout else {}
     return partial(load_models, given.checkpoint, layout.get("unet"), layout.get("heads"))
-
-
-def starting_from(
-    given: argparse.Namespace, asked: Run, about: dict, device: torch.device, say: Say
-) -> tuple[Models, str]:
-    """The checkpoint's models and their fingerprint; the run's own, where they are what it started from."""
-    models, same = replay.starting_models(loader(given), asked, about, device)
-    rounding = replay.autoencoder_difference(models, about)
-    same = same and rounding < replay.ROUNDING
-    models.extractors = shelf(given)
-    if about and asked.dataset() != about.get("dataset"):
-        say("The pictures beside run.json are not exactly those of that run: the result will differ.")
-    if about and not same:
-        say(
-            f"{given.checkpoint.name} on {device.type} is not what that run started from (other weights, a LoRA or a "
-            "word learned earlier in the graph, CLIP skip, another VAE or another device): the result will differ."
-        )
-    elif rounding:
-        say(f"The autoencoder rounds otherwise than in the graph (by {rounding:.0e}): so may the result.")
-    return models, about["model"] if same else fingerprint(models)

@@ -1,100 +1,141 @@
-"""What a command line asks for: a run of a run.json, or one of a method's name, pictures and settings."""
+"""`python -m trainers train` and `rerun`: one training from the command line, by a method's name or from a run.json.
+
+A run's folder is DIR/<digest>, as in the graph: what is complete is not trained again, what was interrupted resumes.
+"""
 
 import argparse
-import dataclasses
 import json
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
 
 from ..data.concept import Concept
-from ..recipes import METHODS
-from ..runs import replay
-from ..runs.run import NOT_WORDS, Run
-from ..runs.saved_images import pixels
-from ..settings import changed
-from ..text import captions_of, quoted, reason
-
-NAMES = {name.lower().replace(" ", "-"): presets for name, presets in METHODS.items()}
-WORDS = [f for f in dataclasses.fields(Concept) if f.name not in NOT_WORDS and isinstance(f.default, (str, int))]
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-
-
-def asked_for(given: argparse.Namespace, device: torch.device) -> tuple[Run, dict]:
-    """The run, and run.json where one was given."""
-    if given.what not in NAMES:
-        if not given.what.endswith(".json"):
-            raise ValueError(
-                f"There is no method {quoted(given.what)}: write one of {', '.join(NAMES)}, or a run.json."
-            )
-        return replay.read(Path(given.what))
-    if given.images is None:
-        raise ValueError("There is no picture to learn from: name a folder of pictures with --images.")
-    images, captions = images_in(given.images)
-    others, beside = images_in(given.class_images) if given.class_images else ((), ())
-    pictures = {"images": images, "captions": captions, "class_images": others, "class_captions": beside}
-    concept = Concept(**pictures, **{word.name: getattr(given, word.name) for word in WORDS})
-    return Run(
-        concept=concept,
-        recipe=recipe_of(given),
-        stopper=replay.monitors(json.loads(given.stopper)),
-        seed=given.seed,
-        dtype=precision(given.precision, device),
-    ), {}
+from ..device import SingleDevice, precision
+from ..images import read_folder
+from ..models.fingerprint import fingerprint
+from ..runs import pick, replay
+from ..runs.folder import RunFolder
+from ..runs.preview import Preview
+from ..runs.result import RunResult
+from ..runs.run import Run, extractor_configs
+from ..runs.shared_folder import SharedFolder
+from ..training.distributed import ManyDevices, launched, processes
+from .options import (
+    METHOD_NAMES,
+    WORDS,
+    extractor_cache,
+    loader,
+    method_flags,
+    model_flags,
+    new_parser,
+    recipe_of,
+    settings_help,
+    train_command,
+    training_flags,
+    word_flags,
+)
 
 
-def recipe_of(given: argparse.Namespace):
-    """The preset with what `--set` changes."""
-    presets = NAMES[given.what]
-    preset = presets.get(given.preset or next(iter(presets)))
-    if preset is None:
-        raise ValueError(f"{given.what} has no preset {quoted(given.preset)}: use one of {', '.join(presets)}.")
-    known = {f.name: f.default for f in dataclasses.fields(preset)}
-    pairs = [text.partition("=")[::2] for text in given.set]
-    return changed(preset, {name: value_of(known.get(name), text) for name, text in pairs})
+def parser(method: str = "") -> argparse.ArgumentParser:
+    """Flags of `train`.
+
+    Args:
+        method: whose settings the help lists; empty for all methods'.
+    """
+    command = new_parser(" train", __doc__, settings_help([method] if method in METHOD_NAMES else METHOD_NAMES))
+    command.add_argument("method", metavar="METHOD", choices=METHOD_NAMES, help=", ".join(METHOD_NAMES))
+    command.add_argument(
+        "--images", type=Path, required=True, metavar="DIR", help="the images; a .txt next to one is its caption"
+    )
+    command.add_argument("--class-images", type=Path, metavar="DIR", help="images for prior preservation")
+    method_flags(command)
+    word_flags(command)
+    _run_flags(command)
+    return command
 
 
-def value_of(default: object, text: str) -> object:
-    """What a setting of that default becomes; text that does not fit stays text, and is refused later."""
-    if isinstance(default, tuple):
-        return captions_of(Path(text).read_text(encoding="utf-8"))
-    if isinstance(default, str):
-        return text
-    try:
-        return json.loads(text.lower())
-    except ValueError:
-        return text
+def rerun_parser() -> argparse.ArgumentParser:
+    """Flags of `rerun`."""
+    command = new_parser(" rerun", __doc__)
+    command.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its run.json")
+    _run_flags(command)
+    return command
 
 
-def precision(name: str, device: torch.device) -> torch.dtype:
-    if name != "auto":
-        return replay.PRECISIONS[name]
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+def _run_flags(command: argparse.ArgumentParser) -> None:
+    model_flags(command)
+    command.add_argument("--out", type=Path, required=True, help="the folder that holds the folders of runs")
+    training_flags(command)
+    command.add_argument("--preview", action="append", default=[], metavar="PROMPT", help="generated during training")
+    command.add_argument("--preview-every", type=int, default=50, metavar="N", help="in steps")
 
 
-def images_in(folder: Path) -> tuple[tuple[torch.Tensor, ...], tuple[str, ...]]:
-    """The pictures of a folder by name, over white where they are transparent, and their captions, none if all are "".
+def main(arguments: Sequence[str]) -> None:
+    given = parser(arguments[0] if arguments else "").parse_args(arguments)
+    run_training(given, run_of(given))
+
+
+def rerun_main(arguments: Sequence[str]) -> None:
+    given = rerun_parser().parse_args(arguments)
+    run_training(given, replay.read(given.run if given.run.suffix == ".json" else given.run / "run.json"))
+
+
+def run_of(given: argparse.Namespace) -> Run:
+    """The run that the flags of `train` describe.
 
     Raises:
-        ValueError: there are none, or one cannot be read.
+        ValueError: an image, a setting or a word that does not do.
     """
-    files = sorted(f for f in folder.glob("*") if f.suffix.lower() in PICTURES)
-    if not files:
-        raise ValueError(f"The folder {quoted(folder.name)} holds no pictures: put {', '.join(PICTURES)} files there.")
-    captions = [" ".join(t.read_text(encoding="utf-8-sig").split()) if (t := f.with_suffix(".txt")).exists() else ""
-                for f in files]  # fmt: skip
-    return tuple(map(_picture, files)), tuple(captions) if any(captions) else ()
+    images, captions = read_folder(given.images)
+    class_images, class_captions = read_folder(given.class_images) if given.class_images else ((), ())
+    pictures = {"images": images, "captions": captions, "class_images": class_images, "class_captions": class_captions}
+    return Run(
+        concept=Concept(**pictures, **{word.name: getattr(given, word.name) for word in WORDS}),
+        recipe=recipe_of(given.method, given.preset, given.set),
+        stopper=replay.monitors(json.loads(given.stopper)),
+        seed=given.seed,
+        dtype=precision(given.precision, torch.device(given.device)),
+    )
 
 
-def _picture(file: Path) -> torch.Tensor:
-    try:
-        with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGBA")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"The picture {quoted(file.name)} cannot be read ({reason(error)}): replace it.") from error
-    white = Image.new("RGBA", image.size, "white")
-    white.alpha_composite(image)
-    return pixels(white.convert("RGB"))
+def run_training(given: argparse.Namespace, run: Run) -> RunResult:
+    """Train, or find the run trained, in this process or as one of several that share it."""
+    device = torch.device(given.device)
+    if not launched():
+        return _run_training(given, run, device, SingleDevice, RunFolder, say=print)
+    with processes(device) as own:
+        first = os.environ["RANK"] == "0"
+        say = print if first else (lambda sentence: None)
+        return _run_training(given, run, own, ManyDevices, SharedFolder, say=say, first=first)
+
+
+def _run_training(
+    given: argparse.Namespace, run: Run, device: torch.device, devices: type[SingleDevice], folders: type[RunFolder],
+    say: Callable[[str], None], first: bool = True,
+) -> RunResult:  # fmt: skip
+    run.recipe.check(run.concept)
+    models = loader(given)().to("cpu", run.dtype)
+    model = fingerprint(models)
+    folder = folders(given.out / run.digest(model))
+    say(f"run {folder.path.name}")
+    if finished := folder.result():
+        finished = pick.chosen(finished, run.stopper)
+        say(f"{finished.stop_reason}; it is complete and not trained again")
+        return finished
+    extractors = extractor_cache(given)
+    for config in extractor_configs(run.recipe, run.stopper):
+        extractors.load(config)
+    result = train_command(
+        run, models, folder, devices(device=device, dtype=run.dtype), say,
+        model=model,
+        micro_batch_size=given.micro_batch_size,
+        preview=Preview(prompts=tuple(given.preview) if first else (), every=given.preview_every),
+        checkpoint_every=given.checkpoint_every,
+        cache=given.out / "cache" if first else None,
+        extractors=extractors,
+    )  # fmt: skip
+    result = pick.chosen(result, run.stopper)
+    say(f"run {folder.path.name}: {result.stop_reason}, {result.seconds / 60:.1f} minutes of training")
+    return result

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Generator, Tensor
 
 from .. import files
 from ..digest import digest_of
-from ..images import cut, to_pil
+from ..images import cut, pixels, to_pil
 from ..models import sampler
 from ..models.diffusion import Models
 from ..models.fingerprint import fingerprint
 from .batch import Batch
 from .concept import Concept
+from .context import Context
 from .latents import Latents, View, encode_views
 
 CHUNK = 8  # pictures drawn together; the same ones always, because rounding depends on a picture's neighbours
@@ -44,31 +44,23 @@ class ClassImages:
         )
 
 
-def for_prior(recipe, models: Models, concept: Concept, generator: Generator) -> ClassImages | None:
-    """Of a recipe with prior preservation; `None` of one without.
+def class_images_of(
+    models: Models, concept: Concept, context: Context, *, seed: int, count: int, steps: int
+) -> ClassImages:
+    """Encode the concept's class images; where it has none, generate `count` in `steps` sampler steps.
 
-    What is drawn depends on the run's seed and takes nothing from its generator.
-    """
-    if recipe.prior_weight <= 0:
-        return None
-    return class_images_of(models, concept, generator.initial_seed(), recipe.class_images, recipe.class_image_steps)
-
-
-def class_images_of(models: Models, concept: Concept, seed: int, count: int, steps: int) -> ClassImages:
-    """The concept's class pictures; without any, `count` drawn by `models` in `steps` sampler steps.
-
-    To be called before anything of the models changes.
+    To be called before anything of the models changes. What is generated depends on `seed`, not on a generator's state.
     """
     images, prompts = concept.class_images, concept.class_prompts()
     if not images:
         size = (concept.at_resolution(models.resolution),) * 2
         images = ClassImageGenerator(
-            models=models, prompt=concept.class_prompt, size=size, seed=seed, count=count, steps=steps
+            models=models, context=context, prompt=concept.class_prompt, size=size, seed=seed, count=count, steps=steps
         )()
         prompts = [concept.class_prompt] * count
     encoded = {}
     for size in dict.fromkeys(concept.sizes(models.resolution)):
-        models.notice(f"encoding {len(images)} class pictures")
+        context.notice(f"encoding {len(images)} class pictures")
         views = (View(pixels=cut(image, *size, 0.5), mask=None) for image in images)
         latents = encode_views(models, views, len(images))
         encoded[tuple(latents.mean.shape[-2:])] = latents
@@ -80,6 +72,7 @@ class ClassImageGenerator:
     """Pictures of one prompt by the model itself."""
 
     models: Models
+    context: Context
     prompt: str
     size: tuple[int, int]
     seed: int
@@ -90,7 +83,7 @@ class ClassImageGenerator:
         """`count` pictures `[3, *size]`, those that an earlier run kept read again."""
         pictures = []
         for start in range(0, self.count, CHUNK):
-            self.models.notice(f"class pictures: {start} of {self.count}")
+            self.context.notice(f"class pictures: {start} of {self.count}")
             numbers = range(start, min(start + CHUNK, self.count))
             pictures += self._read(numbers) or self._draw(numbers)
         return tuple(pictures)
@@ -98,11 +91,11 @@ class ClassImageGenerator:
     @cached_property
     def folder(self) -> Path | None:
         """Named by all that decides how the pictures look."""
-        if self.models.cache is None:
+        if self.context.cache is None:
             return None
         numbers = (*self.size, self.count, self.seed, self.steps)
         words = ["class pictures", fingerprint(self.models), str(self.models.unet.dtype), self.prompt]
-        return self.models.cache / digest_of([], [*words, *map(str, numbers)])
+        return self.context.cache / digest_of([], [*words, *map(str, numbers)])
 
     def _draw(self, numbers: range) -> list[Tensor]:
         seeds = [(self.seed + number) % 2**63 for number in numbers]
@@ -112,7 +105,7 @@ class ClassImageGenerator:
         pictures = [to_pil(picture) for picture in drawn]
         for number, picture in zip(numbers, pictures, strict=True):
             self._keep(number, picture)
-        return [_pixels(picture) for picture in pictures]
+        return [pixels(picture) for picture in pictures]
 
     def _keep(self, number: int, picture: Image.Image) -> None:
         if self.folder:
@@ -124,11 +117,6 @@ class ClassImageGenerator:
         if not self.folder:
             return []
         try:
-            return [_pixels(Image.open(self.folder / f"{number:04d}.png")) for number in numbers]
+            return [pixels(Image.open(self.folder / f"{number:04d}.png").convert("RGB")) for number in numbers]
         except (OSError, SyntaxError, ValueError):  # what Pillow says of a damaged file
             return []
-
-
-def _pixels(picture: Image.Image) -> Tensor:
-    """`[3, h, w]` in 0..1."""
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255

@@ -26,6 +26,7 @@ from ..metrics.feature_extractors import FeatureExtractor
 from ..metrics.metrics import unit_features
 from ..models.diffusion import Models
 from .concept import Concept
+from .context import Context
 
 STRATEGIES = ("given", "random", "best", "worst")
 TEMPLATE = "a photo of a {}"
@@ -51,7 +52,12 @@ def vocabulary() -> tuple[Word, ...]:
 
 
 def starting_word(
-    strategy: str, models: Models, images: Sequence[Tensor], clip: ClipConfig | None, generator: Generator
+    strategy: str,
+    models: Models,
+    images: Sequence[Tensor],
+    clip: ClipConfig | None,
+    generator: Generator,
+    context: Context,
 ) -> Word:
     """What the new token starts from by "random", "best" or "worst"; "given" is the concept's own initializer.
 
@@ -64,26 +70,28 @@ def starting_word(
     """
     if strategy == "random":
         return choose(vocabulary(), generator)
-    return ranking(models, images, clip)[strategy][0]
+    return ranking(models, images, clip, context)[strategy][0]
 
 
-def words(strategy: str, models: Models, concept: Concept, clip: ClipConfig | None, generator: Generator) -> str:
+def words(
+    strategy: str, models: Models, concept: Concept, clip: ClipConfig | None, generator: Generator, context: Context
+) -> str:
     """What the new token starts from, as `trainables.add_tokens` reads it, by any of `STRATEGIES`."""
     if strategy == "given":
         return concept.initializer
-    found = starting_word(strategy, models, concept.images, clip, generator)
-    models.notice(f"{concept.placeholder_token} starts from {found.word}")
+    found = starting_word(strategy, models, concept.images, clip, generator, context)
+    context.notice(f"{concept.placeholder_token} starts from {found.word}")
     return found.word
 
 
-def ranking(models: Models, images: Sequence[Tensor], clip: ClipConfig) -> dict[str, list[Word]]:
-    """The `KEPT` best and worst words for these pictures, the extreme ones first; kept in the models' cache."""
-    with models.extractors.on(models.device, clip) as extractor:
-        file = _file(models.cache, extractor, images)
+def ranking(models: Models, images: Sequence[Tensor], clip: ClipConfig, context: Context) -> dict[str, list[Word]]:
+    """The `KEPT` best and worst words for these pictures, the extreme ones first; kept in the context's cache."""
+    with context.extractors.on(models.device, clip) as extractor:
+        file = _file(context.cache, extractor, images)
         found = _read(file)
         if found is None:
             pictures = [to_pil(image) for image in images]
-            found = _ranked(word_scores(extractor, pictures, vocabulary(), models.notice))
+            found = _ranked(word_scores(extractor, pictures, vocabulary(), context.notice))
             _write(file, found)
     return found
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import torch
 from PIL import Image
 
-from ..cli.dreambench.dataset import PROMPT_SETS
 from ..data.concept import Concept
 from ..device import SingleDevice
 from ..digest import digest_of, sampled
@@ -26,6 +25,7 @@ from .prompt_sets import CLASS_WORD, OWN, REMOVED, Prompt
 from .report import Report
 from .scorer import GeneratedImage, References, Scorer, ScorerConfig
 
+PROMPT_SETS = {"live": "DreamBooth live subjects", "object": "DreamBooth objects"}  # by the kind of a subject
 BY_KIND = "by kind"
 DRAWING_FORMAT = 1  # raised only when the same settings draw or score otherwise; part of every report's digest
 

@@ -59,7 +59,7 @@ class Report:
     pictures: tuple[Scored, ...]
     diversity: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
-    scorer_config: dict[str, str] = field(default_factory=dict)
+    metric_models: dict[str, str] = field(default_factory=dict)
     references: dict[str, tuple[Image.Image, ...]] = field(default_factory=dict)
     settings: dict[str, str | int | float | bool] = field(default_factory=dict)
     drawing_seconds: float = 0.0
@@ -105,7 +105,7 @@ class Report:
         count = f"{len(self.prompts())} prompts x {len(self.seeds())} seeds"
         lines = [f"{self.title}: {len(self.pictures)} pictures, {count}"]
         for column in COLUMNS:
-            by = self.scorer_config.get(column) or self.missing.get(column, "")
+            by = self.metric_models.get(column) or self.missing.get(column, "")
             lines.append(f"{column}: {self.cell(column)}" + (f" ({by})" if by else ""))
         drawing = f"{self.drawing_seconds:.3f} s to draw, " if self.drawing_seconds else ""
         lines.append(f"per picture: {drawing}{self.scoring_seconds:.3f} s to score")

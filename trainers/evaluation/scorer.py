@@ -127,7 +127,7 @@ class Scorer:
             pictures=_scored(drawn, columns),
             diversity=distances,
             missing=missing,
-            scorer_config={column: name for column, name in names.items() if column not in missing},
+            metric_models={column: name for column, name in names.items() if column not in missing},
             references={kind: tuple(images) for kind, images in references.named().items() if images},
             scoring_seconds=(time.perf_counter() - start) / len(drawn),
         )

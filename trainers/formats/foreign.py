@@ -6,12 +6,10 @@ Every key of a file is used, or the file is refused in one sentence: nothing is 
 import json
 import math
 import re
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..runs.result import RunResult
 from . import kohya
 
 KOHYA = (kohya.UNET_PREFIX, "lora_te_", "lora_te1_", "lora_te2_")
@@ -179,67 +177,3 @@ def _vectors(tensor: Tensor, width: int) -> Tensor:
             "of models."
         )
     return vectors.float()
-
-
-def complete(result: RunResult, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Everything a run learned as one file's tensors and header."""
-    names = (
-        "settings",
-        "dataset",
-        "history",
-        "stop_reason",
-        "seconds",
-        "complete",
-        "origin",
-        "stops",
-        "picked",
-        "steps",
-    )
-    about = {each: getattr(result, each) for each in names}
-    header = result.metadata(name) | {"personalize": json.dumps(about)}
-    return kohya.complete(result.lora, result.learned()), header
-
-
-def read_complete(state: dict[str, Tensor], header: dict[str, str], file: Path) -> RunResult:
-    """The inverse of `complete`.
-
-    Raises:
-        ValueError: another file.
-    """
-    try:
-        about = json.loads(header["personalize"])
-        lora, learned = kohya.read_complete(state)
-        result = RunResult.read(about, lora, learned, file.with_suffix(""), list(about["history"]))
-        whole = result.learned().keys() == learned.keys()
-        texts = (result.settings["method"], result.placeholder_token, result.dataset, result.stop_reason)
-        whole &= all(isinstance(text, str) for text in texts) and isinstance(result.seconds, (int, float))
-        whole &= all(isinstance(entry, dict) for entry in result.history)
-    except (LookupError, TypeError, ValueError, RecursionError):
-        whole = False
-    if not whole:
-        raise ValueError(DAMAGED)
-    return result
-
-
-def foreign(
-    name: str, lora: dict[str, Tensor], header: dict[str, str], token: str, vectors: tuple[Tensor, ...]
-) -> RunResult:
-    """What other programs learned, as a result of this pack.
-
-    Args:
-        name: of the files, without their endings.
-        header: of the LoRA; what sd-scripts said of it is said again when the result is saved.
-        token: the word that `vectors` get; both may be empty.
-    """
-    return RunResult(
-        folder=Path(name),
-        settings={"method": name, "concept": {"placeholder_token": token}},
-        dataset="",
-        lora=lora,
-        tokens={token: vectors} if vectors else {},
-        fixed_outputs=(),
-        history=[],
-        stop_reason="loaded from files",
-        seconds=0.0,
-        origin={key: value for key, value in header.items() if key.startswith("ss_")},
-    )

@@ -5,12 +5,11 @@ no times, because a run may have been resumed.
 """
 
 import json
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from ..models.diffusion import Models
-    from ..runs.result import RunResult
-    from ..runs.run import Run
+from torch import Tensor
+
+from ..models.diffusion import Models
 
 # By family: sd-scripts' version of the base model and modelspec's architecture, for epsilon and for v prediction.
 BASES = {
@@ -38,12 +37,33 @@ LAYER_FIELDS = {
 OPTIMIZERS = {"adamw": "torch.optim.adamw.AdamW", "adamw8bit": "bitsandbytes.optim.adamw.AdamW8bit"}
 
 
-def origin(run: "Run", models: "Models") -> dict[str, str]:
-    """What is known when a run begins and is no setting of it: the base model, the pictures, the layer that is read."""
-    size, layer = run.concept.at_resolution(models.resolution), models.text_encoders[0].layer
+class Described(Protocol):
+    """What a file's metadata tells of a training: `runs.result.RunResult` has it."""
+
+    settings: dict
+    origin: dict[str, str]
+    lora: dict[str, Tensor]
+    tokens: dict[str, tuple[Tensor, ...]]
+    history: list[dict]
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def placeholder_token(self) -> str: ...
+
+
+def origin(models: Models, images: int, size: int) -> dict[str, str]:
+    """What is known when a run begins and is no setting of it: the base model, the images, the layer that is read.
+
+    Args:
+        images: number of reference images.
+        size: side of the square training images in pixels.
+    """
+    layer = models.text_encoders[0].layer
     usual = layer == models.family.layer
     facts = {
-        "ss_num_train_images": str(len(run.concept.images)),
+        "ss_num_train_images": str(images),
         "ss_resolution": str((size, size)),
         "ss_clip_skip": "None" if usual else str(-(layer or -1)),
         "modelspec.resolution": f"{size}x{size}",
@@ -56,7 +76,7 @@ def origin(run: "Run", models: "Models") -> dict[str, str]:
     return facts
 
 
-def describe(result: "RunResult", name: str, kind: str) -> dict[str, str]:
+def describe(result: Described, name: str, kind: str) -> dict[str, str]:
     """The header of a file.
 
     Args:
@@ -75,7 +95,7 @@ def describe(result: "RunResult", name: str, kind: str) -> dict[str, str]:
     return facts | ({"ss_output_name": name} if name else {})
 
 
-def _settings(result: "RunResult") -> dict[str, str]:
+def _settings(result: Described) -> dict[str, str]:
     settings, recipe = result.settings, result.settings.get("recipe", {})
     facts = {ours: str(recipe[field]) for field, ours in FIELDS.items() if field in recipe}
     for field, (prefix, ours) in LAYER_FIELDS.items():
@@ -94,7 +114,7 @@ def _settings(result: "RunResult") -> dict[str, str]:
     return facts
 
 
-def _layers(result: "RunResult") -> dict[str, str]:
+def _layers(result: Described) -> dict[str, str]:
     ranks = [len(value) for key, value in result.lora.items() if key.endswith(".lora_down.weight")]
     alphas = [float(value) for key, value in result.lora.items() if key.endswith(".alpha")]
     if not ranks:

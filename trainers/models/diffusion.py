@@ -6,12 +6,10 @@ checkpoint.py), and it never sees the host: the graph's own modules are copied f
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..metrics.extractor_cache import ExtractorCache
 from .families import Family
 from .text_encoder import Subject, TextEncoder
 
@@ -58,11 +56,6 @@ class Models:
     known_adapters: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # learned earlier, by placeholder
     subject: Subject | None = None
     base_weights: dict[str, Tensor] = field(default_factory=dict)  # of the U-Net, those that train whole, as they were
-    cache: Path | None = None  # a folder for what is costly to compute again; `None` keeps nothing
-    notice: Callable[[str], None] = lambda sentence: None  # who is told how far something is; may end it by raising
-    extractors: ExtractorCache = field(
-        default_factory=ExtractorCache
-    )  # the CLIPs that judge, where a method or a monitor asks
 
     def follow(self, placeholder: str) -> None:
         """From now on every encoding says where `placeholder` acts; all text encoders must know it."""

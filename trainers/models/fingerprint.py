@@ -1,7 +1,5 @@
 """A digest of the weights that a run starts from."""
 
-import torch
-
 from ..digest import digest_of, sampled
 from .diffusion import Models
 
@@ -21,19 +19,3 @@ def fingerprint(models: Models) -> str:
         words += [placeholder, *adapters]
         tensors += adapters.values()
     return digest_of(tensors, words)
-
-
-def starting_point(models: Models, device: torch.device) -> str:
-    """A digest of what a run starts from and of the kind of device it runs on, whoever read the models, from where."""
-    return digest_of([], [fingerprint(models), device.type])
-
-
-@torch.no_grad()
-def encoded_sample(models: Models) -> list[float]:
-    """What the autoencoder, which is a function and has no weights to look at, makes of one small picture: 16 values.
-
-    Two libraries give the same but for rounding; two autoencoders do not.
-    """
-    x, y = torch.meshgrid(torch.linspace(0, 1, 64), torch.linspace(1, 0, 64), indexing="xy")
-    mean, _ = models.encode_images(torch.stack([x, y, x * y])[None].to(models.device))
-    return mean[0, :, ::4, ::4].flatten().tolist()

@@ -18,6 +18,7 @@ from torch.nn import Parameter
 
 from ..data import augmentation
 from ..data.concept import Concept
+from ..data.context import Context
 from ..data.paired_views import PairedViews
 from ..models.diffusion import Models
 from ..settings import same, setting
@@ -108,7 +109,7 @@ class AttnDreamBooth:
                 "it, or connect the CLIP that an earlier Train returned."
             )
 
-    def stages(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Stage]:
+    def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
         words = [(concept.placeholder_token, concept.initializer)]
         rows = [trainables.add_tokens(encoder, words).rows for encoder in models.text_encoders]
         random_rotation = partial(

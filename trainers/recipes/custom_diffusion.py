@@ -17,8 +17,9 @@ from functools import partial
 from torch import Generator
 
 from ..data import augmentation
-from ..data.class_images import for_prior
+from ..data.class_images import class_images_of
 from ..data.concept import Concept
+from ..data.context import Context
 from ..data.paired_views import PairedViews
 from ..data.templates import TEMPLATES
 from ..digest import choose
@@ -70,8 +71,11 @@ class CustomDiffusion:
     def check(self, concept: Concept, known: Collection[str] = ()) -> None:
         """Raise `ValueError` where these settings cannot learn this concept; they always can."""
 
-    def stages(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Stage]:
-        classes = for_prior(self, models, concept, generator)
+    def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
+        classes = class_images_of(
+            models, concept, context,
+            seed=generator.initial_seed(), count=self.class_images, steps=self.class_image_steps,
+        ) if self.prior_weight > 0 else None  # fmt: skip
         words = [(concept.placeholder_token, concept.initializer)]
         rows = [trainables.add_tokens(encoder, words).rows for encoder in models.text_encoders]
         augment = augmentation.resized if self.random_size else augmentation.random_flip

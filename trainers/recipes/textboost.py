@@ -17,6 +17,7 @@ from torch.nn import Module, Parameter
 
 from ..data import augmentation
 from ..data.concept import Concept
+from ..data.context import Context
 from ..data.paired_views import PairedViews
 from ..data.preservation import PreservationPrompts, shipped_captions
 from ..data.templates import TEMPLATES
@@ -119,7 +120,7 @@ class TextBoost:
         """Raise `ValueError` where these settings cannot learn this concept."""
         PairedViews.of(self, concept).check(concept)
 
-    def stages(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Stage]:
+    def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
         if self.fixed_outputs:
             for encoder in models.text_encoders:
                 encoder.fix_special_outputs()

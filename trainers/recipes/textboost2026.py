@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from torch import Generator
 
 from ..data.concept import Concept
+from ..data.context import Context
 from ..data.paired_views import PairedViews
 from ..models.diffusion import Models
 from ..settings import same, setting
@@ -54,7 +55,7 @@ class TextBoost2026:
         """Raise `ValueError` where these settings cannot learn this concept."""
         PairedViews.of(self, concept).check(concept)
 
-    def stages(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Stage]:
+    def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
         views, encoders = PairedViews.of(self, concept), WHICH[self.text_encoder]
         words = [(concept.placeholder_token, concept.initializer), *views.tokens]
         tokens = [trainables.add_tokens(encoder, words) for encoder in models.text_encoders][encoders]

@@ -15,6 +15,7 @@ from torch import Generator
 
 from ..data import augmentation, initializer
 from ..data.concept import Concept
+from ..data.context import Context
 from ..data.paired_views import PairedViews
 from ..data.templates import TEMPLATES
 from ..metrics.clip import ClipConfig
@@ -73,8 +74,8 @@ class TextualInversion:
     def check(self, concept: Concept, known: Collection[str] = ()) -> None:
         """Raise `ValueError` where these settings cannot learn this concept; they always can."""
 
-    def stages(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Stage]:
-        start = initializer.words(self.initializer_strategy, models, concept, self.clip, generator)
+    def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
+        start = initializer.words(self.initializer_strategy, models, concept, self.clip, generator, context)
         words = [(concept.placeholder_token, start)]
         rows = [trainables.add_tokens(encoder, words).rows for encoder in models.text_encoders]
         views = PairedViews(

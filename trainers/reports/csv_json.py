@@ -65,7 +65,7 @@ def _told(report: Report) -> dict:
         "label": report.label,
         **({"role": report.role} if report.role else {}),
         "scores": _spreads(report),
-        "judges": report.scorer_config,
+        "metric_models": report.metric_models,
         NOT_MEASURED: report.missing,
         "settings": report.settings,
         "seconds per picture": {"drawing": report.drawing_seconds, "scoring": report.scoring_seconds},

@@ -62,7 +62,7 @@ def best_of(reports: list[Report]) -> dict[str, int]:
 
 def notes(reports: list[Report]) -> list[str]:
     """Who measured what, and why something was not measured; each once."""
-    found = [f"{name}: {by}" for report in reports for name, by in _together(report.scorer_config).items()]
+    found = [f"{name}: {by}" for report in reports for name, by in _together(report.metric_models).items()]
     found += [f"{name}, {NOT_MEASURED}: {why}" for report in reports for name, why in _together(report.missing).items()]
     return [*dict.fromkeys(found)]
 

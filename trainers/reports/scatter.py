@@ -124,13 +124,13 @@ def _limits(spreads: list[Spread]) -> tuple[float, float]:
 
 def _footer(sheet: Sheet, reports: Sequence[Report], column: str, missing: list[str]) -> list[Line]:
     """Who measured, each once: reports of several judges cannot be compared. Then who is not shown."""
-    scorer_config = [
-        f"{name}: {report.scorer_config[name]}"
+    metric_models = [
+        f"{name}: {report.metric_models[name]}"
         for name in (column, CLIP_T)
         for report in reports
-        if name in report.scorer_config
+        if name in report.metric_models
     ]
-    told = [*dict.fromkeys(scorer_config), *missing]
+    told = [*dict.fromkeys(metric_models), *missing]
     return [Line(line, colour=PALE) for sentence in told for line in sheet.wrapped(sentence)]
 
 

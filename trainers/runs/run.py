@@ -71,4 +71,4 @@ class Run:
 
 def extractor_configs(recipe: object, stopper: Iterable[Monitor]) -> list[ExtractorConfig]:
     """The backbones that a recipe and monitors ask: those of them that have some."""
-    return [choice for part in (recipe, *stopper) for choice in getattr(part, "judges", ())]
+    return [choice for part in (recipe, *stopper) for choice in getattr(part, "extractor_configs", ())]

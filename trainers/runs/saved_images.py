@@ -8,7 +8,6 @@ that was resized in the graph, a mask made of transparency - lies beside them as
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from .. import files
 from ..data.concept import Concept
-from ..images import to_pil
+from ..images import pixels, to_pil
 
 KINDS = {"images": "RGB", "masks": "L", "class_images": "RGB"}  # of a concept, and Pillow's mode
 EXACT = "exact.safetensors"
@@ -62,9 +61,3 @@ def _pictures(folder: Path, kind: str, exact: dict[str, Tensor]) -> tuple[Tensor
         pixels(Image.open(path).convert(KINDS[kind])) if (name := f"{kind}/{path.stem}") not in exact else exact[name]
         for path in paths
     )
-
-
-def pixels(picture: Image.Image) -> Tensor:
-    """`[c, h, w]` in 0..1, divided by numpy, as the host divides: torch may multiply, which rounds otherwise."""
-    array = np.asarray(picture).astype(np.float32) / 255
-    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()

@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from ..data.context import Context
 from ..device import TOO_LARGE, SingleDevice, is_out_of_memory
+from ..metrics.extractor_cache import ExtractorCache
 from ..models.diffusion import Models
 from ..models.fingerprint import fingerprint
 from ..text import reason
@@ -32,6 +34,7 @@ def train(
     checkpoint_every: int = 50,
     callbacks: Callbacks | None = None,
     cache: Path | None = None,
+    extractors: ExtractorCache | None = None,
 ) -> RunResult:
     """Train `run` in its folder, or go on where an earlier process stopped, and return what was learned.
 
@@ -45,6 +48,7 @@ def train(
         free_memory: bytes that the device has free; without it nothing is estimated.
         checkpoint_every: steps between checkpoints; 0 writes none but at the end.
         cache: a folder for what other runs, too, would have to compute again; none keeps nothing.
+        extractors: where the feature extractors that the recipe and the monitors name are loaded.
 
     Raises:
         RuntimeError: another process trains in this folder, or it cannot be written.
@@ -53,6 +57,7 @@ def train(
     """
     if not isinstance(device, SingleDevice):
         device = SingleDevice(device=torch.device(device), dtype=run.dtype)
+    callbacks = callbacks or Callbacks()
     # Memory goes with the area, and none is larger than the square's.
     resolution = run.concept.at_resolution(models.resolution)
     training = Trainer(
@@ -66,8 +71,8 @@ def train(
         ),
         preview=preview or Preview(),
         checkpoint_every=checkpoint_every,
-        callbacks=callbacks or Callbacks(),
-        cache=cache,
+        callbacks=callbacks,
+        context=Context(cache=cache, notice=callbacks.on_notice, extractors=extractors or ExtractorCache()),
     )
     try:
         with training.folder.lock():

@@ -5,15 +5,14 @@ import dataclasses
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
+from ..data.context import Context
 from ..device import SingleDevice
 from ..formats import kohya, metadata
 from ..models.diffusion import Models
-from ..models.fingerprint import encoded_sample, starting_point
 from ..stopping import monitor as stopping
 from ..stopping.monitor import StageContext, StageMonitors
 from ..training import causal_adapters, state
@@ -43,7 +42,7 @@ class Trainer:
     preview: Preview
     checkpoint_every: int
     callbacks: Callbacks
-    cache: Path | None
+    context: Context
     done: tuple[StageState, ...] = ()  # stages that are finished
     stops: list[dict] = dataclasses.field(default_factory=list)
     endings: list[str] = dataclasses.field(default_factory=list)
@@ -51,8 +50,6 @@ class Trainer:
     def go(self) -> RunResult:
         earlier = self._begin()
         self.models.to(self.device.device, self.run.dtype)
-        self.models.cache = self.cache
-        self.models.notice = self.callbacks.on_notice
         generator = torch.Generator().manual_seed(self.run.seed)
         try:
             reason = self._stages(earlier, generator)
@@ -65,7 +62,7 @@ class Trainer:
 
     def _stages(self, earlier: tuple[StageState, ...], generator: torch.Generator) -> str:
         """All stages one after the other; returns why it stopped before the end, if it did."""
-        stages = self.run.recipe.stages(self.models, self.run.concept, generator)
+        stages = self.run.recipe.stages(self.models, self.run.concept, generator, self.context)
         for number, stage in enumerate(stages):
             if number + 1 < len(earlier):
                 state.restore(earlier[number], stage.parameters(), generator)
@@ -84,9 +81,9 @@ class Trainer:
         """The stages that an earlier process got through, here or in a run with fewer steps."""
         settings, lineage = self.run.settings(), self.run.lineage(self.model)
         self.about = {"settings": settings, "dataset": self.run.dataset(), "model": self.model, "lineage": lineage}
-        self.about["weights"] = starting_point(self.models, self.device.device)
-        self.about["encoded"] = encoded_sample(self.models)
-        self.about["origin"] = metadata.origin(self.run, self.models)
+        self.about["origin"] = metadata.origin(
+            self.models, len(self.run.concept.images), self.run.concept.at_resolution(self.models.resolution)
+        )
         source, earlier = self.folder, self.folder.last_state()
         if not earlier:
             source, earlier = self.folder.ancestor(lineage, self.run.recipe.steps if lineage else 0)
@@ -139,7 +136,7 @@ class Trainer:
         """Set the monitors on a stage, and let them see it before its first step."""
         stage_context = StageContext(
             models=self.models, stage=stage, concept=self.run.concept, device=self.device, generator=generator,
-            subject=self.run.recipe.subject(self.run.concept),
+            subject=self.run.recipe.subject(self.run.concept), context=self.context,
         )  # fmt: skip
         state.restore(begin, stage.parameters(), generator)
         self.watch = StageMonitors(self.run.stopper, stage_context, self._entries(), begin.best)

@@ -105,18 +105,19 @@ class ImageScore:
 
     def __init__(self, settings: ClipEarlyStopping, stage_context: StageContext):
         self.settings, self.models, self.device = settings, stage_context.models, stage_context.device
+        self.extractors = stage_context.context.extractors
         batch = stage_context.batch(settings.images, settings.seed)
         self.input_ids = batch.input_ids
         self.size = tuple(8 * side for side in batch.latents.shape[-2:])
         images = stage_context.concept.images
-        with self.models.extractors.on(self.device.device, settings.clip) as clip:
+        with self.extractors.on(self.device.device, settings.clip) as clip:
             references = unit_features(clip.image_features, [to_pil(image) for image in images])
         self.references = references[torch.arange(settings.images) % len(images)]
 
     def __call__(self) -> float:
         """Mean cosine of picture i to reference i, references in turn."""
         pictures = [to_pil(picture) for picture in self.draw()]
-        with self.models.extractors.on(self.device.device, self.settings.clip) as clip:
+        with self.extractors.on(self.device.device, self.settings.clip) as clip:
             found = unit_features(clip.image_features, pictures)
         return float((found * self.references).sum(dim=1).mean())
 

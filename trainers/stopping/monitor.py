@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 
 from ..data.batch import Batch
 from ..data.concept import Concept
+from ..data.context import Context
 from ..device import SingleDevice
 from ..models.diffusion import Models
 from ..settings import setting
@@ -64,6 +65,7 @@ class StageContext:
     device: SingleDevice
     generator: Generator  # the run's own: see `borrowed`
     subject: str  # as it stands in prompts
+    context: Context = Context()
 
     def batch(self, size: int, seed: int) -> Batch:
         """`size` samples such as the stage learns from, all of one shape; another seed gives others.

@@ -88,6 +88,7 @@ class Scores:
 
     def __init__(self, settings: PickByScore, stage_context: StageContext):
         self.settings, self.models, self.device = settings, stage_context.models, stage_context.device
+        self.extractors = stage_context.context.extractors
         self.references = [to_pil(image) for image in stage_context.concept.images]
         self.size = stage_context.concept.sizes(stage_context.models.resolution)[0]
         self.prompts, self.texts = (
@@ -123,9 +124,9 @@ class Scores:
 
     def identity(self, pictures: Sequence[Image.Image]) -> float:
         score = metrics.dino if self.settings.identity == DINO else metrics.clip_image
-        with self.models.extractors.on(self.device.device, self.settings.extractor_configs[1]) as extractor:
+        with self.extractors.on(self.device.device, self.settings.extractor_configs[1]) as extractor:
             return float(score(extractor, pictures, self.references).mean())
 
     def text(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> float:
-        with self.models.extractors.on(self.device.device, self.settings.extractor_configs[0]) as extractor:
+        with self.extractors.on(self.device.device, self.settings.extractor_configs[0]) as extractor:
             return float(metrics.clip_text(extractor, pictures, texts).mean())

@@ -21,7 +21,6 @@ from personalize.demo import build
 from personalize.tests.support import drawn_subjects, evaluating
 from personalize.trainers import __main__ as command
 from personalize.trainers import images
-from personalize.trainers.cli import train
 from personalize.trainers.cli.dreambench import command as dreambench
 from personalize.trainers.cli.dreambench import dataset as dreambench_data
 from personalize.trainers.cli.dreambench.table import FAILED, MISSING, SCORES, Row, Table
@@ -92,11 +91,11 @@ def test_the_table_holds_what_scoring_gives(files, whole):
         scorer.GeneratedImage(prompt=text, text=line.replace("{}", "fish"), seed=seed, image=images.to_pil(picture))
         for text, (line, seed), picture in zip(texts, pairs, pixels, strict=True)
     ]
-    first, second = (images.to_pil(picture) for picture in train.images_in(files.data / "fish_2")[0])
+    first, second = (images.to_pil(picture) for picture in images.read_folder(files.data / "fish_2")[0])
     given = dreambench.parser().parse_args(arguments(files, whole))
-    judges = dreambench.bench_of(given).judges
+    judges = dreambench.bench_of(given).scorer_config
     shelf = ExtractorCache(folders=lambda: [files.folder / "judges"])
-    by_hand = scorer.Scorer(judges=judges, extractors=shelf).report(
+    by_hand = scorer.Scorer(scorer_config=judges, extractors=shelf).report(
         "fish_2", drawn, scorer.References(seen=[first], unseen=[second])
     )
 
@@ -259,7 +258,7 @@ def test_vqa_asks_its_package_for_each_picture_and_its_text(tmp_path, monkeypatc
     vqa._model.cache_clear()
     report = vqa.added(Report(label="x", pictures=pictures(["a dog", "a red dog", "a dog"])), True, "cpu")
     assert [each.scores["VQA"] for each in report.pictures] == [5.0, 9.0, 5.0]
-    assert report.judges["VQA"] == "clip-flant5-xxl" and report.spread("VQA").n == 3
+    assert report.metric_models["VQA"] == "clip-flant5-xxl" and report.spread("VQA").n == 3
     sys.modules.pop("t2v_metrics")
     vqa._model.cache_clear()
 

@@ -9,10 +9,10 @@ import torch
 from personalize.demo import build
 from personalize.tests.support import drawn_subjects
 from personalize.trainers import __main__ as command
-from personalize.trainers.cli import train
+from personalize.trainers.cli import evaluate as evaluate_command
 from personalize.trainers.evaluation import scorer as scoring
 from personalize.trainers.evaluation.prompt_sets import published
-from personalize.trainers.images import to_pil
+from personalize.trainers.images import read_folder, to_pil
 from personalize.trainers.metrics.extractor_cache import ExtractorCache
 from personalize.trainers.models import sampler
 from personalize.trainers.models.checkpoint import load_models
@@ -36,7 +36,7 @@ def world(tmp_path_factory):
     settings = [text for value in TRAINED for text in ("--set", value)]
     images = ["--images", str(folder / "dog_0"), "--class-word", "dog", "--resolution", "128"]
     files = json.loads((folder / "flags.json").read_text())[:8]  # no judges
-    command.main(["textboost", *images, *settings, *files, "--out", str(folder / "runs")])
+    command.main(["train", "textboost", *images, *settings, *files, "--out", str(folder / "runs")])
     return folder
 
 
@@ -63,12 +63,12 @@ def by_hand(world, models, prompt, text, unseen=()):
         scoring.GeneratedImage(prompt=prompt, text=text, seed=seed, image=to_pil(picture))
         for seed, picture in zip((7, 8), pixels, strict=True)
     ]
-    given = command.command_evaluate.parser().parse_args(
+    given = evaluate_command.parser().parse_args(
         ["none", "--out", "x", *json.loads((world / "flags.json").read_text())]
     )
-    judges = command.command_evaluate.settings_of(scoring.ScorerConfig, given, "")
-    seen = [to_pil(picture) for picture in train.images_in(world / "dog_0")[0]]
-    scorer = scoring.Scorer(judges=judges, extractors=ExtractorCache(folders=lambda: [world / "judges"]))
+    judges = evaluate_command.settings_of(scoring.ScorerConfig, given, "")
+    seen = [to_pil(picture) for picture in read_folder(world / "dog_0")[0]]
+    scorer = scoring.Scorer(scorer_config=judges, extractors=ExtractorCache(folders=lambda: [world / "judges"]))
     report = scorer.report("x", drawn, scoring.References(seen=seen, unseen=unseen))
     return [each.scores for each in report.pictures]
 
@@ -77,7 +77,7 @@ def test_the_scores_are_those_of_what_was_learned(world, tmp_path):
     more = ["--prompts", str(world / "prompts.txt"), "--first", "1", "--unseen", str(world / "others")]
     told, models = evaluate(world, run_of(world), tmp_path, *more), fresh(world)
     restore.put(RunFolder(run_of(world)).result(), models)
-    unseen = [to_pil(picture) for picture in train.images_in(world / "others")[0]]
+    unseen = [to_pil(picture) for picture in read_folder(world / "others")[0]]
     line = drawn_subjects.PROMPTS.splitlines()[0]
     prompt, text = line.replace("{}", "<concept>"), line.replace("{}", "dog")
     assert [each["scores"] for each in told["pictures"]] == by_hand(world, models, prompt, text, unseen)

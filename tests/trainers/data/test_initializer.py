@@ -10,6 +10,7 @@ from personalize.demo import evaluators
 from personalize.tests.support import judge, small
 from personalize.trainers.data import initializer
 from personalize.trainers.data.concept import Concept
+from personalize.trainers.data.context import Context
 from personalize.trainers.models.tokenizer import bundled_words
 
 open_clip = pytest.importorskip("open_clip")
@@ -24,10 +25,8 @@ def few(monkeypatch):
     return some
 
 
-def models(shelf, cache=None):
-    made = small.models()
-    made.extractors, made.cache = shelf, cache
-    return made
+def context(shelf, cache=None):
+    return Context(extractors=shelf, cache=cache)
 
 
 def test_the_candidates_are_whole_words_of_letters():
@@ -62,13 +61,14 @@ def test_the_score_is_that_of_open_clip(shelf, folder, few):
 def test_best_and_worst_are_the_extremes(shelf, few):
     images = judge.tensors(judge.pictures())
     best, worst = (
-        initializer.starting_word(strategy, models(shelf), images, judge.CHOICE, None) for strategy in ("best", "worst")
+        initializer.starting_word(strategy, small.models(), images, judge.CHOICE, None, context(shelf))
+        for strategy in ("best", "worst")
     )
     assert best.word == "dog" and best.id == bundled_words()("dog")[0]
     scores = initializer.word_scores(shelf.load(judge.CHOICE), judge.pictures(), few)
     assert best.score == pytest.approx(float(scores.max()), abs=1e-6)
     assert worst.score == pytest.approx(float(scores.min()), abs=1e-6)
-    ranked = initializer.ranking(models(shelf), images, judge.CHOICE)
+    ranked = initializer.ranking(small.models(), images, judge.CHOICE, context(shelf))
     for name, order in (("best", sorted(scores.tolist(), reverse=True)), ("worst", sorted(scores.tolist()))):
         assert [word.score for word in ranked[name]] == pytest.approx(order[: initializer.KEPT], abs=1e-6)
 
@@ -76,7 +76,7 @@ def test_best_and_worst_are_the_extremes(shelf, few):
 def test_random_is_the_runs_own_draw():
     def drawn(seed):
         generator = torch.Generator().manual_seed(seed)
-        made = [initializer.starting_word("random", None, (), judge.CHOICE, generator) for _ in range(20)]
+        made = [initializer.starting_word("random", None, (), judge.CHOICE, generator, Context()) for _ in range(20)]
         return made, generator.get_state()
 
     torch.manual_seed(1)
@@ -89,32 +89,32 @@ def test_random_is_the_runs_own_draw():
 
 def test_given_is_the_concepts_word():
     concept = Concept(images=(torch.rand(3, 32, 32),), resolution=32, initializer_token="corgi dog")
-    assert initializer.words("given", small.models(), concept, judge.CHOICE, None) == "corgi dog"
+    assert initializer.words("given", small.models(), concept, judge.CHOICE, None, Context()) == "corgi dog"
 
 
 def test_every_strategy_gives_a_word_to_start_from(shelf, few):
     concept = Concept(images=judge.tensors(judge.pictures()), resolution=32)
     for strategy in initializer.STRATEGIES:
         generator = torch.Generator().manual_seed(0)
-        word = initializer.words(strategy, models(shelf), concept, judge.CHOICE, generator)
+        word = initializer.words(strategy, small.models(), concept, judge.CHOICE, generator, context(shelf))
         assert len(bundled_words()(word)) == 1 and isinstance(word, str)
 
 
 def test_what_was_found_is_kept_by_pictures_and_weights(shelf, few, tmp_path, monkeypatch):
     images, cats = (judge.tensors(judge.pictures(thing)) for thing in ("dog", "cat"))
-    made = models(shelf, tmp_path / "cache")
-    found = initializer.ranking(made, images, judge.CHOICE)
+    made, here = small.models(), context(shelf, tmp_path / "cache")
+    found = initializer.ranking(made, images, judge.CHOICE, here)
     (file,) = (tmp_path / "cache").iterdir()
     assert file.stat().st_size < 4096
     monkeypatch.setattr(initializer, "word_scores", lambda *given: pytest.fail("scored again"))
-    assert initializer.ranking(made, images, judge.CHOICE) == found
+    assert initializer.ranking(made, images, judge.CHOICE, here) == found
     for changed in (cats, images[:1]):
         with pytest.raises(pytest.fail.Exception):
-            initializer.ranking(made, changed, judge.CHOICE)
+            initializer.ranking(made, changed, judge.CHOICE, here)
     with torch.no_grad():
         next(shelf.load(judge.CHOICE).module.parameters()).add_(1)
     with pytest.raises(pytest.fail.Exception):
-        initializer.ranking(made, images, judge.CHOICE)
+        initializer.ranking(made, images, judge.CHOICE, here)
     shelf.clear()
 
 
@@ -124,19 +124,19 @@ def test_what_was_found_is_kept_by_pictures_and_weights(shelf, few, tmp_path, mo
      '{"best": [{"word": [], "id": 3}], "worst": []}', '{"best": 3}', "[" * 100_000],
 )  # fmt: skip
 def test_a_damaged_file_is_made_anew(shelf, few, tmp_path, contents):
-    images, made = judge.tensors(judge.pictures()), models(shelf, tmp_path)
-    found = initializer.ranking(made, images, judge.CHOICE)
+    images, made, here = judge.tensors(judge.pictures()), small.models(), context(shelf, tmp_path)
+    found = initializer.ranking(made, images, judge.CHOICE, here)
     (file,) = tmp_path.iterdir()
     whole = file.read_text()
     file.write_text(contents)
-    assert initializer.ranking(made, images, judge.CHOICE) == found
+    assert initializer.ranking(made, images, judge.CHOICE, here) == found
     assert json.loads(file.read_text()) == json.loads(whole)
 
 
 def test_a_disk_without_room_costs_nothing(shelf, few, tmp_path):
     (tmp_path / "file").write_text("")
-    images, made = judge.tensors(judge.pictures()), models(shelf, tmp_path / "file")
-    assert initializer.ranking(made, images, judge.CHOICE)["best"][0].word == "dog"
+    images, made, here = judge.tensors(judge.pictures()), small.models(), context(shelf, tmp_path / "file")
+    assert initializer.ranking(made, images, judge.CHOICE, here)["best"][0].word == "dog"
 
 
 def test_textual_inversion_starts_from_it(shelf, few):
@@ -147,10 +147,10 @@ def test_textual_inversion_starts_from_it(shelf, few):
     clip = {"clip_model": judge.CHOICE.clip_model, "clip_weights": judge.CHOICE.clip_weights}
     rows = {}
     for strategy in initializer.STRATEGIES:
-        made, said = models(shelf), []
-        made.notice = said.append
+        made, said = small.models(), []
+        here = Context(extractors=shelf, notice=said.append)
         recipe = TextualInversion(initializer_strategy=strategy, views=2, **clip)
-        stage = next(recipe.stages(made, concept, torch.Generator().manual_seed(0)))
+        stage = next(recipe.stages(made, concept, torch.Generator().manual_seed(0), here))
         (rows[strategy],) = stage.parameters()[0].detach()
         table = made.text_encoders[0].embedding.table
         word = said[-1].split()[-1] if strategy != "given" else "corgi"

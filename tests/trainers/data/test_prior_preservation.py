@@ -10,6 +10,7 @@ from personalize.tests.support import small
 from personalize.trainers.data.batch import Batch
 from personalize.trainers.data.class_images import CHUNK, class_images_of
 from personalize.trainers.data.concept import Concept
+from personalize.trainers.data.context import Context
 from personalize.trainers.data.templates import IMAGENET, IMAGENET_SMALL
 from personalize.trainers.digest import digest_of
 from personalize.trainers.recipes.dreambooth_lora import DreamBoothLoRA
@@ -90,41 +91,50 @@ def pixels(pictures):
 
 def test_the_model_draws_them_the_same_every_time(tmp_path):
     first, again, kept, read, other = (small.models() for _ in range(5))
-    drawn = class_images_of(first, concept(), 7, 11, 2)
+    drawn = class_images_of(first, concept(), Context(), seed=7, count=11, steps=2)
     assert pixels(drawn).shape == (11, 4, 4, 4) and len({tuple(p.flatten().tolist()) for p in pixels(drawn)}) == 11
     torch.manual_seed(3)
-    assert torch.equal(pixels(class_images_of(again, concept(), 7, 11, 2)), pixels(drawn))
-    kept.cache = read.cache = tmp_path
-    assert torch.equal(pixels(class_images_of(kept, concept(), 7, 11, 2)), pixels(drawn))
+    assert torch.equal(pixels(class_images_of(again, concept(), Context(), seed=7, count=11, steps=2)), pixels(drawn))
+    assert torch.equal(
+        pixels(class_images_of(kept, concept(), Context(cache=tmp_path), seed=7, count=11, steps=2)), pixels(drawn)
+    )
     files = sorted(tmp_path.rglob("*"))
     assert [file.name for file in files if file.is_file()] == [f"{i:04d}.png" for i in range(11)]
     read.unet = None  # nothing is drawn a second time
     read_unet = dataclasses.replace(read, unet=first.unet)
     calls = []
     read_unet.unet.register_forward_hook(lambda *args: calls.append(1))
-    assert torch.equal(pixels(class_images_of(read_unet, concept(), 7, 11, 2)), pixels(drawn)) and not calls
-    assert not torch.equal(pixels(class_images_of(other, concept(), 8, 11, 2)), pixels(drawn))
+    assert (
+        torch.equal(
+            pixels(class_images_of(read_unet, concept(), Context(cache=tmp_path), seed=7, count=11, steps=2)),
+            pixels(drawn),
+        )
+        and not calls
+    )
+    assert not torch.equal(
+        pixels(class_images_of(other, concept(), Context(cache=tmp_path), seed=8, count=11, steps=2)), pixels(drawn)
+    )
 
 
 def test_half_of_a_chunk_or_a_damaged_picture_is_drawn_again(tmp_path):
-    whole = pixels(class_images_of(small.models(), concept(), 0, 2 * CHUNK, 2))
+    whole = pixels(class_images_of(small.models(), concept(), Context(), seed=0, count=2 * CHUNK, steps=2))
     for damage in (lambda file: file.unlink(), lambda file: file.write_bytes(b"no picture")):
         models = small.models()
-        models.cache = tmp_path
-        class_images_of(models, concept(), 0, 2 * CHUNK, 2)
+        class_images_of(models, concept(), Context(cache=tmp_path), seed=0, count=2 * CHUNK, steps=2)
         damage(sorted(tmp_path.rglob("*.png"))[CHUNK + 1])
         calls = []
         models.unet.register_forward_hook(lambda *args, calls=calls: calls.append(1))
-        assert torch.equal(pixels(class_images_of(models, concept(), 0, 2 * CHUNK, 2)), whole)
+        assert torch.equal(
+            pixels(class_images_of(models, concept(), Context(cache=tmp_path), seed=0, count=2 * CHUNK, steps=2)), whole
+        )
         assert len(calls) == 2  # one chunk, two sampler steps
 
 
 def test_what_decides_the_pictures_names_their_folder(tmp_path):
     def folders(seed=0, count=2, steps=2, change=lambda models: None, **changes):
         models = small.models()
-        models.cache = tmp_path
         change(models)
-        class_images_of(models, concept(**changes), seed, count, steps)
+        class_images_of(models, concept(**changes), Context(cache=tmp_path), seed=seed, count=count, steps=steps)
         return len([*tmp_path.iterdir()])
 
     def other_weights(models):
@@ -146,9 +156,8 @@ def test_an_interrupt_reaches_the_drawing(tmp_path):
         if "8 of 20" in sentence:
             raise Interrupted
 
-    models.notice, models.cache = notice, tmp_path
     with pytest.raises(Interrupted):
-        class_images_of(models, concept(), 0, 20, 1)
+        class_images_of(models, concept(), Context(notice=notice, cache=tmp_path), seed=0, count=20, steps=1)
     assert said == ["class pictures: 0 of 20", "class pictures: 8 of 20"] and len([*tmp_path.rglob("*.png")]) == 8
 
 
@@ -156,7 +165,14 @@ def test_given_pictures_are_taken_with_their_captions():
     models = small.models()
     given = tuple(torch.full((3, 40, 40 + 8 * i), i / 4) for i in range(4))
     captions = ("a cat on grass", "", "two cats", "")
-    made = class_images_of(models, concept(class_word="cat", class_images=given, class_captions=captions), 0, 200, 25)
+    made = class_images_of(
+        models,
+        concept(class_word="cat", class_images=given, class_captions=captions),
+        Context(),
+        seed=0,
+        count=200,
+        steps=25,
+    )
     assert pixels(made)[:, 0].mean(dim=(1, 2)).tolist() == pytest.approx([i - 2 for i in range(4)], abs=1e-4)
     prompts = ["a cat on grass", "a photo of a cat", "two cats", "a photo of a cat"]
     assert torch.equal(made.input_ids, models.tokenize(prompts))
@@ -164,7 +180,7 @@ def test_given_pictures_are_taken_with_their_captions():
 
 def test_every_size_of_bucket_has_class_pictures():
     pictures = (PICTURE, PICTURE.mT)
-    made = class_images_of(small.models(), concept(images=pictures, crop="bucket"), 0, 3, 1)
+    made = class_images_of(small.models(), concept(images=pictures, crop="bucket"), Context(), seed=0, count=3, steps=1)
     assert {*made.latents} == {(5, 3), (3, 5)}
     batch = Batch(latents=torch.zeros(2, 4, 3, 5), input_ids=torch.zeros(2, 1, 77))
     assert made.sample(batch, torch.Generator()).latents.shape == (2, 4, 3, 5)
@@ -223,8 +239,7 @@ def test_a_row_of_the_vocabulary_can_be_the_initializer():
 
 def test_what_was_drawn_can_be_opened(tmp_path):
     models = small.models()
-    models.cache = tmp_path
-    class_images_of(models, concept(), 0, 1, 1)
+    class_images_of(models, concept(), Context(cache=tmp_path), seed=0, count=1, steps=1)
     (file,) = tmp_path.rglob("*.png")
     with Image.open(file) as picture:
         assert picture.size == (32, 32)

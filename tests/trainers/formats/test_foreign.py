@@ -8,6 +8,7 @@ import torch
 
 from personalize.tests.support import prompts
 from personalize.trainers.formats import foreign
+from personalize.trainers.runs.result import complete, from_other_programs, read_complete
 
 D, U = "lora_unet_conv_in.lora_down.weight", "lora_unet_conv_in.lora_up.weight"
 PAIR = {D: torch.ones(2, 4, 3, 3), U: torch.ones(32, 2, 1, 1)}
@@ -112,13 +113,13 @@ def test_every_text_encoder_gets_its_own_layers():
 
 def complete_file():
     """A small complete file: tensors and header."""
-    result = foreign.foreign("mine", dict(PAIR), {}, "<dog>", (torch.ones(1, 8),))
-    return foreign.complete(result, "mine")
+    result = from_other_programs("mine", dict(PAIR), {}, "<dog>", (torch.ones(1, 8),))
+    return complete(result, "mine")
 
 
 def test_a_complete_file_is_whole():
     state, header = complete_file()
-    result = foreign.read_complete(state, header, Path("mine.safetensors"))
+    result = read_complete(state, header, Path("mine.safetensors"))
     assert result.tokens.keys() == {"<dog>"} and result.lora.keys() == PAIR.keys()
 
 
@@ -143,4 +144,4 @@ def test_a_damaged_complete_file_gets_one_sentence(name):
     about = json.loads(header["personalize"])
     DAMAGES[name](state, about)
     with pytest.raises(ValueError, match=r"^This is no whole file of Save Personalized: save the result once more\.$"):
-        foreign.read_complete(state, header | {"personalize": json.dumps(about)}, Path("mine.safetensors"))
+        read_complete(state, header | {"personalize": json.dumps(about)}, Path("mine.safetensors"))

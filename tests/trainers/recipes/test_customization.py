@@ -14,6 +14,7 @@ from personalize.tests.support import small
 from personalize.tests.trainers.recipes.test_attndreambooth import snapshot
 from personalize.tests.trainers.runs.test_resume import Killed, learned
 from personalize.trainers.data.concept import Concept
+from personalize.trainers.data.context import Context
 from personalize.trainers.models.families import SD1, SD2, SDXL
 from personalize.trainers.recipes import METHODS
 from personalize.trainers.recipes.custom_diffusion import CustomDiffusion
@@ -180,10 +181,10 @@ def test_presets_and_rates_are_the_papers():
         presets = METHODS[method]
         assert [*presets] == ["full", "short"] and tuple(recipe.steps for recipe in presets.values()) == steps
         recipe = dataclasses.replace(presets["full"], views=2, **(SMALL if method == "Custom Diffusion" else {}))
-        stage = next(recipe.stages(small.models(), concept(), torch.Generator().manual_seed(0)))
+        stage = next(recipe.stages(small.models(), concept(), torch.Generator().manual_seed(0), Context()))
         assert [group["lr"] for group in stage.params] == pytest.approx([rate])
         plain = dataclasses.replace(recipe, scale_lr=False)
-        stage = next(plain.stages(small.models(), concept(), torch.Generator().manual_seed(0)))
+        stage = next(plain.stages(small.models(), concept(), torch.Generator().manual_seed(0), Context()))
         assert [group["lr"] for group in stage.params] == pytest.approx([rate / 2])
     custom = METHODS["Custom Diffusion"]["full"]
     assert (custom.prior_weight, custom.class_images, custom.max_grad_norm, custom.batch_size) == (1.0, 200, 1.0, 2)
@@ -194,7 +195,7 @@ def test_one_template_is_drawn_for_the_whole_run():
     recipe, seen = dataclasses.replace(RECIPES["custom diffusion without prior"], random_size=False), set()
     for seed in range(6):
         models = small.models()
-        stage = next(recipe.stages(models, concept(), torch.Generator().manual_seed(seed)))
+        stage = next(recipe.stages(models, concept(), torch.Generator().manual_seed(seed), Context()))
         ids = torch.cat([next(stage.batches).input_ids[:, 0] for _ in range(8)])
         assert len({tuple(row) for row in ids.tolist()}) == 1
         (word,) = models.text_encoders[0].tokenizer.placeholders["<concept>"]

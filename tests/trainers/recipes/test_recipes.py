@@ -9,6 +9,7 @@ import torch
 
 from personalize.tests.support import small
 from personalize.trainers.data.concept import Concept
+from personalize.trainers.data.context import Context
 from personalize.trainers.data.preservation import PreservationPrompts
 from personalize.trainers.device import SingleDevice
 from personalize.trainers.models.fingerprint import fingerprint
@@ -62,7 +63,7 @@ def test_only_what_is_declared_changes(rank, tmp_path):
 
 def test_each_declared_parameter_has_a_gradient():
     models = small.models()
-    stage = next(FAST.stages(models, concept(), torch.Generator().manual_seed(0)))
+    stage = next(FAST.stages(models, concept(), torch.Generator().manual_seed(0), Context()))
     stage.params[0]["params"].append(torch.nn.Parameter(torch.zeros(3)))
     with pytest.raises(RuntimeError, match="no gradient"):
         train_stage(stage, models, SingleDevice(device=torch.device("cpu")), torch.Generator())
@@ -104,7 +105,7 @@ def test_splitting_the_batch_changes_nothing(micro_batch_size):
     for size in (0, micro_batch_size):
         models = small.models()
         generator = torch.Generator().manual_seed(0)
-        stage = next(FAST.stages(models, concept(), generator))
+        stage = next(FAST.stages(models, concept(), generator, Context()))
         gradients = []
         stage.after_step = lambda g=gradients, s=stage: g.append([p.detach().clone() for p in s.parameters()])
         device = SingleDevice(device=torch.device("cpu"))
@@ -133,7 +134,7 @@ def test_switches(tmp_path):
     def stage(**changes):
         models = small.models()
         recipe = dataclasses.replace(FAST, **changes)
-        return models, next(recipe.stages(models, concept(), torch.Generator().manual_seed(0)))
+        return models, next(recipe.stages(models, concept(), torch.Generator().manual_seed(0), Context()))
 
     assert "knowledge_preservation" not in stage(knowledge_weight=0.0)[1].losses
     assert stage(fixed_outputs=False)[0].text_encoders[0].fixed_outputs is None

@@ -10,6 +10,7 @@ import torch
 
 from personalize.tests.support import small
 from personalize.trainers.data.concept import Concept
+from personalize.trainers.data.context import Context
 from personalize.trainers.data.templates import TEMPLATES
 from personalize.trainers.device import SingleDevice
 from personalize.trainers.recipes.textboost import PRESETS, TextBoost
@@ -38,7 +39,7 @@ def test_unet_lora_trains_in_float32_beside_a_half_precision_unet():
     def gradients(dtype):
         models = small.models().to("cpu", dtype)
         generator = torch.Generator().manual_seed(0)
-        stage = next(dataclasses.replace(FAST, unet_lora_rank=4).stages(models, concept(), generator))
+        stage = next(dataclasses.replace(FAST, unet_lora_rank=4).stages(models, concept(), generator, Context()))
         freeze_all_but(stage, models)
         objective = Objective(models, {name: loss for name, (_, loss) in stage.losses.items()})
         forward_backward(stage, objective, SingleDevice(device=torch.device("cpu"), dtype=dtype), generator, 0)
@@ -84,7 +85,7 @@ def test_captions_take_the_place_of_templates(preset, views):
         PRESETS[preset], views=views, batch_size=24, augmentation_p=0.0, grayscale_p=0.0, knowledge_weight=0.0
     )
     models = small.models()
-    batch = next(next(recipe.stages(models, many, torch.Generator().manual_seed(0))).batches)
+    batch = next(next(recipe.stages(models, many, torch.Generator().manual_seed(0), Context())).batches)
     subject = recipe.subject(many)
     possible = [
         models.tokenize([f"A house in {subject}"]),
@@ -115,7 +116,7 @@ def test_a_pool_shows_every_picture_equally_often():
     encode = models.encode_images
     models.encode_images = lambda pixels: values.extend(pixels.mean(dim=(1, 2, 3)).tolist()) or encode(pixels)
     recipe = dataclasses.replace(FAST, views=9, augmentation_p=0.0, grayscale_p=0.0)
-    next(recipe.stages(models, concept(), torch.Generator().manual_seed(0)))
+    next(recipe.stages(models, concept(), torch.Generator().manual_seed(0), Context()))
     assert values == [*GRAYS] * 3
 
 
@@ -126,7 +127,7 @@ def test_the_generator_alone_knows_the_next_batch(views):
     def batches():
         generator = torch.Generator().manual_seed(0)
         recipe = dataclasses.replace(FAST, views=views)
-        return generator, next(recipe.stages(small.models(), concept(), generator)).batches
+        return generator, next(recipe.stages(small.models(), concept(), generator, Context())).batches
 
     generator, going = batches()
     for _ in range(4):

@@ -30,8 +30,8 @@ class Killed(BaseException):
 class TwoStages(TextBoost):
     """TextBoost twice: first the words, then the LoRA. Like AttnDreamBooth, the second draws before it begins."""
 
-    def stages(self, models, concept, generator):
-        (stage,) = super().stages(models, concept, generator)
+    def stages(self, models, concept, generator, context):
+        (stage,) = super().stages(models, concept, generator, context)
         yield dataclasses.replace(stage, name="words", steps=4, params=stage.params[:1], after_step=lambda: None)
         torch.randn(3, generator=generator)
         yield dataclasses.replace(stage, name="lora", steps=3, params=stage.params[1:], after_step=lambda: None)
@@ -47,7 +47,7 @@ def train(folder, recipe=FAST, *, crop="center", stop_after=None, models=None, *
     picture = torch.rand(3, 48, 32, generator=torch.Generator().manual_seed(5))
     concept = Concept(images=(picture, picture.flip(1), picture.flip(2).mT), resolution=32, crop=crop)
     run = Run(concept=concept, recipe=recipe)
-    options = {"checkpoint_every": 2, "watcher": training.Callbacks(on_step=on_step)} | options
+    options = {"checkpoint_every": 2, "callbacks": training.Callbacks(on_step=on_step)} | options
     return training.train(run, models or small.models(), folder, **options)
 
 

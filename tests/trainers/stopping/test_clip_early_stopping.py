@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from personalize.demo import evaluators
 from personalize.tests.support import judge, small
 from personalize.trainers.data.concept import Concept
+from personalize.trainers.data.context import Context
 from personalize.trainers.device import SingleDevice
 from personalize.trainers.images import to_pil
 from personalize.trainers.models import sampler
@@ -36,24 +37,24 @@ def concept():
     return Concept(images=judge.tensors(judge.pictures()), resolution=32)
 
 
-def models(shelf):
-    made = small.models()
-    made.extractors = shelf
-    return made
-
-
 def stage_context(shelf, seed=0):
-    made, generator = models(shelf), torch.Generator().manual_seed(seed)
-    stage = next(FAST.stages(made, concept(), generator))
+    made, generator = small.models(), torch.Generator().manual_seed(seed)
+    stage = next(FAST.stages(made, concept(), generator, Context()))
     device = SingleDevice(device=torch.device("cpu"))
     return StageContext(
-        models=made, stage=stage, concept=concept(), device=device, generator=generator, subject="<concept>"
+        models=made,
+        stage=stage,
+        concept=concept(),
+        device=device,
+        generator=generator,
+        subject="<concept>",
+        context=Context(extractors=shelf),
     )
 
 
 def train(shelf, folder, *stopper, recipe=FAST, **options):
     run = Run(concept=concept(), recipe=recipe, stopper=stopper)
-    return training.train(run, models(shelf), folder, **options)
+    return training.train(run, small.models(), folder, extractors=shelf, **options)
 
 
 # Scores, patience, eps -> best after the last, checks without an improvement, the check that stops (from 1).

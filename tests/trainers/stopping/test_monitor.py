@@ -14,6 +14,7 @@ import torch
 from personalize.tests.support import small
 from personalize.tests.trainers.runs.test_resume import Killed, TwoStages, learned
 from personalize.trainers.data.concept import Concept
+from personalize.trainers.data.context import Context
 from personalize.trainers.device import SingleDevice
 from personalize.trainers.recipes.attndreambooth import AttnDreamBooth
 from personalize.trainers.recipes.textboost import TextBoost
@@ -38,8 +39,8 @@ def train(folder, stopper=(), recipe=FAST, *, models=None, stop_after=None, on_s
     picture = torch.rand(3, 48, 32, generator=torch.Generator().manual_seed(5))
     concept = Concept(images=(picture, picture.flip(1)), resolution=32)
     run = Run(concept=concept, recipe=recipe, stopper=tuple(stopper))
-    callbacks = training.Callbacks(on_step=step, **options.pop("watcher", {}))
-    options = {"checkpoint_every": 2, "watcher": callbacks} | options
+    callbacks = training.Callbacks(on_step=step, **options.pop("callbacks", {}))
+    options = {"checkpoint_every": 2, "callbacks": callbacks} | options
     return training.train(run, models or small.models(), folder, **options)
 
 
@@ -52,7 +53,7 @@ def stage_context(recipe=FAST, models=None, seed=0):
     generator = torch.Generator().manual_seed(seed)
     picture = torch.rand(3, 48, 32, generator=torch.Generator().manual_seed(5))
     concept = Concept(images=(picture,), resolution=32)
-    stage = next(recipe.stages(models, concept, generator))
+    stage = next(recipe.stages(models, concept, generator, Context()))
     device = SingleDevice(device=torch.device("cpu"))
     return StageContext(
         models=models, stage=stage, concept=concept, device=device, generator=generator, subject="<concept>"

@@ -12,6 +12,7 @@ import torch
 
 from personalize.tests.support import evaluating, judge, small
 from personalize.trainers.data.concept import Concept
+from personalize.trainers.data.context import Context
 from personalize.trainers.device import SingleDevice
 from personalize.trainers.images import to_pil
 from personalize.trainers.metrics import metrics
@@ -38,19 +39,13 @@ def shelf(tmp_path_factory):
     return evaluating.write(tmp_path_factory.mktemp("judges"))
 
 
-def models(shelf):
-    made = small.models()
-    made.extractors = shelf
-    return made
-
-
 def concept():
     return Concept(images=judge.tensors(judge.pictures()), resolution=64, class_word="dog")
 
 
 def train(shelf, folder, *stopper, recipe=FAST, **options):
     run = Run(concept=concept(), recipe=recipe, stopper=stopper)
-    return training.train(run, models(shelf), folder, **options)
+    return training.train(run, small.models(), folder, extractors=shelf, **options)
 
 
 def same(one, other):
@@ -112,16 +107,22 @@ def test_a_log_without_scores_has_nothing_to_pick():
 @torch.no_grad()
 @pytest.mark.parametrize("identity", ["DINO", CLIP_I])
 def test_the_scores_are_the_judges_own(shelf, identity):
-    made, generator = models(shelf), torch.Generator().manual_seed(0)
-    stage = next(FAST.stages(made, concept(), generator))
+    made, generator = small.models(), torch.Generator().manual_seed(0)
+    stage = next(FAST.stages(made, concept(), generator, Context()))
     device = SingleDevice(device=torch.device("cpu"))
     seen = StageContext(
-        models=made, stage=stage, concept=concept(), device=device, generator=generator, subject="<concept> dog"
+        models=made,
+        stage=stage,
+        concept=concept(),
+        device=device,
+        generator=generator,
+        subject="<concept> dog",
+        context=Context(extractors=shelf),
     )
     look = Scores(replace(QUICK, identity=identity, first_seed=5), seen)
     measured, floors = look(), look.floors()
 
-    clip, dino = (shelf.load(choice) for choice in QUICK.judges)
+    clip, dino = (shelf.load(choice) for choice in QUICK.extractor_configs)
     references = [to_pil(image) for image in concept().images]
 
     def drawn(subject):
@@ -190,7 +191,7 @@ def test_only_what_decides_what_is_learned_names_a_run():
     assert digest(text_weight=0.9) == digest() == digest(clip_download=True) == digest(dino_download=True)
     assert len({digest(), digest(every=3), digest(prompts="a {}"), digest(clip_weights="x"), digest(first_seed=1)}) == 5
     run = Run(concept=concept(), recipe=FAST, stopper=(QUICK,))
-    assert judges(FAST, [QUICK]) == [*QUICK.judges] and not run.lineage("model")
+    assert judges(FAST, [QUICK]) == [*QUICK.extractor_configs] and not run.lineage("model")
     assert replay.monitors(run.settings()["stopper"]) == (QUICK,)
 
 
@@ -266,8 +267,8 @@ def test_the_disk_that_the_states_need_is_said_before(shelf, tmp_path):
             train(shelf, tmp_path / "run", *stopper, recipe=recipe, callbacks=training.Callbacks(on_notice=stop))
         return float(re.search(r"up to ([\d.]+) MB of disk", said[-1])[1])
 
-    made = models(shelf)
-    stage = next(replace(FAST, steps=4000).stages(made, concept(), torch.Generator().manual_seed(0)))
+    made = small.models()
+    stage = next(replace(FAST, steps=4000).stages(made, concept(), torch.Generator().manual_seed(0), Context()))
     values = sum(parameter.numel() for parameter in stage.parameters())
     more = megabytes(replace(QUICK, every=3)) - megabytes()
     assert more == pytest.approx(1334 * 4 * values / 2**20, abs=0.2) and more > 10
@@ -277,4 +278,4 @@ def test_prompts_without_the_subject_are_refused():
     for prompts in ("", "\n", "a dog\na cat"):
         with pytest.raises(ValueError, match="No prompt to score has the subject in it: write prompts with {}"):
             PickByScore(prompts=prompts)
-    assert PickByScore(prompts="a {}\nnothing").judges
+    assert PickByScore(prompts="a {}\nnothing").extractor_configs

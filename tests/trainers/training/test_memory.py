@@ -7,6 +7,7 @@ import torch
 
 from personalize.tests.support import small
 from personalize.trainers.data.concept import Concept
+from personalize.trainers.data.context import Context
 from personalize.trainers.device import SingleDevice
 from personalize.trainers.models.families import SD1, SD2
 from personalize.trainers.recipes import textboost, textboost2026
@@ -23,7 +24,7 @@ RECIPES = {
 def stage_of(models, name):
     concept = Concept(images=(torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)),), resolution=32)
     generator = torch.Generator().manual_seed(0)
-    stage = next(RECIPES[name].stages(models, concept, generator))
+    stage = next(RECIPES[name].stages(models, concept, generator, Context()))
     freeze_all_but(stage, models)
     return stage, generator
 

@@ -29,23 +29,26 @@ from pathlib import Path
 
 import torch
 
+from ...device import precision
 from ...evaluation import vqa
 from ...evaluation.protocol import Protocol
 from ...evaluation.scorer import ScorerConfig
 from ...runs import replay
 from ..options import (
+    METHOD_NAMES,
+    WORDS,
     loader,
     method_flags,
     model_flags,
     new_parser,
     own_prompts,
     protocol_flags,
+    recipe_of,
     settings_help,
     settings_of,
     training_flags,
     word_flags,
 )
-from ..train import NAMES, WORDS, precision, recipe_of
 from . import dataset, farm
 from .farm import Farm
 from .subject import Bench, Worker
@@ -56,7 +59,7 @@ OWN_WORDS = ("class_word",)  # a subject's, which its data set says
 
 
 def parser() -> argparse.ArgumentParser:
-    command = new_parser(" dreambench", __doc__, settings_help())
+    command = new_parser(" dreambench", __doc__, settings_help(METHOD_NAMES))
     command.add_argument("--data", type=Path, required=True, metavar="DIR", help="the data set, or its folder dataset")
     model_flags(command)
     command.add_argument("--out", type=Path, required=True, help="reports, the table, and in runs/ the trainings")
@@ -67,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
         "AttnDreamBooth, Textual Inversion, DreamBooth and Custom Diffusion from all that there are (3 to 6)",
     )  # fmt: skip
     method = command.add_argument_group("how they are learned")
-    method.add_argument("--method", dest="what", default="textboost", choices=NAMES)
+    method.add_argument("--method", default="textboost", choices=METHOD_NAMES)
     method_flags(method)
     word_flags(method, leave=OWN_WORDS)
     training_flags(method)
@@ -102,7 +105,7 @@ def dreambench(given: argparse.Namespace) -> list[Row]:
         bench.check(subject)
     workers = farm_of(given)
     worker = Worker(bench)  # reads everything once: what is wrong is found here
-    title, settings = f"DreamBooth protocol: {given.what}", settings_shown(given, bench, worker.model)
+    title, settings = f"DreamBooth protocol: {given.method}", settings_shown(given, bench, worker.model)
     rows = workers.rows(bench, subjects, say) if workers else map(partial(worker, say=say), subjects)
     del worker  # Ray's have models of their own
     found = {subject.name: Row.not_yet(subject) for subject in subjects}
@@ -118,13 +121,13 @@ def bench_of(given: argparse.Namespace) -> Bench:
     device = torch.device(given.device)
     if given.references < -1:
         raise ValueError(f"The number of references is {given.references}: use 1 or more, or 0 for all pictures.")
-    default = 1 if given.what in ONE_PICTURE else 0
+    default = 1 if given.method in ONE_PICTURE else 0
     return Bench(
         load=loader(given),
         out=given.out,
         device=given.device,
         dtype=precision(given.precision, device),
-        recipe=recipe_of(given),
+        recipe=recipe_of(given.method, given.preset, given.set),
         stopper=replay.monitors(json.loads(given.stopper)),
         seed=given.seed,
         words={word.name: getattr(given, word.name) for word in WORDS if word.name not in OWN_WORDS},
@@ -163,6 +166,6 @@ def settings_shown(given: argparse.Namespace, bench: Bench, model: str) -> dict:
         "model": model,
         "references": bench.references,
         "protocol": dataclasses.asdict(bench.protocol),
-        "judges": dataclasses.asdict(bench.scorer_config),
+        "metric_models": dataclasses.asdict(bench.scorer_config),
         vqa.VQA: vqa.missing(bench.vqa_download) or vqa.MODEL,
     }

@@ -11,13 +11,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...images import EXTENSIONS
 from ...text import quoted, reason
-from ..train import PICTURES
 
 CLASSES = "prompts_and_classes.txt"
 FILE = Path(__file__).parent / "subjects.json"
 LIVE, OBJECT = "live", "object"
-PROMPT_SETS = {LIVE: "DreamBooth live subjects", OBJECT: "DreamBooth objects"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ def _published() -> dict:
 
 
 def _has_pictures(folder: Path) -> bool:
-    return any(file.suffix.lower() in PICTURES for file in folder.iterdir())
+    return any(file.suffix.lower() in EXTENSIONS for file in folder.iterdir())
 
 
 def _table(file: Path) -> dict[str, dict[str, str]]:
@@ -83,7 +82,7 @@ def _subject(folder: Path, row: dict[str, str]) -> Subject:
     if not found["class"]:
         raise ValueError(f"The subject {quoted(folder.name)} has no class: add its line to {CLASSES}.")
     kind = found["kind"] or kind_of(found["class"])
-    if kind not in PROMPT_SETS:
+    if kind not in (LIVE, OBJECT):
         raise ValueError(f"The kind of {quoted(folder.name)} is {quoted(kind)}: use {LIVE} or {OBJECT}.")
     return Subject(
         name=folder.name, folder=folder, class_word=found["class"], kind=kind, initializer=found["initializer"]

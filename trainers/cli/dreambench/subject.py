@@ -14,7 +14,7 @@ from ...evaluation import protocol
 from ...evaluation.protocol import Evaluation, Protocol
 from ...evaluation.report import CLIP_T
 from ...evaluation.scorer import References, ScorerConfig
-from ...images import to_pil
+from ...images import read_folder, to_pil
 from ...metrics.extractor_cache import ExtractorCache
 from ...models.diffusion import Models
 from ...models.fingerprint import fingerprint
@@ -27,7 +27,6 @@ from ...runs.run import Run, extractor_configs
 from ...stopping.monitor import Monitor
 from ...training import trainables
 from ..options import Say, train_command
-from ..train import images_in
 from .dataset import Subject
 from .table import Row
 
@@ -49,7 +48,7 @@ class Bench:
     references: int  # pictures to learn from; 0: all
     protocol: Protocol
     prompts: str  # lines of the user's own; "" for none
-    extractor_configs: ScorerConfig
+    scorer_config: ScorerConfig
     clip_folders: tuple[Path, ...]
     vqa_download: bool
     micro_batch_size: int
@@ -79,7 +78,7 @@ class Worker:
         self.bench = bench
         self.cache = bench.out / "runs" / cache
         self.extractors = ExtractorCache(folders=lambda: bench.clip_folders)
-        self.extractor_weights = protocol.load_extractors(bench.extractor_configs, self.extractors)
+        self.extractor_weights = protocol.load_extractors(bench.scorer_config, self.extractors)
         for choice in extractor_configs(bench.recipe, bench.stopper):
             self.extractors.load(choice)
         self.models = bench.load().to("cpu", bench.dtype)
@@ -97,7 +96,7 @@ class Worker:
 
     def _done(self, subject: Subject, say: Say) -> Row:
         bench, folder = self.bench, self.bench.out / subject.name
-        images, captions = images_in(subject.folder)
+        images, captions = read_folder(subject.folder)
         count = bench.references or len(images)
         concept = bench.concept(subject, images[:count], captions[:count])
         bench.recipe.check(concept)
@@ -126,7 +125,7 @@ class Worker:
         subject_words = bench.recipe.subject(concept)
         return Evaluation(
             protocol=bench.protocol,
-            extractor_configs=bench.extractor_configs,
+            scorer_config=bench.scorer_config,
             extractor_weights=self.extractor_weights,
             prompts=tuple(bench.protocol.prompts(bench.prompts, subject.kind, concept, subject_words)),
             references=References(seen=[*map(to_pil, concept.images)], unseen=[*map(to_pil, unseen)]),
@@ -149,12 +148,13 @@ class Worker:
             micro_batch_size=bench.micro_batch_size,
             checkpoint_every=bench.checkpoint_every,
             cache=self.cache,
+            extractors=self.extractors,
         )  # fmt: skip
 
     def _fresh(self) -> Models:
         """Models as they were read, for one subject to change."""
         parts = {"unet": copy.deepcopy(self.models.unet), "text_encoders": copy.deepcopy(self.models.text_encoders)}
-        return replace(self.models, **parts, known_adapters={}, base_weights={}, extractors=self.extractors)
+        return replace(self.models, **parts, known_adapters={}, base_weights={})
 
     def _with(self, result: RunResult) -> Models:
         """Always from the run's result, whoever trained it: a subject that was broken off gets the same pictures."""
