@@ -20,7 +20,6 @@ from .class_images import ClassImages
 from .concept import Concept
 from .latents import Latents, View, encode_views
 from .preservation import PreservationPrompts
-from .templates import TEMPLATES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,21 +42,6 @@ class PairedViews:
     batch_size: int
     naming: str = "none"
     tokens: tuple[tuple[str, str], ...] = ()
-
-    @classmethod
-    def of(cls, recipe, concept: Concept) -> "PairedViews":
-        """As TextBoost's fields say."""
-        chosen = {"p": recipe.augmentation_p, "grayscale_p": recipe.grayscale_p, "kinds": recipe.augmentations}
-        names = augmentation.NAMES[recipe.augmentations] if recipe.augmentation_prompt == "tokens" else ()
-        return cls(
-            templates=TEMPLATES[recipe.templates],
-            subject=recipe.subject(concept),
-            augment=partial(augmentation.augment, **chosen),
-            pool=recipe.views,
-            batch_size=recipe.batch_size,
-            naming=recipe.augmentation_prompt,
-            tokens=tuple(augmentation.TOKENS[name] for name in names),
-        )
 
     def check(self, concept: Concept) -> None:
         """Raise `ValueError` where the concept's placeholder is one of those tokens."""

@@ -118,13 +118,13 @@ class TextBoost:
 
     def check(self, concept: Concept, known: Collection[str] = ()) -> None:
         """Raise `ValueError` where these settings cannot learn this concept."""
-        PairedViews.of(self, concept).check(concept)
+        paired_views(self, concept).check(concept)
 
     def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
         if self.fixed_outputs:
             for encoder in models.text_encoders:
                 encoder.fix_special_outputs()
-        views = PairedViews.of(self, concept)
+        views = paired_views(self, concept)
         words = [(concept.placeholder_token, concept.initializer), *views.tokens]
         tokens = [trainables.add_tokens(encoder, words) for encoder in models.text_encoders][WHICH[self.text_encoder]]
         preserved = self._preserved(models, concept)  # while the encoder still is the teacher
@@ -171,6 +171,21 @@ class TextBoost:
             return None
         captions = self.captions or shipped_captions()
         return PreservationPrompts(models, concept.class_word, TEMPLATES[self.templates], captions)
+
+
+def paired_views(recipe: "TextBoost", concept: Concept) -> PairedViews:
+    """The paper's augmentation, which changes image and prompt together; the revision has the same fields."""
+    probabilities = {"p": recipe.augmentation_p, "grayscale_p": recipe.grayscale_p, "kinds": recipe.augmentations}
+    learned = augmentation.NAMES[recipe.augmentations] if recipe.augmentation_prompt == "tokens" else ()
+    return PairedViews(
+        templates=TEMPLATES[recipe.templates],
+        subject=recipe.subject(concept),
+        augment=partial(augmentation.augment, **probabilities),
+        pool=recipe.views,
+        batch_size=recipe.batch_size,
+        naming=recipe.augmentation_prompt,
+        tokens=tuple(augmentation.TOKENS[name] for name in learned),
+    )
 
 
 BENCHMARK = TextBoost()

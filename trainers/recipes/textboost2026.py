@@ -13,12 +13,11 @@ from torch import Generator
 
 from ..data.concept import Concept
 from ..data.context import Context
-from ..data.paired_views import PairedViews
 from ..models.diffusion import Models
 from ..settings import same, setting
 from ..training import causal_adapters, losses, timesteps, trainables
 from ..training.stage import Stage
-from .textboost import WHICH, TextBoost
+from .textboost import WHICH, TextBoost, paired_views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +52,10 @@ class TextBoost2026:
 
     def check(self, concept: Concept, known: Collection[str] = ()) -> None:
         """Raise `ValueError` where these settings cannot learn this concept."""
-        PairedViews.of(self, concept).check(concept)
+        paired_views(self, concept).check(concept)
 
     def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
-        views, encoders = PairedViews.of(self, concept), WHICH[self.text_encoder]
+        views, encoders = paired_views(self, concept), WHICH[self.text_encoder]
         words = [(concept.placeholder_token, concept.initializer), *views.tokens]
         tokens = [trainables.add_tokens(encoder, words) for encoder in models.text_encoders][encoders]
         pools = views.pools(models, concept, generator)
