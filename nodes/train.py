@@ -24,15 +24,7 @@ from .host import clip_attachment, weights
 from .host.folders import cache_folder, runs_folder
 from .host.live import Live
 from .host.models import check_fit
-from .host.session import (
-    check_interrupted,
-    extractors,
-    free_memory,
-    notices,
-    training_device,
-    training_dtype,
-    training_session,
-)
+from .host.session import check_interrupted, extractors, free_memory, notices, training_dtype, training_session
 from .host.unsupported import warning
 from .schema import checked
 from .sockets import CATEGORY, ConceptSocket, RecipeSocket, ResultSocket, StopperSocket
@@ -71,7 +63,7 @@ class Train(io.ComfyNode):
                 io.Float.Input("preview_cfg", default=7.5, min=1.0, max=30.0, step=0.5, advanced=True),
                 io.Combo.Input(
                     "precision", options=["auto", "bfloat16", "float16", "float32"], advanced=True,
-                    tooltip="auto: bfloat16 where the card has it, else float16 on a card, else float32.",
+                    tooltip="auto: bfloat16 where the card has it, else float16 where that works, else float32.",
                 ),
                 io.Int.Input(
                     "micro_batch_size", default=0, min=0, max=512, advanced=True,
@@ -110,7 +102,7 @@ class Train(io.ComfyNode):
             steps=preview_steps,
             guidance=preview_cfg,
         )
-        dtype = training_dtype(precision, training_device())
+        dtype = training_dtype(precision)
         run = Run(concept=concept, recipe=recipe, seed=seed, dtype=dtype, stopper=stopper)
         options = {
             "preview": preview,

@@ -31,8 +31,9 @@ def use_comfyui():
     sys.path.insert(0, str(COMFYUI))
     from comfy.cli_args import args
 
-    # Both are read once, when other modules of ComfyUI are imported, so they are set before any of them is.
+    # All are read once, when other modules of ComfyUI are imported, so they are set before any of them is.
     args.cpu = not has_accelerator()
+    args.force_fp32 = True  # on an accelerator, too: what is compared with the host should differ by rounding alone
     base = ROOT / ".dev" / "tests" / os.environ.get("PYTEST_XDIST_WORKER", "")
     base.mkdir(parents=True, exist_ok=True)
     args.base_directory = str(base)

@@ -1,6 +1,7 @@
-"""One device and its precision, and what an exhausted memory looks like."""
+"""One device, the one rule for the precision that a training computes in, and how exhausted memory shows itself."""
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
@@ -10,6 +11,19 @@ from torch import Tensor
 T = TypeVar("T")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOO_LARGE = "Memory ran out even picture by picture: lower the resolution in Load References, or close other programs."
+# Besides torch's own class: what CUDA, its libraries, ROCm, XPU, MPS, DirectML and the processor's allocator say.
+OUT_OF_MEMORY = (
+    "out of memory", "out_of_memory", "alloc_failed", "allocation_failed", "allocate memory", "allocate tensor",
+    "not enough memory", "not enough gpu video memory", "out_of_device_memory", "out_of_host_memory",
+    "out_of_resources",
+)  # fmt: skip
+ACCELERATOR_ERROR = getattr(torch, "AcceleratorError", ())  # younger than the oldest torch that hosts still run
+# Cards of capability 7.5 without tensor cores, whose float16 gives no numbers, by what their names hold.
+BROKEN_HALF = ("GTX 16", "MX450", "MX550", "T500", "T550", "T600", "T1000", "T1200", "T2000", "CMP 30HX")
+NO_AUTOCAST = (
+    "Training does not run on DirectML, which has no mixed precision: install a torch for your card (CUDA, ROCm or "
+    "XPU), or start ComfyUI with --cpu."
+)
 
 
 @dataclass(kw_only=True)
@@ -53,14 +67,59 @@ class SingleDevice:
         optimizer.zero_grad(set_to_none=True)
 
 
+TOO_LARGE = "Memory ran out even picture by picture: lower the resolution in Load References, or close other programs."
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "allocate memory" in str(error)
+    """Whether memory was the reason, in whatever words."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    said = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)
+    if said and isinstance(error, ACCELERATOR_ERROR):
+        _take_what_is_reported_late()
+    return said
 
 
-def precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype to compute in; "auto": bfloat16 where the device has it, else float16 on a GPU, else float32."""
+def _take_what_is_reported_late() -> None:
+    """CUDA reports such an error once more, at the next call."""
+    with contextlib.suppress(RuntimeError, AssertionError):  # the latter where torch has no CUDA
+        torch.ones(1, device="cuda").add_(1)
+        torch.cuda.synchronize()
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is native there."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def has_float16(device: torch.device) -> bool:
+    """Whether float16 is quicker than float32 there, and works."""
+    if device.type != "cuda":
+        return False
+    properties = torch.cuda.get_device_properties(device)
+    return bool(torch.version.hip) or works_in_half(properties.name, properties.major)
+
+
+def works_in_half(name: str, major: int) -> bool:
+    """The same of an NVIDIA card by its name and the first number of its compute capability."""
+    return major >= 7 and not any(part in name for part in BROKEN_HALF)
+
+
+def training_dtype(
+    name: str,
+    device: torch.device,
+    has_bfloat16: Callable[[torch.device], bool] = has_bfloat16,
+    has_float16: Callable[[torch.device], bool] = has_float16,
+) -> torch.dtype:
+    """The precision called `name`; of "auto" bfloat16 where the device has it, else float16, else float32.
+
+    Raises:
+        ValueError: a device on which nothing can be trained.
+    """
+    if device.type == "privateuseone":
+        raise ValueError(NO_AUTOCAST)
     if name != "auto":
         return PRECISIONS[name]
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if has_bfloat16(device):
+        return torch.bfloat16
+    return torch.float16 if has_float16(device) else torch.float32

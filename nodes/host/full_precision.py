@@ -1,7 +1,13 @@
-"""What was learned, added in full precision at every use instead of being merged into half-precision weights."""
+"""What was learned, added in full precision at every use instead of being merged into half-precision weights.
 
+But for modules so small, such as norms, that the host merges whatever there is.
+"""
+
+import comfy.model_management as mm
 import torch
 from torch import Tensor
+
+SMALL = 16 * 1024  # bytes, as in the host
 
 
 class LowRank:
@@ -45,8 +51,23 @@ def add(patcher, lora: dict[str, Tensor], keys: dict[str, str], strength: float)
     parts = [(name, part) for name, part in parts if name in keys and part in ("lora_up.weight", "diff", "diff_b")]
     for name, part in parts:
         weight = keys[name] if part != "diff_b" else bias_of(keys[name])
-        patcher.add_weight_wrapper(weight, _adding(lora, name, part, strength))
+        _put(patcher, weight, _adding(lora, name, part, strength))
     return len(parts)
+
+
+def _put(patcher, weight: str, adding: LowRank | Difference) -> None:
+    if _is_merged_anyway(patcher, weight):
+        shape = patcher.model.get_parameter(weight).shape
+        patcher.add_patches({weight: ("diff", (adding(torch.zeros(shape)),))}, 1.0)
+    else:
+        patcher.add_weight_wrapper(weight, adding)
+
+
+def _is_merged_anyway(patcher, weight: str) -> bool:
+    """Whether the host, with dynamic VRAM, loads this weight's module whole and leaves out its wrappers."""
+    if not getattr(patcher, "is_dynamic", lambda: False)():
+        return False
+    return mm.module_size(patcher.model.get_submodule(weight.rpartition(".")[0])) <= SMALL
 
 
 def _adding(lora: dict[str, Tensor], name: str, part: str, strength: float) -> LowRank | Difference:

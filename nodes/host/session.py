@@ -10,6 +10,7 @@ import folder_paths
 import torch
 from server import PromptServer
 
+from ...trainers import device as rule
 from ...trainers.metrics.extractor_cache import ExtractorCache
 
 # The CLIPs that judge. In memory while a training lasts, so that its word, its monitors and scores share one.
@@ -40,6 +41,13 @@ def free_memory(device: torch.device) -> int:
     return mm.get_free_memory(device)
 
 
+@torch.inference_mode()  # the graph's: a parameter that was made in it breaks when it is moved outside of it
+def unload_all() -> None:
+    """Take the graph's models off the device."""
+    mm.unload_all_models()
+    mm.soft_empty_cache()
+
+
 @contextlib.contextmanager
 def training_session() -> Iterator[torch.device]:
     """Gradients on, the graph's models out of the way, and afterwards everything as it was.
@@ -48,9 +56,8 @@ def training_session() -> Iterator[torch.device]:
     """
     device = training_device()
     rng = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    unload_all()
     with torch.inference_mode(False), torch.enable_grad(), rng:
-        mm.unload_all_models()
-        mm.soft_empty_cache()
         try:
             yield device
         except BaseException as error:
@@ -63,10 +70,10 @@ def training_session() -> Iterator[torch.device]:
             mm.soft_empty_cache()
 
 
-def training_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The precision to compute in: bfloat16 where it is native, else float16 on a GPU, else float32."""
-    if precision != "auto":
-        return getattr(torch, precision)
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+def training_dtype(name: str) -> torch.dtype:
+    """The precision to compute in, of "auto" by the host's rules for its device.
+
+    Raises:
+        ValueError: nothing can be trained on that device.
+    """
+    return rule.training_dtype(name, training_device(), mm.should_use_bf16, mm.should_use_fp16)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import count
 
 import comfy.lora
+import comfy.model_management as mm
 import comfy.model_patcher
 import torch
 from torch import Tensor
@@ -31,9 +32,16 @@ def effective_state_dict(patcher, prefix: str, dtype: torch.dtype = torch.float3
     for key, parameter in patcher.model.named_parameters():
         if not key.startswith(prefix):
             continue
-        weight = _unpatched(patcher, key, parameter)
-        state[key.removeprefix(prefix)] = _patched(patcher, key, weight).to(dtype)
+        if _is_patched(patcher, key):
+            weight = _patched(patcher, key, _unpatched(patcher, key, parameter)).to(dtype)
+        else:
+            weight = _unpatched(patcher, key, parameter, dtype)
+        state[key.removeprefix(prefix)] = weight
     return state
+
+
+def _is_patched(patcher, key: str) -> bool:
+    return key in patcher.patches or key in patcher.weight_wrapper_patches
 
 
 def _patched(patcher, key: str, weight: Tensor) -> Tensor:
@@ -45,8 +53,8 @@ def _patched(patcher, key: str, weight: Tensor) -> Tensor:
     return weight
 
 
-def _unpatched(patcher, key: str, parameter: Tensor) -> Tensor:
-    """A float32 copy of the weight before patches, wherever the host keeps it at the moment."""
+def _unpatched(patcher, key: str, parameter: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A copy of the weight before patches, wherever the host keeps it at the moment."""
     convert = comfy.model_patcher.get_key_weight(patcher.model, key)[2]
     backup, hooked = patcher.backup.get(key), getattr(patcher, "hook_backup", {}).get(key)
     weight = hooked[0] if hooked is not None else backup.weight if backup is not None else parameter
@@ -59,7 +67,7 @@ def _unpatched(patcher, key: str, parameter: Tensor) -> Tensor:
             "The weights of this model are stored in a way that only its own loader reads (such as GGUF): load the "
             "model as safetensors in fp16, bf16 or fp8."
         )
-    return weight.detach().to(device="cpu", dtype=torch.float32, copy=True)
+    return weight.detach().to(device="cpu", dtype=dtype, copy=True)
 
 
 def fingerprint(model, clip, vae) -> str:
@@ -81,7 +89,7 @@ def fingerprint(model, clip, vae) -> str:
 
 
 def _sampled(patcher, key: str, parameter: Tensor) -> Tensor:
-    if key in patcher.patches or key in patcher.weight_wrapper_patches:
+    if _is_patched(patcher, key):
         return sampled(_patched(patcher, key, _unpatched(patcher, key, parameter)))
     backup = patcher.backup.get(key)
     return sampled(parameter if backup is None else backup.weight)
@@ -90,7 +98,7 @@ def _sampled(patcher, key: str, parameter: Tensor) -> Tensor:
 def _schedule(model) -> tuple[Tensor, str]:
     """Cumulative alphas, `[T]`, and what the model predicts."""
     sigmas = model.get_model_object("model_sampling").sigmas
-    return (1 / (sigmas.double().cpu() ** 2 + 1)).float().clone(), prediction_of(model)
+    return (1 / (sigmas.cpu().double() ** 2 + 1)).float().clone(), prediction_of(model)
 
 
 def read_models(model, clip, vae, dtype: torch.dtype, say: Callable[[str], None] = lambda sentence: None) -> Models:
@@ -157,22 +165,28 @@ def _encoder(model, vae, say: Callable[[str], None]):
         check_interrupted()
         say(f"encoding pictures, {next(encoded) * len(pixels)} so far")
         with torch.inference_mode():
-            mean = vae.encode(pixels.movedim(1, -1))
-            std = _deviation(vae, pixels)
+            mean, std = _posterior(vae, pixels)
         mean = model.model.process_latent_in(mean.float()).clone()
         return mean, None if std is None else (std.float() * model.model.latent_format.scale_factor).clone()
 
     return encode
 
 
-def _deviation(vae, pixels: Tensor) -> Tensor | None:
-    """The posterior's standard deviation; `None` for autoencoders without one, such as TAESD. The VAE is loaded."""
+def _posterior(vae, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Mean and standard deviation, on the CPU, as many pictures at once as the host counts on.
+
+    Without a deviation for autoencoders that have none, such as TAESD. The host's own `encode` gives the mean alone.
+    """
     stage = vae.first_stage_model
     if not hasattr(stage, "quant_conv"):
-        return None
-    inputs = vae.process_input(pixels).to(device=vae.device, dtype=vae.vae_dtype)
-    log_variance = stage.quant_conv(stage.encoder(inputs)).float().chunk(2, dim=1)[1]
-    return (0.5 * log_variance.clamp(-30, 20)).exp().cpu()
+        return vae.encode(pixels.movedim(1, -1)), None
+    need = vae.memory_used_encode(pixels.shape, vae.vae_dtype)  # of one picture
+    mm.load_models_gpu([vae.patcher], memory_required=need)
+    at_once = max(1, int(vae.patcher.get_free_memory(vae.device) / need))
+    inputs = [vae.process_input(part).to(device=vae.device, dtype=vae.vae_dtype) for part in pixels.split(at_once)]
+    moments = torch.cat([stage.quant_conv(stage.encoder(part)).float().cpu() for part in inputs])
+    mean, log_variance = moments.chunk(2, dim=1)
+    return mean, (0.5 * log_variance.clamp(-30, 20)).exp()
 
 
 def _decoder(model, vae):

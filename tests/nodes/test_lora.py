@@ -46,12 +46,9 @@ def trained(graph, tmp_path_factory):
 
 
 def host_unet(model, *inputs):
-    import comfy.model_management as mm
+    from personalize.tests.support.saved import unet_of_the_host
 
-    latents, timesteps, context = inputs
-    mm.load_models_gpu([model])
-    with torch.inference_mode():
-        return model.model.diffusion_model(latents, timesteps, context=context).clone()
+    return unet_of_the_host(model, *inputs)
 
 
 def inputs():

@@ -28,6 +28,25 @@ def words(clip, prompt="a photo of a dog"):
         return clip.encode_from_tokens(clip.tokenize(prompt)).clone()
 
 
+@torch.inference_mode()  # in which the host loads and runs its models
+def unet_of_the_host(model, latents, timesteps, context, pooled=None):
+    """What the host's own U-Net, on its device, makes of latents, on the CPU.
+
+    Args:
+        pooled: the prompts' pooled output `[1, p]` where the family reads it; the picture's size is the latents'.
+    """
+    import comfy.model_management as mm
+
+    mm.load_models_gpu([model])
+    y, device = {}, model.load_device
+    if pooled is not None:
+        height, width = (8 * side for side in latents.shape[-2:])
+        y = {"y": model.model.encode_adm(pooled_output=pooled.to(device), width=width, height=height)}
+        y = {"y": y["y"].expand(len(latents), -1)}
+    latents, timesteps, context = (tensor.to(device) for tensor in (latents, timesteps, context))
+    return model.model.diffusion_model(latents, timesteps, context=context, **y).cpu().clone()
+
+
 def unet(model):
     """The U-Net's output for inputs that are always the same."""
     import comfy.model_management as mm
@@ -36,10 +55,12 @@ def unet(model):
     config = model.model.model_config.unet_config
     context = torch.randn(2, 77, config["context_dim"], generator=g)
     inputs = {"y": torch.randn(2, config["adm_in_channels"], generator=g)} if config.get("adm_in_channels") else {}
-    mm.load_models_gpu([model])
+    latents, timesteps = torch.randn(2, 4, 16, 16, generator=g), torch.tensor([3, 801])
     with torch.inference_mode():
-        latents = torch.randn(2, 4, 16, 16, generator=g)
-        return model.model.diffusion_model(latents, torch.tensor([3, 801]), context=context, **inputs).clone()
+        mm.load_models_gpu([model])
+        device = model.load_device
+        inputs = {name: value.to(device) for name, value in ({"context": context} | inputs).items()}
+        return model.model.diffusion_model(latents.to(device), timesteps.to(device), **inputs).cpu().clone()
 
 
 def same(first, second):

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ..data.concept import Concept
-from ..device import precision
+from ..device import training_dtype
 from ..evaluation import protocol
 from ..evaluation.protocol import Evaluation, Protocol
 from ..evaluation.scorer import References, ScorerConfig
@@ -127,4 +127,4 @@ def _untrained(given: argparse.Namespace) -> tuple[Run, None]:
         raise ValueError("There is no picture of the subject: name a folder of pictures with --images.")
     images, _ = read_folder(given.images)
     concept = Concept(images=images, class_word=given.class_word, resolution=given.resolution)
-    return Run(concept=concept, recipe=None, dtype=precision(given.precision, torch.device(given.device))), None
+    return Run(concept=concept, recipe=None, dtype=training_dtype(given.precision, torch.device(given.device))), None

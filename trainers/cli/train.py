@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..data.concept import Concept
-from ..device import SingleDevice, precision
+from ..device import SingleDevice, training_dtype
 from ..images import read_folder
 from ..models.fingerprint import fingerprint
 from ..runs import pick, replay
@@ -96,7 +96,7 @@ def run_of(given: argparse.Namespace) -> Run:
         recipe=recipe_of(given.method, given.preset, given.set),
         stopper=replay.monitors(json.loads(given.stopper)),
         seed=given.seed,
-        dtype=precision(given.precision, torch.device(given.device)),
+        dtype=training_dtype(given.precision, torch.device(given.device)),
     )
 
 

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from ..digest import choose, draw
 from ..images import resize
-from .concept import Concept, instance
+from .concept import Concept, Cuts
 from .latents import View
 
 # Operation -> learned token and the words it starts from. "ktn", "pll" and "ucd" are rare strings without a meaning.
@@ -229,7 +229,7 @@ def rotate(picture: Tensor, degrees: float) -> Tensor:
     """`[c, h, w]` turned counter-clockwise about its centre, reflected at its edges."""
     height, width = picture.shape[-2:]
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    theta = torch.tensor([[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]])
+    theta = picture.new_tensor([[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]])
     grid = F.affine_grid(theta[None], [1, *picture.shape], align_corners=False)
     return F.grid_sample(picture[None], grid, padding_mode="reflection", align_corners=False)[0]
 
@@ -240,8 +240,14 @@ def views(
     size: tuple[int, int],
     generator: Generator,
     augment: Callable[[Picture, Generator], View],
+    cuts: Cuts | None = None,
 ) -> Iterator[View]:
-    """An augmented view of each of `pictures`, reference pictures by their index, at a height and width."""
+    """An augmented view of each of `pictures`, reference pictures by their index, at a height and width.
+
+    Args:
+        cuts: what was cut already, and the device on which the views are made; by default nothing, on the CPU.
+    """
+    cuts = cuts or Cuts(concept, torch.device("cpu"))
     for picture in pictures:
-        view = augment(instance(concept, picture, size, generator), generator)
+        view = augment(cuts(picture, size, generator), generator)
         yield replace(view, picture=picture)

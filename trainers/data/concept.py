@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+import torch
 from torch import Generator, Tensor
 
 from ..digest import draw
@@ -131,3 +132,26 @@ def instance(concept: Concept, index: int, size: tuple[int, int], generator: Gen
     position = draw(generator) if concept.crop == "random" else 0.5
     mask = None if concept.masks is None else cut(concept.masks[index], *size, position)
     return cut(concept.images[index], *size, position), mask
+
+
+class Cuts:
+    """A concept's pictures and masks as they are trained: cut once, but where every view draws its cut.
+
+    On a CUDA device they stay there, and so does what is made of them; other devices may lack the operations.
+    """
+
+    def __init__(self, concept: Concept, device: torch.device):
+        self.concept, self.device = concept, device if device.type == "cuda" else torch.device("cpu")
+        self.made: dict[tuple, tuple[Tensor, Tensor | None]] = {}
+
+    def __call__(self, index: int, size: tuple[int, int], generator: Generator) -> tuple[Tensor, Tensor | None]:
+        """See `instance`."""
+        if self.concept.crop == "random":
+            return self._cut(index, size, generator)
+        if (index, size) not in self.made:
+            self.made[index, size] = self._cut(index, size, generator)
+        return self.made[index, size]
+
+    def _cut(self, index: int, size: tuple[int, int], generator: Generator) -> tuple[Tensor, Tensor | None]:
+        pixels, mask = instance(self.concept, index, size, generator)
+        return pixels.to(self.device), None if mask is None else mask.to(self.device)

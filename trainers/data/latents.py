@@ -1,5 +1,6 @@
 """Augmented views of the references, encoded once by the model's autoencoder."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ..models.diffusion import Models
+from ..models.encoding import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +45,20 @@ class Latents:
 def encode_views(models: Models, views: Iterator[View], count: int, batch_size: int = 8) -> Latents:
     """Encode the next `count` views, all of one size, with the model's autoencoder, onto the CPU."""
     means, stds, masks, operations, pictures = [], [], [], [], []
-    for start in range(0, count, batch_size):
-        chunk = [next(views) for _ in range(min(batch_size, count - start))]
-        mean, std = models.encode_images(torch.stack([view.pixels for view in chunk]).to(models.device))
-        means.append(mean.float().cpu())
-        stds += [] if std is None else [std.float().cpu()]
-        masks += [F.interpolate(v.mask[None], mean.shape[-2:], mode="area") for v in chunk if v.mask is not None]
-        operations += [view.operations for view in chunk]
-        pictures += [view.picture for view in chunk]
+    with contextlib.ExitStack() as stack:
+        encode = Encoder(models, stack)
+        for start in range(0, count, batch_size):
+            chunk = [next(views) for _ in range(min(batch_size, count - start))]
+            mean, std = encode(torch.stack([view.pixels for view in chunk]))
+            means.append(mean)
+            stds += [] if std is None else [std]
+            masks += [F.interpolate(v.mask[None], mean.shape[-2:], mode="area") for v in chunk if v.mask is not None]
+            operations += [view.operations for view in chunk]
+            pictures += [view.picture for view in chunk]
     return Latents(
         mean=torch.cat(means),
         std=torch.cat(stds) if stds else None,
-        masks=torch.cat(masks) if masks else None,
+        masks=torch.cat(masks).cpu() if masks else None,
         operations=tuple(operations),
         pictures=tuple(pictures),
     )

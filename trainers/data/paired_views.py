@@ -17,7 +17,7 @@ from . import augmentation
 from .augmentation import Picture
 from .batch import Batch
 from .class_images import ClassImages
-from .concept import Concept
+from .concept import Concept, Cuts
 from .latents import Latents, View, encode_views
 from .preservation import PreservationPrompts
 
@@ -58,10 +58,11 @@ class PairedViews:
         """
         sizes = concept.sizes(models.resolution)
         pictures = {size: [i for i, other in enumerate(sizes) if other == size] for size in dict.fromkeys(sizes)}
-        drawn = partial(choose, generator=generator)
+        drawn, cuts = partial(choose, generator=generator), Cuts(concept, models.device)
 
         def encoded(size: tuple[int, int], order: Iterator[int], n: int) -> Latents:
-            return encode_views(models, augmentation.views(concept, order, size, generator, self.augment), n)
+            views = augmentation.views(concept, order, size, generator, self.augment, cuts)
+            return encode_views(models, views, n)
 
         # A size as often as it has pictures. The only one is not drawn.
         steps = map(drawn, repeat(sizes)) if len(pictures) > 1 else repeat(sizes[0])

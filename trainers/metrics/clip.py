@@ -14,6 +14,7 @@ from typing import Protocol
 
 from safetensors import SafetensorError
 
+from ..device import is_out_of_memory
 from ..settings import setting
 from ..text import quoted, reason
 from .feature_extractors import FeatureExtractor, load_clip
@@ -157,7 +158,7 @@ def _load(choice: ClipConfig, found: _Found) -> FeatureExtractor:
     except (OSError, SafetensorError) as error:
         raise ValueError(f"The CLIP weights {name} cannot be read ({reason(error)}): save them there again.") from error
     except (RuntimeError, LookupError, TypeError, ValueError, AssertionError) as error:
-        if "allocate memory" in str(error):
+        if is_out_of_memory(error):
             raise
         model = "the model of its folder" if found.name.startswith("local-dir:") else choice.clip_model
         raise ValueError(

@@ -45,13 +45,14 @@ class ExtractorCache:
             _move(extractor, device)
             yield extractor
         finally:
-            extractor.module.to("cpu")
+            _move(extractor, "cpu")
 
     def clear(self) -> None:
         """Forget what is loaded, so that its memory is free."""
         self.loaded.clear()
 
 
+@torch.inference_mode(False)  # the mode in which it was made
 def _move(extractor: FeatureExtractor, device: torch.device | str) -> None:
     try:
         extractor.module.to(device)

@@ -56,7 +56,7 @@ def diversity(lpips: FeatureExtractor, images: Sequence) -> float | None:
     pairs = list(combinations(images, 2))
     if not pairs:
         return None
-    return float(lpips.distances([one for one, _ in pairs], [other for _, other in pairs]).double().mean())
+    return float(lpips.distances([one for one, _ in pairs], [other for _, other in pairs]).cpu().double().mean())
 
 
 def feature_distances(encoder: FeatureExtractor) -> FeatureExtractor:

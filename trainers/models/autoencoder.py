@@ -1,5 +1,6 @@
 """A checkpoint's autoencoder as two functions, pixels to latents and back, in the scale that the U-Net sees."""
 
+import torch
 from torch import Tensor
 
 from .diffusion import DecodeLatents, EncodeImages
@@ -17,8 +18,11 @@ def _kl_vae(state: dict[str, Tensor], latent_scale: float) -> tuple[EncodeImages
     channels = (128, 256, 512, 512)
     config = dict(block_out_channels=channels, layers_per_block=2, latent_channels=4)
     config |= dict(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
-    vae = AutoencoderKL(**config).requires_grad_(False).eval()
-    vae.load_state_dict(convert_ldm_vae_checkpoint({f"first_stage_model.{k}": v for k, v in state.items()}, vae.config))
+    with torch.device("meta"):  # no time and no memory for weights that are replaced at once
+        vae = AutoencoderKL(**config)
+    state = convert_ldm_vae_checkpoint({f"first_stage_model.{k}": v.float() for k, v in state.items()}, vae.config)
+    vae.load_state_dict(state, assign=True)
+    vae.requires_grad_(False).eval()
 
     def encode(pixels: Tensor) -> tuple[Tensor, Tensor]:
         posterior = vae.to(pixels.device).encode(pixels * 2 - 1).latent_dist
@@ -33,7 +37,8 @@ def _kl_vae(state: dict[str, Tensor], latent_scale: float) -> tuple[EncodeImages
 def _tiny_vae(state: dict[str, Tensor], latent_scale: float) -> tuple[EncodeImages, DecodeLatents]:
     from diffusers import AutoencoderTiny
 
-    vae = AutoencoderTiny(latent_channels=4).requires_grad_(False).eval()
+    with torch.device("meta"):
+        vae = AutoencoderTiny(latent_channels=4)
     prefix = "taesd_encoder."
     encoder = {f"encoder.layers.{k.removeprefix(prefix)}": v for k, v in state.items() if k.startswith(prefix)}
     prefix, decoder = "taesd_decoder.", {}
@@ -41,7 +46,8 @@ def _tiny_vae(state: dict[str, Tensor], latent_scale: float) -> tuple[EncodeImag
         if key.startswith(prefix):  # the decoder's clamp is layer 0 there and no layer here
             number, rest = key.removeprefix(prefix).split(".", 1)
             decoder[f"decoder.layers.{int(number) - 1}.{rest}"] = value
-    vae.load_state_dict(encoder | decoder)
+    vae.load_state_dict({key: value.float() for key, value in (encoder | decoder).items()}, assign=True)
+    vae.requires_grad_(False).eval()
     scale, shift = float(state.get("vae_scale", 1.0)), float(state.get("vae_shift", 0.0))
 
     def encode(pixels: Tensor) -> tuple[Tensor, None]:

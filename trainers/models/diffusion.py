@@ -4,7 +4,8 @@ With text_encoder.py the only file that knows those libraries' attribute names. 
 checkpoint.py), and it never sees the host: the graph's own modules are copied from, not used.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -70,6 +71,16 @@ class Models:
             encoder.to(device=device, dtype=torch.float32)
         return self
 
+    @contextlib.contextmanager
+    def unet_aside(self) -> Iterator[None]:
+        """The U-Net on the CPU, so that something else has its room on the device."""
+        device = self.device
+        nn.Module.to(self.unet, "cpu")
+        try:
+            yield
+        finally:
+            nn.Module.to(self.unet, device)
+
     def save_memory(self, checkpointing: bool) -> None:
         """Gradient checkpointing: activations are computed a second time instead of being kept."""
         (self.unet.enable_gradient_checkpointing if checkpointing else self.unet.disable_gradient_checkpointing)()
@@ -88,7 +99,12 @@ class Models:
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        return next(self.unet.parameters()).device
+
+    @property
+    def unet_dtype(self) -> torch.dtype:
+        """The U-Net's precision; diffusers' own `dtype` walks through all its modules, twice in every step."""
+        return next(self.unet.parameters()).dtype
 
     @property
     def resolution(self) -> int:
@@ -113,7 +129,7 @@ class Models:
         if self.subject:
             self.subject.mask = encoding.mask
         inputs = self.unet_inputs(noisy_latents, timesteps, encoding)
-        if self.unet.dtype == torch.float32 or self.base_weights:
+        if self.unet_dtype == torch.float32 or self.base_weights:
             return self.unet(**inputs).sample
         with torch.autocast(self.device.type, enabled=False):  # weights in half precision need no casting
             return self.unet(**inputs).sample
@@ -124,7 +140,7 @@ class Models:
         Where the family reads the picture's size, it is told that of the picture at hand, uncropped, as the host does
         when it draws one of that size.
         """
-        dtype = self.unet.dtype
+        dtype = self.unet_dtype
         inputs = {"sample": noisy_latents.to(dtype), "timestep": timesteps}
         inputs["encoder_hidden_states"] = encoding.hidden_states.to(dtype)
         if encoding.pooled is not None:

@@ -33,7 +33,8 @@ def sample(
     The noise of a picture depends on its seed alone, never on its neighbours or on the global random state.
     """
     input_ids = models.tokenize([*prompts])
-    return sample_ids(models, input_ids, seeds, size=size, steps=steps, guidance=guidance, batch_size=batch_size)
+    options = {"size": size, "steps": steps, "guidance": guidance}
+    return sample_as_fits(models, input_ids, seeds, batch_size=min(batch_size, len(seeds)), **options)
 
 
 @torch.no_grad()
@@ -54,14 +55,16 @@ def sample_ids(
     return torch.cat([_sample_chunk(models, input_ids[part], seeds[part], size, steps, guidance) for part in parts])
 
 
-def sample_as_fits(models: Models, input_ids: Tensor, seeds: Sequence[int], **options) -> Tensor:
-    """The same, all at once; half of them at once, and so on, where memory runs out."""
-    at_once = len(seeds)
+def sample_as_fits(
+    models: Models, input_ids: Tensor, seeds: Sequence[int], batch_size: int | None = None, **options
+) -> Tensor:
+    """The same, `batch_size` or all at once; half as many at once, and so on, where memory runs out."""
+    at_once = batch_size or len(seeds)
     while True:
         try:
             return sample_ids(models, input_ids, seeds, **options, batch_size=at_once)
         except (MemoryError, RuntimeError) as error:
-            if at_once == 1 or not is_out_of_memory(error):
+            if at_once <= 1 or not is_out_of_memory(error):
                 raise
         at_once = -(-at_once // 2)
 

@@ -153,10 +153,13 @@ def build_text_encoder(state: dict[str, Tensor], *, heads: int, activation: str 
         bos_token_id=49406,
         eos_token_id=END,
     )
-    model = CLIPTextModel(config)
+    with torch.device("meta"):  # no time and no memory for weights that are replaced at once
+        model = CLIPTextModel(config)
     text_model = getattr(model, "text_model", model)
     state.pop("embeddings.position_ids", None)  # a buffer that old checkpoints carry
-    missing, unexpected = text_model.load_state_dict(state, strict=False)
+    text_model.embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
+    state = {key: value.float() for key, value in state.items()}
+    missing, unexpected = text_model.load_state_dict(state, strict=False, assign=True)
     if missing or unexpected:
         raise ValueError(f"This is no CLIP text model: {len(missing)} weights are missing, {len(unexpected)} unknown.")
     return model.requires_grad_(False).eval()

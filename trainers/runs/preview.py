@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from einops import rearrange
 from PIL import Image
 
-from ..device import SingleDevice
+from ..device import SingleDevice, is_out_of_memory
 from ..images import to_pil
 from ..models import sampler
 from ..models.diffusion import Models
@@ -36,3 +36,13 @@ def draw(models: Models, run: Run, preview: Preview) -> Image.Image:
     with SingleDevice(device=models.device, dtype=run.dtype).autocast():
         pictures = sampler.sample(models, prompts, seeds, size=size, steps=preview.steps, guidance=preview.guidance)
     return to_pil(rearrange(pictures, "(r c) d h w -> d (r h) (c w)", r=len(preview.prompts)))
+
+
+def draw_if_it_fits(models: Models, run: Run, preview: Preview) -> Image.Image | None:
+    """The same; `None` where not even picture by picture has memory, which is no reason to end a training."""
+    try:
+        return draw(models, run, preview)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    return None

@@ -23,7 +23,7 @@ from ..training.stage import Diverged, Stage, StepReport
 from ..training.state import StageState
 from .callbacks import Callbacks
 from .folder import CHECKPOINTS_KEPT, RunFolder, total_steps
-from .preview import Preview, draw
+from .preview import Preview, draw_if_it_fits
 from .result import RunResult
 from .run import Run
 from .step_log import StepLog
@@ -219,7 +219,9 @@ class Trainer:
 
     def _show(self, step: int, last: int = -1) -> None:
         if self.preview.due(step, last):
-            picture = draw(self.models, self.run, self.preview)
+            picture = draw_if_it_fits(self.models, self.run, self.preview)
+            if picture is None:
+                return self.callbacks.on_notice("there was no memory to draw a preview")
             self.folder.save_picture(picture, f"previews/step_{step:04d}.png")
             self.callbacks.on_preview(step, picture)
 

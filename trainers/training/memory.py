@@ -1,7 +1,7 @@
-"""How much memory a stage needs, and how to fit it into less: smaller splits, then gradient checkpointing."""
+"""How much memory a stage needs, and how to fit it into less: smaller splits, and gradient checkpointing."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +28,6 @@ class MemoryPlan:
     def words(self, batch_size: int) -> str:
         split = f"{self.micro_batch_size or batch_size} of {batch_size} pictures at once"
         return split + (", activations computed twice" if self.gradient_checkpointing else "")
-
-    def smaller(self, batch_size: int) -> "MemoryPlan | None":
-        """The next that needs less: half the split down to 1, then gradient checkpointing, then nothing."""
-        size = min(self.micro_batch_size or batch_size, batch_size)
-        if size > 1:
-            return MemoryPlan(micro_batch_size=-(-size // 2), gradient_checkpointing=self.gradient_checkpointing)
-        return None if self.gradient_checkpointing else MemoryPlan(micro_batch_size=1, gradient_checkpointing=True)
 
 
 def stage_bytes(
@@ -159,7 +152,7 @@ class MemoryBudget:
     """What a training takes of its device, and how it makes do with less.
 
     Attributes:
-        effort: what is done to fit, and at least that.
+        effort: what is done to fit; at first, and at the beginning of every stage, what is `wanted`.
         free: bytes that the device has free; without it nothing is estimated.
         resolution: pixels on a side.
     """
@@ -168,34 +161,53 @@ class MemoryBudget:
     memory_plan: MemoryPlan
     free: Callable[[], int] | None
     resolution: int
+    wanted: MemoryPlan = field(init=False)
+
+    def __post_init__(self):
+        self.wanted = self.memory_plan
 
     def make(self, stage: Stage) -> str:
-        """The least effort with which the stage fits, as an estimate; returns it in words, "" where there is none."""
+        """The least effort with which the stage fits, as an estimate; returns it in words, "" where there is none.
+
+        What an earlier stage had to do does not bind this one, which may need less.
+        """
+        self.memory_plan = self.wanted
         if not self.free:
             return ""
         freeze_all_but(stage, self.models)  # only what trains keeps activations
         size = {"trained": trained_values(stage), "batch_size": stage.batch_size, "moment_bits": stage.moment_bits}
-        self.memory_plan, need = fit(self.models, self.memory_plan, self.free(), resolution=self.resolution, **size)
+        self.memory_plan, need = fit(self.models, self.wanted, self.free(), resolution=self.resolution, **size)
         return f"about {need / 2**30:.1f} GB of memory beside the models, {self.memory_plan.words(stage.batch_size)}"
 
     def shrink(self, stage: Stage, error: Exception) -> str:
         """The next smaller effort after an error, in words; the error itself where memory was not the reason."""
         if not is_out_of_memory(error):
             raise error
-        smaller = self.memory_plan.smaller(stage.batch_size)
+        known = memory_plans(self.wanted, stage.batch_size)
+        smaller = known[known.index(self.memory_plan) + 1 :]
         if not smaller:
             raise MemoryError(TOO_LARGE) from None
-        self.memory_plan = smaller
-        return f"memory ran out: going on with {smaller.words(stage.batch_size)}"
+        self.memory_plan = smaller[0]
+        return f"memory ran out: going on with {self.memory_plan.words(stage.batch_size)}"
 
 
 def trained_values(stage: Stage) -> int:
     return sum(parameter.numel() for parameter in stage.parameters())
 
 
-def memory_plans(wanted: MemoryPlan, batch_size: int) -> Iterator[MemoryPlan]:
-    """`wanted` and everything that needs less."""
-    memory_plan: MemoryPlan | None = wanted
-    while memory_plan:
-        yield memory_plan
-        memory_plan = memory_plan.smaller(batch_size)
+def memory_plans(wanted: MemoryPlan, batch_size: int) -> list[MemoryPlan]:
+    """`wanted` and what is done next where it does not fit, the last with the least need.
+
+    Halves down to 2, then gradient checkpointing from the start on down to 1: a picture alone takes longer than two
+    whose activations are computed twice.
+    """
+    twice = replace(wanted, gradient_checkpointing=True)
+    return ([] if wanted == twice else list(_halves(wanted, batch_size, 2))) + list(_halves(twice, batch_size, 1))
+
+
+def _halves(memory_plan: MemoryPlan, batch_size: int, least: int) -> Iterator[MemoryPlan]:
+    yield memory_plan
+    size = min(memory_plan.micro_batch_size or batch_size, batch_size)
+    while size > least:
+        size = -(-size // 2)
+        yield replace(memory_plan, micro_batch_size=size)

@@ -74,9 +74,8 @@ def encode(clip, prompt):
 @pytest.mark.parametrize(("graph", "resolution"), [*zip(KINDS, [512, 512, 768, 768, 1024, 1024])], indirect=["graph"])
 def test_unet_equals_the_hosts(graph, resolution):
     """With the pooled text and the picture's size, where the family has them, as the host's sampler hands them over."""
-    import comfy.model_management as mm
-
     from personalize.nodes.host.models import resolution_of
+    from personalize.tests.support.saved import unet_of_the_host
     from personalize.trainers.models.diffusion import Encoding
 
     model, clip, vae = graph
@@ -84,14 +83,9 @@ def test_unet_equals_the_hosts(graph, resolution):
     latents, timesteps = torch.randn(2, 4, 16, 24), torch.tensor([3, 801])
     width, pooled = model.model.model_config.unet_config["context_dim"], torch.randn(1, 96)
     context = torch.randn(2, 77, width)
-    mm.load_models_gpu([model])
-    y = {}
-    if models.family.pooled:
-        y = {"y": model.model.encode_adm(pooled_output=pooled, width=8 * 24, height=8 * 16).expand(2, -1)}
-    with torch.inference_mode():
-        theirs = model.model.diffusion_model(latents, timesteps, context=context, **y)
+    theirs = unet_of_the_host(model, latents, timesteps, context, pooled if models.family.pooled else None)
     with torch.no_grad():
-        encoding = Encoding(parts=(context,), pooled=pooled.expand(2, -1) if y else None)
+        encoding = Encoding(parts=(context,), pooled=pooled.expand(2, -1) if models.family.pooled else None)
         ours = models.predict(latents, timesteps, encoding)
     assert theirs.abs().max() > 0.1
     print(f"difference {(ours - theirs).abs().max():.1e}")
@@ -348,6 +342,26 @@ def test_other_families_are_refused_by_name(graph):
         family_of(other, clip)
 
 
+def test_models_that_moved_can_be_read_and_used_again(tmp_path):
+    """A training takes them off their device; their weights are then as whole as the host's own moves leave them."""
+    import comfy.model_management as mm
+
+    from personalize.nodes.host import weights
+    from personalize.nodes.host.session import training_session
+    from personalize.tests.support import random_sd
+
+    model, clip, vae = random_sd.graph(tmp_path)
+    for patcher in (model, clip.patcher, vae.patcher):
+        patcher.offload_device = torch.device("cpu", 0)  # for torch another device than "cpu": its tensors are copied
+    before = weights.fingerprint(model, clip, vae)
+    with torch.inference_mode():
+        mm.load_models_gpu([model, clip.patcher, vae.patcher])
+    with training_session():
+        weights.read_models(model, clip, vae, torch.float32)
+    assert weights.fingerprint(model, clip, vae) == before
+    assert encode(clip, "a photo of a dog").isfinite().all()
+
+
 def live_bytes():
     """Bytes of all tensors over 1 MB that anything still holds."""
     gc.collect()
@@ -388,6 +402,7 @@ def test_an_ended_training_leaves_nothing_behind(graph, tmp_path, monkeypatch, e
     import folder_paths
 
     from personalize.nodes import train
+    from personalize.nodes.host.session import unload_all
     from personalize.trainers.data.concept import Concept
     from personalize.trainers.recipes.textboost import TextBoost
     from personalize.trainers.runs.run import Run
@@ -412,7 +427,7 @@ def test_an_ended_training_leaves_nothing_behind(graph, tmp_path, monkeypatch, e
 
     monkeypatch.setattr(comfy_progress(), "update_absolute", end_it)
     monkeypatch.setattr(Objective, "predict", out_of_memory)
-    mm.unload_all_models()
+    unload_all()
     ends = {"cancel": mm.InterruptProcessingException, "exception": ValueError, "out of memory": MemoryError}
     before, state = live_bytes(), process_state()
     with pytest.raises(ends[ending]) if ending in ends else contextlib.nullcontext():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from personalize.trainers.data import augmentation
+from personalize.trainers.data import concept as concept_module
 from personalize.trainers.data.concept import Concept
 
 
@@ -257,6 +258,21 @@ def test_a_view_knows_its_picture():
     ]
     assert [view.picture for view in seen] == [2, 0, 1, 1]
     assert [view.pixels.mean().item() for view in seen] == [1.0, 0.0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(("crop", "times"), [("center", 2), ("bucket", 2), ("random", 8)])
+def test_a_picture_is_cut_once_unless_the_cut_is_drawn(monkeypatch, crop, times):
+    """And what is made of it stays what it was: cut anew for every view."""
+    concept = Concept(images=(torch.rand(3, 40, 32), torch.rand(3, 48, 64)), resolution=32, crop=crop)
+    cuts, cutting = [], concept_module.cut
+    monkeypatch.setattr(concept, "cut", lambda *arguments: cuts.append(1) or cutting(*arguments))
+    order, drawn = [0, 1] * 4, generator(3)
+    found = [*augmentation.views(concept, order, (32, 32), drawn, augmentation.augment)]
+    assert len(cuts) == times
+    drawn = generator(3)
+    for view, picture in zip(found, order, strict=True):
+        anew = augmentation.augment(concept_module.instance(concept, picture, (32, 32), drawn), drawn)
+        assert torch.equal(view.pixels, anew.pixels) and view.operations == anew.operations
 
 
 def test_same_seed_same_views():

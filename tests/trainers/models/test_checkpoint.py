@@ -104,6 +104,36 @@ def test_kl_autoencoder_equals_the_hosts(graph, kl_vae):
     assert std.min() > 0 and not torch.allclose(std, torch.ones_like(std))
 
 
+def test_a_picture_goes_through_the_encoder_once_and_in_parts_that_fit(graph, kl_vae, monkeypatch):
+    from personalize.nodes.host import session, weights
+
+    seen, pixels = [], torch.rand(3, 3, 64, 64)
+    with session.training_session():
+        encode = weights.read_models(*graph[:2], kl_vae, torch.float32).encode_images
+    counting = kl_vae.first_stage_model.encoder.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    try:
+        whole = encode(pixels)
+        monkeypatch.setattr(kl_vae, "memory_used_encode", lambda shape, dtype: 2.0**50)  # the host's own estimate
+        parts = encode(pixels)
+    finally:
+        counting.remove()
+    assert seen == [3, 1, 1, 1]
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(whole, parts, strict=True))
+
+
+def test_reading_initialises_nothing_at_random(tmp_path):
+    """Not a number is drawn, and nothing is left without memory."""
+    from personalize.tests.support import random_sd
+    from personalize.trainers.models.checkpoint import load_models
+
+    file = random_sd.write_checkpoint(tmp_path / "random.safetensors", "SDXL")
+    before = torch.get_rng_state()
+    models = load_models(file, random_sd.layout("SDXL")[0], random_sd.HEADS)
+    assert torch.equal(torch.get_rng_state(), before)
+    for module in (models.unet, *models.text_encoders):
+        assert not any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
+
+
 def _write(path, change, kind="SD 1.x"):
     """A random checkpoint after `change` of its state dict."""
     from safetensors.torch import load_file, save_file

@@ -213,14 +213,9 @@ def inputs(graph):
 
 
 def theirs(model, latents, t, context, pooled):
-    import comfy.model_management as mm
+    from personalize.tests.support.saved import unet_of_the_host
 
-    y = {}
-    if pooled is not None:
-        y = {"y": model.model.encode_adm(pooled_output=pooled, width=128, height=128).expand(2, -1)}
-    mm.load_models_gpu([model])
-    with torch.inference_mode():
-        return model.model.diffusion_model(latents, t, context=context, **y).clone()
+    return unet_of_the_host(model, latents, t, context, pooled)
 
 
 @pytest.mark.comfy

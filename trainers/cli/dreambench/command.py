@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 
-from ...device import precision
+from ...device import training_dtype
 from ...evaluation import vqa
 from ...evaluation.protocol import Protocol
 from ...evaluation.scorer import ScorerConfig
@@ -126,7 +126,7 @@ def bench_of(given: argparse.Namespace) -> Bench:
         load=loader(given),
         out=given.out,
         device=given.device,
-        dtype=precision(given.precision, device),
+        dtype=training_dtype(given.precision, device),
         recipe=recipe_of(given.method, given.preset, given.set),
         stopper=replay.monitors(json.loads(given.stopper)),
         seed=given.seed,
