@@ -5,8 +5,8 @@ import contextlib
 import torch
 from torch import Tensor
 
+from ..device import is_out_of_memory
 from .diffusion import Models
-from .shortage import is_out_of_memory
 
 
 class Encoder:
