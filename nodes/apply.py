@@ -2,13 +2,11 @@
 
 import math
 
-import comfy.lora
-import comfy.sd
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..trainers.runs.result import RunResult
-from .host import causal_adapters, clip_attachment, full_precision, models
+from .host import causal_adapters, clip_attachment, full_precision, internals, models
 from .host.causal_adapters import WordAdapters
 from .schema import checked
 from .sockets import CATEGORY, ResultSocket
@@ -71,7 +69,7 @@ def apply(
         full_precision.add(patched_clip.patcher, result.lora, text_keys, strength_text_encoder)
     else:
         lora, strengths = result.lora, (strength_unet, strength_text_encoder)
-        patched, patched_clip = comfy.sd.load_lora_for_models(model, clip, lora, *strengths)
+        patched, patched_clip = internals.load_lora_for_models(model, clip, lora, *strengths)
     earlier = clip_attachment.of(clip)
     tokens = {token: dict(zip(encoders, vectors, strict=True)) for token, vectors in result.tokens.items()}
     fixed = dict(zip(encoders, result.fixed_outputs, strict=False))
@@ -91,8 +89,8 @@ def check(model, clip, result: RunResult) -> tuple[tuple[str, ...], dict[str, st
         ValueError: what was learned is not whole, or does not fit this MODEL and CLIP.
     """
     encoders = models.family_of(model, clip).text_encoders
-    unet_keys = comfy.lora.model_lora_keys_unet(model.model, {})
-    text_keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
+    unet_keys = internals.model_lora_keys_unet(model.model, {})
+    text_keys = internals.model_lora_keys_clip(clip.cond_stage_model, {})
     shapes = {**_shapes(model.model), **_shapes(clip.cond_stage_model)}
     check_layers(result.lora, {**unet_keys, **text_keys}, shapes)
     check_carried(result, clip, encoders)

@@ -3,8 +3,6 @@
 import time
 from dataclasses import replace
 
-import comfy.samplers
-import comfy.utils
 import torch
 from comfy_api.latest import io
 
@@ -14,7 +12,7 @@ from ..trainers.evaluation.report import Report
 from ..trainers.evaluation.scorer import GeneratedImage, References
 from ..trainers.images import to_pil
 from . import scoring
-from .host import clip_attachment, sampler
+from .host import clip_attachment, internals, sampler
 from .host.folders import digest_of_text, text_in_input
 from .host.models import check_fit, resolution_of
 from .host.sampler import Sampling
@@ -61,8 +59,8 @@ class Evaluate(io.ComfyNode):
                 io.Int.Input("first_seed", default=0, min=0, max=2**63 - 257, tooltip="The others follow it."),
                 io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Sampler steps."),
                 io.Float.Input("cfg", default=7.5, min=0.0, max=100.0, step=0.5, tooltip="Guidance."),
-                io.Combo.Input("sampler_name", options=[*comfy.samplers.KSampler.SAMPLERS], default="dpmpp_2m"),
-                io.Combo.Input("scheduler", options=[*comfy.samplers.KSampler.SCHEDULERS], default="karras"),
+                io.Combo.Input("sampler_name", options=[*internals.KSampler.SAMPLERS], default="dpmpp_2m"),
+                io.Combo.Input("scheduler", options=[*internals.KSampler.SCHEDULERS], default="karras"),
                 io.String.Input("negative", default="", advanced=True, tooltip="The negative prompt."),
                 io.Int.Input(
                     "width", default=0, min=0, max=4096, step=8, advanced=True,
@@ -152,7 +150,7 @@ def evaluate(
 ) -> tuple[Report, torch.Tensor]:
     """The pictures' report, and the pictures `[n, h, w, 3]`. Judges are read first: a wrong file costs little."""
     count, looks = len(texts) * len(sampling.seeds), len(subject.seen) + len(subject.unseen)
-    progress = comfy.utils.ProgressBar(count * (sampling.steps + 3) + 2 * looks)
+    progress = internals.ProgressBar(count * (sampling.steps + 3) + 2 * looks)
 
     def on_pictures(pictures: int) -> None:
         progress.update(pictures)

@@ -5,7 +5,6 @@ import re
 from functools import partial
 from pathlib import Path
 
-import folder_paths
 from comfy_api.latest import io
 from safetensors import SafetensorError
 from torch import Tensor
@@ -17,7 +16,7 @@ from ..trainers.runs.result import RunResult, from_other_programs, read_complete
 from ..trainers.text import quoted, reason
 from ..trainers.training.trainables import check_placeholder
 from .apply import EXACT, apply
-from .host import weights
+from .host import folders, weights
 from .host.models import family_of
 from .host.session import notices
 from .schema import checked, valid
@@ -106,7 +105,7 @@ class LoadFiles(io.ComfyNode):
 
 def names(kind: str) -> list[str]:
     """What an input offers."""
-    listed = folder_paths.get_filename_list(KINDS[kind])
+    listed = folders.model_files(KINDS[kind])
     return [NONE, *(name for name in listed if name.endswith(".safetensors"))]
 
 
@@ -122,10 +121,10 @@ def path_of(kind: str, name: object) -> Path | None:
     if not name.endswith(".safetensors"):
         raise ValueError(f"The file {quoted(name)} is no safetensors file: convert it, or choose another.")
     plain = "\0" not in name and ".." not in re.split(r"[\\/]", name)
-    path = folder_paths.get_full_path(KINDS[kind], name) if plain else None
+    path = folders.model_file(KINDS[kind], name) if plain else None
     if path is None:
         raise ValueError(f"There is no file {quoted(name)} in {KINDS[kind]}: choose one of the list (press R).")
-    return Path(path)
+    return path
 
 
 def read(paths: dict[str, Path], encoders: tuple[str, ...], clip, token: str) -> RunResult:

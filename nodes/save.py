@@ -3,7 +3,6 @@
 import os
 import re
 
-import folder_paths
 from comfy_api.latest import io, ui
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -12,10 +11,9 @@ from torch import Tensor
 from ..trainers.files import replaced
 from ..trainers.formats import kohya
 from ..trainers.text import quoted, reason
+from .host import folders
 from .schema import checked, valid
 from .sockets import CATEGORY, ResultSocket
-
-folder_paths.add_model_folder_path("personalize", os.path.join(folder_paths.models_dir, "personalize"))
 
 
 class Save(io.ComfyNode):
@@ -96,7 +94,7 @@ def _file_name(name: str) -> str:
 
 
 def _target(kind: str, name: str, overwrite: bool) -> str:
-    folder = folder_paths.get_folder_paths(kind)[0]
+    folder = folders.model_folder(kind)
     path = os.path.join(folder, f"{name}.safetensors")
     if os.path.exists(path) and not overwrite:
         raise ValueError(

@@ -1,6 +1,5 @@
 """Score Images: pictures that something else drew, and their prompts -> a REPORT."""
 
-import comfy.utils
 from comfy_api.latest import io
 
 from ..trainers.evaluation.prompt_sets import CLASS_WORD
@@ -9,7 +8,7 @@ from ..trainers.images import to_pil
 from ..trainers.metrics.metrics import plain_prompt
 from ..trainers.text import captions_of
 from . import scoring
-from .host import session
+from .host import internals, session
 from .reference_images import connected
 from .schema import checked
 from .sockets import CATEGORY, ConceptSocket
@@ -55,7 +54,7 @@ class ScoreImages(io.ComfyNode):
         word = concept[0].class_word if compare_with[0] == CLASS_WORD else ""
         drawn = _drawn(images, prompts, mask or [], concept[0].placeholder_token, word)
         say = session.notices(cls.hidden.unique_id if cls.hidden else "")
-        progress = comfy.utils.ProgressBar(3 * len(drawn) + 2 * (len(subject.seen) + len(subject.unseen)))
+        progress = internals.ProgressBar(3 * len(drawn) + 2 * (len(subject.seen) + len(subject.unseen)))
 
         def on_pictures(count: int) -> None:
             progress.update(count)

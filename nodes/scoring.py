@@ -4,7 +4,6 @@ import contextlib
 import gc
 from collections.abc import Callable, Iterator, Sequence
 
-import comfy.model_management as mm
 import torch
 from comfy_api.latest import io
 from torch import Tensor
@@ -15,6 +14,7 @@ from ..trainers.evaluation.report import Report
 from ..trainers.evaluation.scorer import GeneratedImage, References, Scorer, ScorerConfig, foreground
 from ..trainers.images import to_pil
 from ..trainers.reports import grid
+from .host import internals
 from .host.session import check_interrupted, extractors, training_device
 from .reference_images import connected
 from .schema import filled, widgets
@@ -90,12 +90,12 @@ def session() -> Iterator[torch.device]:
     finally:
         extractors.clear()
         gc.collect()
-        mm.soft_empty_cache()
+        internals.soft_empty_cache()
 
 
 def make_room(size: int) -> None:
     """Have the host move models of its own off the device, as far as `size` bytes and what they compute with need."""
-    mm.free_memory(3 * size // 2, training_device())
+    internals.free_memory(3 * size // 2, training_device())
 
 
 def scored(

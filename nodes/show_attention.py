@@ -3,15 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import comfy.sample
-import comfy.samplers
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..trainers.reports import attention_maps as pictures
 from ..trainers.text import quoted
-from .host import clip_attachment, models
+from .host import clip_attachment, internals, models
 from .host.attention_recorder import Recorder
 from .reference_images import connected
 from .schema import checked, valid
@@ -198,9 +196,9 @@ def look(reading: Reading, places: list[list[int]], latent: Tensor, noise: float
 
 def denoise(model, prompt: list, latent: Tensor, sigmas: Tensor, seed: int) -> Tensor:
     """What the model makes of the latents with the first sigma's noise, guided by the prompt alone."""
-    sampler = comfy.samplers.KSAMPLER(_once)
-    noise = comfy.sample.prepare_noise(latent, seed)
-    return comfy.sample.sample_custom(
+    sampler = internals.KSAMPLER(_once)
+    noise = internals.prepare_noise(latent, seed)
+    return internals.sample_custom(
         model, noise, 1.0, sampler, sigmas, prompt, prompt, latent, disable_pbar=True, seed=seed
     )
 

@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 
-import comfy.utils
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
@@ -20,7 +19,7 @@ from ..trainers.runs.train import train
 from ..trainers.training.memory import MemoryPlan
 from ..trainers.training.trainables import check_words
 from .apply import EXACT, apply, fits
-from .host import clip_attachment, weights
+from .host import clip_attachment, internals, weights
 from .host.folders import cache_folder, runs_folder
 from .host.live import Live
 from .host.models import check_fit
@@ -152,7 +151,7 @@ def _train(
 ) -> RunResult:  # fmt: skip
     load_extractors(run, say)
     models = weights.read_models(model, clip, vae, run.dtype, say)
-    progress = comfy.utils.ProgressBar(run.recipe.steps)
+    progress = internals.ProgressBar(run.recipe.steps)
 
     def on_step(report) -> None:
         progress.update_absolute(report.step, report.steps)

@@ -15,6 +15,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 COMFYUI = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".dev" / "ComfyUI").resolve()
 LIBRARIES = ("diffusers", "transformers", "peft")
+# One thread in every process: tiny models are slower on more, many times so beside other work, and rounding depends on
+# their number. Read once, when torch is loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def load_pack():
@@ -61,8 +65,7 @@ def pytest_configure(config):
         use_comfyui()
     import torch
 
-    # Tiny models are slower on many threads. The server is another process and takes what it likes.
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_count() or 1)))
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     for name in LIBRARIES:
         logging.getLogger(name).addHandler(DeprecationsRaise())
 
@@ -107,7 +110,7 @@ def model_folders(tmp_path, monkeypatch):
     """{kind: folder} in place of the host's."""
     import folder_paths
 
-    from personalize.nodes import save  # noqa: F401 - adds models/personalize
+    from personalize.nodes.host import folders  # noqa: F401 - adds models/personalize
 
     made = {kind: tmp_path / "models" / kind for kind in ("loras", "embeddings", "personalize")}
     for kind, folder in made.items():

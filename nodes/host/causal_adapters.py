@@ -4,16 +4,13 @@ Where a word acts is known when its prompt is tokenized. The text encoder's adap
 much later, so a prompt's conditioning carries it under the word's name, through the sampler, to every cross-attention.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-import comfy.conds
-import comfy.utils
 import torch
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from . import models
+from . import internals, models
 
 KEY = "personalize"
 TEXT, UNET = "text_encoders.", "unet."  # how names of adapters begin, see trainers/causal.py
@@ -59,24 +56,45 @@ def mask(rows: list, vectors: Tensor, end: int) -> Tensor:
     return result
 
 
-def following(forward, vectors: dict[str, Tensor], end: int, masks: dict[str, Tensor]):
-    """`forward` of one of the host's text encoders, after noting in `masks` where each word acts."""
+@dataclass
+class Pass:
+    """The current pass through one of the host's text encoders."""
+
+    masks: dict[str, Tensor] = field(default_factory=dict)  # word -> where it acts
+    reached: set[str] = field(default_factory=set)  # the adapted layers that ran
+
+
+def following(forward, vectors: dict[str, Tensor], end: int, current: Pass, layers: Iterable[str]):
+    """`forward` of one of the host's text encoders, which notes where each word acts and that its `layers` ran.
+
+    Raises:
+        ValueError: the host computed a layer without calling it, as it may a quantised one: its adapters did nothing.
+    """
 
     def follow(tokens, *args, **kwargs):
-        masks.update({word: mask(tokens, learned, end) for word, learned in vectors.items()})
-        return forward(tokens, *args, **kwargs)
+        current.masks.update({word: mask(tokens, learned, end) for word, learned in vectors.items()})
+        current.reached.clear()
+        output = forward(tokens, *args, **kwargs)
+        if missed := sorted({*layers} - current.reached):
+            raise ValueError(
+                f"This ComfyUI computes {missed[0]} of the CLIP past what {', '.join(vectors)} learned for it: load a "
+                "CLIP in fp16, bf16 or fp32."
+            )
+        return output
 
     return follow
 
 
-def adapted(linear, adapters: dict[str, tuple[Tensor, Tensor, float]], masks: dict[str, Tensor]):
-    """The forward of one of the host's linear layers with each word's down, up and strength beside it."""
+def adapted(linear, path: str, adapters: dict[str, tuple[Tensor, Tensor, float]], current: Pass):
+    """The forward of the host's linear layer at `path` with each word's down, up and strength beside it."""
     original = type(linear).forward
 
-    def forward(x):
-        y = original(linear, x)
+    def forward(x, **folded):
+        current.reached.add(path)
+        y = original(linear, x, **folded)
+        x, scale = internals.linear_input(x, folded)
         for word, (down, up, strength) in adapters.items():
-            y = y + strength * masks[word].to(y) * low_rank(x, down, up)
+            y = y + strength * scale * current.masks[word].to(y) * low_rank(x, down, up)
         return y
 
     return forward
@@ -87,17 +105,17 @@ def text_patches(clip, words: dict[str, WordAdapters]) -> dict[str, Callable]:
     patches: dict[str, Callable] = {}
     names = models.encoder_names(clip)
     for i, name in enumerate(names):
-        encoder, masks = getattr(clip.cond_stage_model, name), {}
+        encoder, current = getattr(clip.cond_stage_model, name), Pass()
         layers: dict[str, dict[str, tuple[Tensor, Tensor, float]]] = {}
         for word, adapters in words.items():
             for path, (down, up) in adapters.layers(f"{TEXT}{i}.").items():
                 layers.setdefault(path, {})[word] = down, up, adapters.strength_text_encoder
         for path, of_words in layers.items():
-            linear = comfy.utils.get_attr(encoder.transformer.text_model, path)
-            patches[f"{name}.transformer.text_model.{path}.forward"] = adapted(linear, of_words, masks)
+            linear = internals.get_attr(text_model(clip, name), path)
+            patches[f"{name}.transformer.text_model.{path}.forward"] = adapted(linear, path, of_words, current)
         if layers:
             vectors = _vectors(clip, name, words)
-            patches[f"{name}.forward"] = following(method(encoder, "forward"), vectors, _end(encoder), masks)
+            patches[f"{name}.forward"] = following(method(encoder, "forward"), vectors, _end(encoder), current, layers)
     if any(adapters.layers(UNET) for adapters in words.values()):
         vectors = _vectors(clip, names[-1], words)
         patches["encode_token_weights"] = _saying(clip.cond_stage_model, names[-1], vectors)
@@ -109,8 +127,12 @@ def method(module, name: str):
     return getattr(type(module), name).__get__(module)
 
 
+def text_model(clip, name: str):
+    return internals.part(getattr(clip.cond_stage_model, name), "transformer.text_model")
+
+
 def _end(encoder) -> int:
-    return encoder.special_tokens["end"]
+    return internals.part(encoder, "special_tokens")["end"]
 
 
 def _vectors(clip, name: str, words: dict[str, WordAdapters]) -> dict[str, Tensor]:
@@ -173,8 +195,8 @@ def attach_unet(model, words: dict[str, WordAdapters]):
     patches = clone.model_options["transformer_options"].setdefault("patches", {})
     patches["attn2_patch"] = [patch for patch in earlier if not isinstance(patch, ContextAdapters)]
     clone.set_model_attn2_patch(ContextAdapters(words, block_names(model)))
-    clone.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
-    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, _to_options)
+    clone.remove_wrappers_with_key(internals.WrappersMP.DIFFUSION_MODEL, KEY)
+    clone.add_wrapper_with_key(internals.WrappersMP.DIFFUSION_MODEL, KEY, _to_options)
     if not isinstance(clone.object_patches.get("extra_conds"), Conditions):
         clone.add_object_patch("extra_conds", Conditions(clone.get_model_object("extra_conds")))
     return clone
@@ -187,7 +209,7 @@ class Conditions:
         self.original = original
 
     def __call__(self, **kwargs):
-        said = {name: comfy.conds.CONDCrossAttn(value) for name, value in kwargs.items() if name.startswith(f"{KEY} ")}
+        said = {name: internals.CONDCrossAttn(value) for name, value in kwargs.items() if name.startswith(f"{KEY} ")}
         return self.original(**kwargs) | said
 
 
@@ -200,7 +222,7 @@ def _to_options(executor, x, timesteps, context, y, control, options, **kwargs):
 def block_names(model) -> dict[str, tuple]:
     """diffusers' path of each cross-attention -> what the host calls its block: ("input", 4, 0)."""
     names, end = {}, ".attn2.to_k.weight"
-    for path, key in comfy.utils.unet_to_diffusers(model.model.model_config.unet_config).items():
+    for path, key in internals.unet_to_diffusers(model.model.model_config.unet_config).items():
         if path.endswith(end):
             parts = key.split(".")
             number = 0 if parts[0] == "middle_block" else int(parts[1])
@@ -226,6 +248,6 @@ def _shapes(model, clip) -> dict[str, tuple[int, int]]:
     width = model.model.model_config.unet_config["context_dim"]
     shapes = {f"{UNET}{path}": (width, width) for path in block_names(model)}
     for i, name in enumerate(models.encoder_names(clip)):
-        for number, layer in enumerate(getattr(clip.cond_stage_model, name).transformer.text_model.encoder.layers):
+        for number, layer in enumerate(text_model(clip, name).encoder.layers):
             shapes[f"{TEXT}{i}.encoder.layers.{number}.mlp.fc2"] = tuple(layer.mlp.fc2.weight.shape)
     return shapes

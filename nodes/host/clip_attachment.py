@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from . import causal_adapters
+from . import causal_adapters, internals
 from .causal_adapters import KEY, WordAdapters
 
 
@@ -50,6 +50,8 @@ def attach(clip, carried: ClipAttachment):
 
 def _with_words(tokenizer, vectors: dict[str, Tensor]):
     """A copy of one of the host's tokenizers that knows `vectors` by their placeholders."""
+    for name in ("tokenize_with_weights", "_try_get_embedding"):
+        internals.part(tokenizer, name)  # the host would pass over a word it does not ask for
     knowing = copy.copy(tokenizer)
     knowing.placeholders = {token: (_file_name(token), v.clone()) for token, v in vectors.items()}
     knowing.embedding_directory = tokenizer.embedding_directory or []  # None would switch embeddings off

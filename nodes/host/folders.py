@@ -8,6 +8,24 @@ import folder_paths
 
 from ...trainers.text import quoted, reason
 
+folder_paths.add_model_folder_path("personalize", os.path.join(folder_paths.models_dir, "personalize"))
+
+
+def model_files(kind: str) -> list[str]:
+    """The names of the files in the host's folders of a kind, such as "loras"."""
+    return folder_paths.get_filename_list(kind)
+
+
+def model_file(kind: str, name: str) -> Path | None:
+    """The file of that name in the host's folders of a kind; `None` where there is none."""
+    path = folder_paths.get_full_path(kind, name)
+    return path and Path(path)
+
+
+def model_folder(kind: str) -> str:
+    """The folder of a kind that new files go into."""
+    return folder_paths.get_folder_paths(kind)[0]
+
 
 def runs_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / "personalize" / "runs"

@@ -11,11 +11,10 @@ import time
 from pathlib import Path
 
 from aiohttp import web
-from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from ...trainers.runs.folder import RunFolder
-from . import folders
+from . import folders, internals
 
 EVENT = "personalize.step"
 INTERVAL = 0.2  # seconds between two events of a training
@@ -33,7 +32,7 @@ class Live:
             steps: of all stages, as the recipe has it.
             hidden: the node's: its id, and the workflow it stands in where there is one.
         """
-        context, workflow = get_executing_context(), (hidden.extra_pnginfo or {}).get("workflow") or {}
+        context, workflow = internals.get_executing_context(), (hidden.extra_pnginfo or {}).get("workflow") or {}
         self.folder, self.planned = folder, steps
         self.prompt = {"run": folder.name, "node": str(hidden.unique_id), "workflow": workflow.get("id")}
         self.prompt |= {"prompt_id": context.prompt_id if context else None}

@@ -1,15 +1,9 @@
 """Which diffusion model a graph hands over: its family, its text encoders, what it predicts, and what does not fit."""
 
-import comfy.model_sampling
-import comfy.supported_models
-
 from ...trainers.models.families import FAMILIES, SD1, SD2, SDXL, Family
+from . import internals
 
-KINDS = {
-    comfy.supported_models.SD15: SD1,
-    comfy.supported_models.SD20: SD2,
-    comfy.supported_models.SDXL: SDXL,
-}
+KINDS = {"SD15": SD1, "SD20": SD2, "SDXL": SDXL}  # by the host's classes
 
 
 # The host derives them from SDXL, but their U-Nets are cut down unevenly.
@@ -39,7 +33,11 @@ def family_of(model, clip=None) -> Family:
 def _family(config) -> Family:
     """Relatives that see more than noisy latents (inpainting, depth, unCLIP) are refused like strangers."""
     unet, name = config.unet_config, type(config).__name__
-    known = None if name in UNEVEN else next((f for kind, f in KINDS.items() if isinstance(config, kind)), None)
+    known = (
+        None
+        if name in UNEVEN
+        else next((f for kind, f in KINDS.items() if isinstance(config, getattr(internals, kind))), None)
+    )
     if known and unet.get("in_channels") == 4 and (unet.get("adm_in_channels") is not None) == known.pooled:
         return known
     kind = NAMES.get(name, name)
@@ -76,10 +74,10 @@ def prediction_of(model) -> str:
     Raises:
         ValueError: neither noise nor v, or noise levels other than Stable Diffusion's discrete ones.
     """
-    sampling, host = model.get_model_object("model_sampling"), comfy.model_sampling
-    kinds = {host.EPS.calculate_denoised: "epsilon", host.V_PREDICTION.calculate_denoised: "v_prediction"}
+    sampling = model.get_model_object("model_sampling")
+    kinds = {internals.EPS.calculate_denoised: "epsilon", internals.V_PREDICTION.calculate_denoised: "v_prediction"}
     kind = kinds.get(type(sampling).calculate_denoised)
-    if kind is None or not isinstance(sampling, host.ModelSamplingDiscrete):
+    if kind is None or not isinstance(sampling, internals.ModelSamplingDiscrete):
         raise ValueError(
             "This model's sampling (such as LCM, EDM or x0) cannot be trained: take the MODEL from before the "
             "ModelSampling node, or load a model that predicts noise or v."

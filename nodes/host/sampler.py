@@ -3,11 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import comfy.sample
 import torch
 from torch import Tensor
 
-from . import session
+from . import internals, session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,7 @@ def encode(clip, prompt: str) -> list:
 def start_latents(seeds: Sequence[int], sampling: Sampling) -> Tensor:
     """Noise `[seeds, 4, h / 8, w / 8]`, each seed's own whatever its neighbours are."""
     empty = torch.zeros(1, 4, sampling.height // 8, sampling.width // 8)
-    return torch.cat([comfy.sample.prepare_noise(empty, seed) for seed in seeds])
+    return torch.cat([internals.prepare_noise(empty, seed) for seed in seeds])
 
 
 def _latents(model, positive, negative, seeds, sampling: Sampling, on_step) -> Tensor:
@@ -59,7 +58,7 @@ def _latents(model, positive, negative, seeds, sampling: Sampling, on_step) -> T
         on_step(len(seeds))
 
     noise = start_latents(seeds, sampling)
-    return comfy.sample.sample(
+    return internals.sample(
         model, noise, sampling.steps, sampling.cfg, sampling.sampler, sampling.scheduler, positive, negative,
         torch.zeros_like(noise), callback=callback, disable_pbar=True, seed=seeds[0],
     )  # fmt: skip

@@ -5,13 +5,13 @@ import gc
 import traceback
 from collections.abc import Callable, Iterator
 
-import comfy.model_management as mm
 import folder_paths
 import torch
 from server import PromptServer
 
 from ...trainers import device as rule
 from ...trainers.metrics.extractor_cache import ExtractorCache
+from . import internals
 
 # The CLIPs that judge. In memory while a training lasts, so that its word, its monitors and scores share one.
 extractors = ExtractorCache(
@@ -29,23 +29,23 @@ def notices(node_id: str) -> Callable[[str], None]:
 
 def check_interrupted() -> None:
     """Raise the host's interrupt exception if the user pressed cancel."""
-    mm.throw_exception_if_processing_interrupted()
+    internals.throw_exception_if_processing_interrupted()
 
 
 def training_device() -> torch.device:
-    return mm.get_torch_device()
+    return internals.get_torch_device()
 
 
 def free_memory(device: torch.device) -> int:
     """Bytes that the host reports free on `device`."""
-    return mm.get_free_memory(device)
+    return internals.get_free_memory(device)
 
 
 @torch.inference_mode()  # the graph's: a parameter that was made in it breaks when it is moved outside of it
 def unload_all() -> None:
     """Take the graph's models off the device."""
-    mm.unload_all_models()
-    mm.soft_empty_cache()
+    internals.unload_all_models()
+    internals.soft_empty_cache()
 
 
 @contextlib.contextmanager
@@ -67,7 +67,7 @@ def training_session() -> Iterator[torch.device]:
         finally:
             extractors.clear()
             gc.collect()
-            mm.soft_empty_cache()
+            internals.soft_empty_cache()
 
 
 def training_dtype(name: str) -> torch.dtype:
@@ -76,4 +76,4 @@ def training_dtype(name: str) -> torch.dtype:
     Raises:
         ValueError: nothing can be trained on that device.
     """
-    return rule.training_dtype(name, training_device(), mm.should_use_bf16, mm.should_use_fp16)
+    return rule.training_dtype(name, training_device(), internals.should_use_bf16, internals.should_use_fp16)

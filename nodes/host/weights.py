@@ -6,9 +6,7 @@ Nothing of the graph is ever trained or changed: every tensor that leaves this f
 from collections.abc import Callable
 from itertools import count
 
-import comfy.lora
 import comfy.model_management as mm
-import comfy.model_patcher
 import torch
 from torch import Tensor
 
@@ -17,7 +15,7 @@ from ...trainers.models.diffusion import Models, build_unet
 from ...trainers.models.families import Family
 from ...trainers.models.text_encoder import TextEncoder, build_text_encoder
 from ...trainers.models.tokenizer import Tokenizer
-from . import clip_attachment
+from . import clip_attachment, internals
 from .models import check_fit, family_of, prediction_of
 from .session import check_interrupted, training_device
 
@@ -46,17 +44,18 @@ def _is_patched(patcher, key: str) -> bool:
 
 def _patched(patcher, key: str, weight: Tensor) -> Tensor:
     """`weight`, which may be changed in place, with the patches and wrappers that the graph put on it."""
-    if key in patcher.patches:
-        weight = comfy.lora.calculate_weight(patcher.patches[key], weight, key)
-    for wrapper in patcher.weight_wrapper_patches.get(key, []):
+    patches, wrappers = (internals.part(patcher, name) for name in ("patches", "weight_wrapper_patches"))
+    if key in patches:
+        weight = internals.calculate_weight(patches[key], weight, key)
+    for wrapper in wrappers.get(key, []):
         weight = wrapper(weight)
     return weight
 
 
 def _unpatched(patcher, key: str, parameter: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """A copy of the weight before patches, wherever the host keeps it at the moment."""
-    convert = comfy.model_patcher.get_key_weight(patcher.model, key)[2]
-    backup, hooked = patcher.backup.get(key), getattr(patcher, "hook_backup", {}).get(key)
+    convert = internals.get_key_weight(patcher.model, key)[2]
+    backup, hooked = internals.part(patcher, "backup").get(key), getattr(patcher, "hook_backup", {}).get(key)
     weight = hooked[0] if hooked is not None else backup.weight if backup is not None else parameter
     if convert is not None:
         weight = convert(weight, inplace=False)

@@ -10,11 +10,11 @@ import pytest
 
 from personalize.demo import show
 from personalize.demo.workflow import override_workflow
-from personalize.tests.support import browser, host
+from personalize.tests.support import browser, host, waiting
 
 pytestmark = [pytest.mark.slow, pytest.mark.comfy, pytest.mark.browser]
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 400  # more than there is time for: it is finished by hand
+STEPS = 1000  # more than there is time for: it is finished by hand
 SMALL = {
     "PersonalizeTextBoost": {"preset.steps": STEPS, "preset.views": 8, "preset.batch_size": 1},
     "PersonalizeLoadReferences": {"resolution": 64},
@@ -68,7 +68,7 @@ async def opened(page, made):
     await page.run(f"await app.loadGraphData({json.dumps(made)}); app.canvas.ds.scale = 0.5;")
 
 
-async def until(page, what, timeout=120):
+async def until(page, what, timeout=waiting.LIMIT):
     """The views of a page, as soon as `what` holds for them."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
@@ -90,8 +90,9 @@ async def finish(page, number):
 async def reload(page):
     await page.run("window.stale = true")
     await page.command("Page.reload")
-    stale = True
+    stale, end = True, time.monotonic() + waiting.LIMIT
     while stale:
+        assert time.monotonic() < end, "the page was not loaded again"
         with contextlib.suppress(browser.PageError, asyncio.TimeoutError):  # in between there is no page to ask
             stale = await page.run("return Boolean(window.stale)", timeout=5)
     await browser.wait_for_editor(page)
@@ -126,9 +127,7 @@ async def story(server, object_info, folder, seen):
         seen["both"] = await until(one, lambda views: step_of(views[second]) >= 5 and views[second]["blue"])
         await finish(one, second)
         seen["end"] = [await until(page, lambda views: all(view["end"] for view in views)) for page in (one, two)]
-        queue = lambda: server.client.get("/queue")  # noqa: E731
-        while queue()["queue_running"] or queue()["queue_pending"]:
-            await asyncio.sleep(0.2)
+        await nothing_queued(server)
         with vue_nodes(server):
             await reload(two)
             await opened(two, made)
@@ -138,12 +137,18 @@ async def story(server, object_info, folder, seen):
             seen["vue"] = await until(
                 two, lambda views: all(v["end"] and v["blue"] and v["shown"] > 150 and v["pictures"] for v in views)
             )
+        await nothing_queued(server)  # the views show an earlier run before the prompt has ended
         seen["errors"] = [
             *one.errors,
             *two.errors,
             *await one.run("return rejected"),
             *await two.run("return rejected"),
         ]
+
+
+async def nothing_queued(server):
+    """Once every prompt has ended: its history is complete only then."""
+    await asyncio.to_thread(waiting.until, lambda: not any(server.client.get("/queue").values()), server.client.alive)
 
 
 @contextlib.contextmanager

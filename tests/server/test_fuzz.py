@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-from personalize.tests.support import prompts
+from personalize.tests.support import prompts, waiting
 from personalize.tests.support.prompts import DROP, Outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.comfy]
@@ -89,20 +89,20 @@ def is_zero(value):
 
 def in_time(server, queued, seconds):
     """How every queued prompt ended."""
-    client, deadline = server.client, time.monotonic() + seconds
-    while any((queue := client.get("/queue")).values()):
-        client.alive()
+
+    def alive():
+        server.client.alive()
         assert "Exception in thread" not in server.log, "ComfyUI's worker ended"
-        assert time.monotonic() < deadline, f"{len(queue['queue_pending'])} prompts are left"
-        time.sleep(0.5)
-    return [one if isinstance(one, Outcome) else prompts.ended(client, one, 10) for one in queued]
+
+    waiting.until(lambda: not any(server.client.get("/queue").values()), alive, seconds)
+    return [one if isinstance(one, Outcome) else prompts.ended(server.client, one) for one in queued]
 
 
 def test_no_prompt_shows_python_or_ends_the_server(server, object_info):
     draw, started = random.Random(SEED), time.monotonic()
     good = graphs(object_info, server.checkpoint)
     sent = [mutated(draw.choice(good), draw) for _ in range(NUMBER)]
-    ended = in_time(server, [prompts.queue(server.client, prompt) for prompt in sent], 60 + 3 * NUMBER)
+    ended = in_time(server, [prompts.queue(server.client, prompt) for prompt in sent], waiting.LIMIT + 30 * NUMBER)
     counts = Counter(f"{one.kind}, {'by the pack' if one.ours else 'by ComfyUI'}" for one in ended)
     print(f"{NUMBER} prompts in {time.monotonic() - started:.0f} seconds:", dict(counts))
     bad = {one.message: prompts.faults(one.message) for one in ended if one.ours}

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from personalize.demo import client as api
+from personalize.tests.support import waiting
 
 pytestmark = [pytest.mark.slow, pytest.mark.comfy]
 
@@ -151,10 +152,7 @@ def test_a_run_outlives_its_processes(machine):
     assert "Deleted" in json.dumps(listed["outputs"]) and not folder.exists()
     machine.client.post("/free", {"free_memory": True})  # the host's own cache would not train again
     machine.client.queue(api_form(graph))
-    deadline = time.monotonic() + 120
-    while len(steps(folder)) < 17:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    waiting.until(lambda: len(steps(folder)) >= 17, machine.client.alive)
     machine.restart(kill=True)
     assert not json.loads((folder / "run.json").read_text())["complete"]
     newest = max(int(file.stem[5:]) for file in (folder / "checkpoints").iterdir())
@@ -190,13 +188,12 @@ def test_cancelled_and_queued_again(machine):
     graph = prompt(host.CHECKPOINT, seed=1)
     before = set(machine.folders())
     prompt_id = machine.client.queue(api_form(graph))
-    deadline = time.monotonic() + 120
-    while not any(len(steps(folder)) > 7 for folder in set(machine.folders()) - before):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    waiting.until(
+        lambda: any(len(steps(folder)) > 7 for folder in set(machine.folders()) - before), machine.client.alive
+    )
     machine.client.interrupt()
     with pytest.raises(api.HostError, match="(?i)interrupt"):
-        machine.client.wait(prompt_id, 60)
+        machine.client.wait(prompt_id, waiting.LIMIT)
     (folder,) = set(machine.folders()) - before
     done = len(steps(folder))
     assert 7 < done < STEPS

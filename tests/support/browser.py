@@ -12,6 +12,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from .waiting import LIMIT
+
 FLAGS = [
     "--headless=new",
     "--no-sandbox",
@@ -52,7 +54,7 @@ class Page:
             elif data.get("method") == "Runtime.exceptionThrown":
                 self.errors.append(data["params"]["exceptionDetails"])
 
-    async def command(self, method, timeout=120, **parameters):
+    async def command(self, method, timeout=LIMIT, **parameters):
         number = next(self.ids)
         self.waiting[number] = future = asyncio.get_running_loop().create_future()
         await self.socket.send_str(json.dumps({"id": number, "method": method, "params": parameters}))
@@ -64,7 +66,7 @@ class Page:
             raise PageError(f"{method}: {answer['error']}")
         return answer["result"]
 
-    async def run(self, body, timeout=120):
+    async def run(self, body, timeout=LIMIT):
         expression = "(async () => {" + body + "})()"
         options = {"awaitPromise": True, "returnByValue": True}
         answer = await self.command("Runtime.evaluate", timeout, expression=expression, **options)
@@ -115,7 +117,7 @@ async def open_page(url, profile, size=(1600, 900)):
 async def debugging_port(profile, process):
     """The port the browser chose, which it writes into its profile."""
     file = profile / "DevToolsActivePort"
-    for _ in range(300):
+    for _ in range(10 * LIMIT):
         if process.poll() is not None:
             raise PageError(f"{chromium()} ended with status {process.returncode}.")
         with contextlib.suppress(OSError, IndexError):
@@ -126,7 +128,7 @@ async def debugging_port(profile, process):
 
 async def wait_for_editor(page):
     """While the page is being replaced an evaluation may fail or go unanswered; the next one finds the new page."""
-    end = asyncio.get_running_loop().time() + 120
+    end = asyncio.get_running_loop().time() + LIMIT
     while asyncio.get_running_loop().time() < end:
         with contextlib.suppress(PageError, asyncio.TimeoutError):
             if await page.run(READY, timeout=5):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...demo import client as api
+from . import waiting
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = "personalize-tiny.safetensors"
@@ -34,7 +35,7 @@ class Host:
     def log(self):
         return (self.base / "server.log").read_text(encoding="utf-8", errors="replace")
 
-    def run(self, prompt, timeout=300):
+    def run(self, prompt, timeout=waiting.LIMIT):
         """Queues an API prompt and returns its history; a failing node raises HostError with its message."""
         return self.client.run(prompt, timeout)
 

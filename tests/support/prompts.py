@@ -3,10 +3,11 @@
 import json
 import re
 import tempfile
-import time
 import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
+
+from .. import waiting
 
 ROOT = Path(__file__).resolve().parents[2]
 DROP = object()  # as a changed value: the input is left out
@@ -94,13 +95,9 @@ def _refused(answer: dict) -> Outcome:
     return Outcome("refused", f"{error['message']}: {error['details']}")
 
 
-def ended(client, prompt_id: str, timeout: float = 120) -> Outcome:
+def ended(client, prompt_id: str) -> Outcome:
     """Waits for a queued prompt."""
-    deadline = time.monotonic() + timeout
-    while (history := client.history(prompt_id)) is None:
-        client.alive()
-        assert time.monotonic() < deadline, "the prompt did not end"
-        time.sleep(0.05)
+    history = waiting.until(lambda: client.history(prompt_id), client.alive)
     for kind, detail in history["status"]["messages"]:
         if kind == "execution_error":
             # Calling a node with the wrong arguments fails in the host's files; a cycle is the host's own finding.

@@ -10,6 +10,7 @@ import urllib.request
 
 import pytest
 
+from personalize.tests.support import waiting
 from personalize.tests.support.prompts import changed, smallest
 
 pytestmark = pytest.mark.comfy
@@ -138,7 +139,7 @@ def answer(server, path, body=None):
     """Status and JSON."""
     request = urllib.request.Request(server.url + path, data=body)
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=waiting.LIMIT) as response:
             return response.status, json.loads(response.read())
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())

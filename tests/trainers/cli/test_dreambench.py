@@ -8,7 +8,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from personalize.demo import build
-from personalize.tests.support import drawn_subjects, evaluating
+from personalize.tests.support import drawn_subjects, evaluating, waiting
 from personalize.trainers import __main__ as command
 from personalize.trainers import images
 from personalize.trainers.cli.dreambench import command as dreambench
@@ -277,9 +276,11 @@ def start(files, out, *more):
 
 def until(process, ready):
     """Waits for something that the process does, and kills it then."""
-    while not ready():
+
+    def alive():
         assert process.poll() is None, "it ended before"
-        time.sleep(0.02)
+
+    waiting.until(ready, alive)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
 

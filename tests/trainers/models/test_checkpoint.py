@@ -1,6 +1,8 @@
 """Checkpoints without the host: does a file in a family's real layout become the same models as inside ComfyUI?"""
 
+import inspect
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -259,15 +261,13 @@ def test_every_key_of_the_real_unet_has_a_place(kind, count, size):
 
 def _real_text_encoders(kind):
     """The family's text encoders in the host, at full size without memory, as a file keeps them."""
-    from pathlib import Path
-
-    import comfy
     import comfy.clip_model
     import comfy.ops
+    import comfy.sd1_clip
     import comfy.supported_models as known
 
     files = {"clip_l": "sd1_clip_config", "clip_h": "text_encoders/sd2_clip_config", "clip_g": "clip_config_bigg"}
-    folder = Path(comfy.clip_model.__file__).parent
+    folder = Path(inspect.getfile(comfy.sd1_clip.SDClipModel)).parent
     state = {}
     for name in {"SD 1.x": ("clip_l",), "SD 2.x": ("clip_h",), "SDXL": ("clip_l", "clip_g")}[kind]:
         config = json.loads((folder / f"{files[name]}.json").read_text())

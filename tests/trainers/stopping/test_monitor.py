@@ -343,12 +343,13 @@ def test_a_run_killed_after_it_fired_trains_no_further(tmp_path, monkeypatch):
 
 def test_the_best_state_is_returned_instead_of_the_last(tmp_path):
     """With a rate so high that the loss rises in the end: what comes back is a run of just as many steps."""
-    recipe = dataclasses.replace(FAST, embedding_learning_rate=1.0, lora_learning_rate=0.3, clamp_norms=False)
+    recipe = dataclasses.replace(FAST, embedding_learning_rate=3.0, lora_learning_rate=0.3, clamp_norms=False)
     stopper = [dataclasses.replace(WATCHING, keep="best")]
     result = train(tmp_path / "run", stopper, recipe)
     losses = [entry["measures"]["DVAR"]["smoothed"] for entry in result.history]
     best = 1 + losses.index(min(losses))
     assert best < 7 and len(result.history) == 7
+    assert min(losses) < 0.998 * min(losses[: best - 1] + losses[best:]), "rounding must not decide"
     assert f"the state after step {best} is kept, the best by DVAR" in result.stop_reason
     train(tmp_path / "best", [FixedSteps(steps=best)], recipe)
     assert weights(tmp_path / "run") == weights(tmp_path / "best")

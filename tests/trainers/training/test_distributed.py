@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from personalize.tests.support import several_processes
+from personalize.tests.support import several_processes, waiting
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,7 @@ SAME = ("textboost", "uneven", "attndreambooth", "custom diffusion")
 
 def launch(out, *arguments):
     command = [sys.executable, *LAUNCH, SCRIPT, out, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=waiting.LIMIT)
 
 
 def learned(folder):

@@ -1,0 +1,100 @@
+"""What is taken from inside the host, beyond what node packs are promised: looked up here, by name, when it is used.
+
+A host that has moved one of these says so in a sentence and keeps every other node, where an AttributeError in the
+middle of a training would say nothing. Functions and classes: `internals.calculate_weight`.
+"""
+
+import importlib
+from operator import attrgetter
+
+# What later hosts fold into the call of a linear layer: residual + residual_scale * layer(input_act(x)).
+FOLDED = {"input_act", "act_weight", "act_eps", "residual", "residual_scale"}
+
+TAKEN = {
+    "CONDCrossAttn": "comfy.conds",
+    "EPS": "comfy.model_sampling",
+    "KSAMPLER": "comfy.samplers",
+    "ModelSamplingDiscrete": "comfy.model_sampling",
+    "KSampler": "comfy.samplers",
+    "ProgressBar": "comfy.utils",
+    "SD15": "comfy.supported_models",
+    "SD20": "comfy.supported_models",
+    "SDXL": "comfy.supported_models",
+    "V_PREDICTION": "comfy.model_sampling",
+    "WrappersMP": "comfy.patcher_extension",
+    "calculate_weight": "comfy.lora",
+    "free_memory": "comfy.model_management",
+    "get_attr": "comfy.utils",
+    "get_executing_context": "comfy_execution.utils",
+    "get_free_memory": "comfy.model_management",
+    "get_key_weight": "comfy.model_patcher",
+    "get_torch_device": "comfy.model_management",
+    "load_lora_for_models": "comfy.sd",
+    "model_lora_keys_clip": "comfy.lora",
+    "model_lora_keys_unet": "comfy.lora",
+    "prepare_noise": "comfy.sample",
+    "sample": "comfy.sample",
+    "sample_custom": "comfy.sample",
+    "should_use_bf16": "comfy.model_management",
+    "should_use_fp16": "comfy.model_management",
+    "soft_empty_cache": "comfy.model_management",
+    "throw_exception_if_processing_interrupted": "comfy.model_management",
+    "unet_to_diffusers": "comfy.utils",
+    "unload_all_models": "comfy.model_management",
+}
+
+
+class HostChanged(RuntimeError):
+    """This ComfyUI lacks something that the pack uses."""
+
+
+def __getattr__(name: str):
+    if name not in TAKEN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(TAKEN[name]), name)
+    except (ImportError, AttributeError) as error:
+        raise changed(f"{TAKEN[name]}.{name}") from error
+
+
+def part(thing, path: str):
+    """What lies at a dotted path inside one of the host's objects."""
+    try:
+        return attrgetter(path)(thing)
+    except AttributeError as error:
+        raise changed(f"{type(thing).__name__}.{path}") from error
+
+
+def changed(what: str) -> HostChanged:
+    return HostChanged(
+        f"This ComfyUI has no {what}, which Personalize needs: update Personalize, or use the newest ComfyUI in its "
+        "README's table."
+    )
+
+
+def linear_input(x, folded: dict):
+    """What a linear layer multiplies, and by how much its product counts, when the host calls it with `folded`.
+
+    Raises:
+        HostChanged: the host folds in what the pack does not know.
+    """
+    given = {name: value for name, value in folded.items() if value is not None}
+    activation = given.get("input_act")
+    weights = {name: given[name] for name in ("act_weight", "act_eps") if name in given}
+    if given.keys() - FOLDED:
+        raise changed(f"linear layer without {sorted(given.keys() - FOLDED)[0]}")
+    if activation is not None:
+        x = _activated(x, activation, weights)
+    return x, given.get("residual_scale", 1.0)
+
+
+def _activated(x, activation: str, weights: dict):
+    """The host's own activation; one with weights of its own, a norm, has a function of its own there."""
+    import comfy.ops
+
+    try:
+        if weights:
+            return comfy.ops._eager_input_act(x, activation, **weights)
+        return comfy.ops.INPUT_ACT_EAGER[activation](x)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise changed(f"activation {activation} beside its linear layers") from error
