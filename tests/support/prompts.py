@@ -7,7 +7,7 @@ import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import waiting
+from . import waiting
 
 ROOT = Path(__file__).resolve().parents[2]
 DROP = object()  # as a changed value: the input is left out

@@ -37,19 +37,19 @@ def adapted(layer, inner, width):
 
 @pytest.mark.parametrize("act", [None, "gelu_tanh", "swiglu"])
 @pytest.mark.parametrize("summed", [False, True])
-def test_what_the_host_folds_into_a_layer_holds_for_its_adapter(stop_training, summed):
+def test_what_the_host_folds_into_a_layer_holds_for_its_adapter(act, summed):
     """`residual + scale * ((W + m * s * up @ down) act(x) + b)` in float64."""
     layer = layer_of_later_hosts(6, 4)
     forward, down, up, where = adapted(layer, 6, 4)
-    x = torch.randn(1, 5, 12 if stop_training == "swiglu" else 6)
+    x = torch.randn(1, 5, 12 if act == "swiglu" else 6)
     given = {"residual": torch.randn(1, 5, 4), "residual_scale": torch.randn(1, 5, 4)} if summed else {}
-    given |= {"input_act": stop_training} if stop_training else {}
+    given |= {"input_act": act} if act else {}
     with torch.no_grad():
         found = forward(x, **given)
     z = x.double()
-    if stop_training == "gelu_tanh":
+    if act == "gelu_tanh":
         z = 0.5 * z * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (z + 0.044715 * z**3)))
-    elif stop_training == "swiglu":
+    elif act == "swiglu":
         gate, up_part = z.chunk(2, dim=-1)
         z = gate / (1 + torch.exp(-gate)) * up_part
     learned = where.double() * 0.5 * (z @ down.double().T @ up.double().T)
