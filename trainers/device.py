@@ -32,6 +32,7 @@ class SingleDevice:
 
     device: torch.device
     dtype: torch.dtype = torch.float32
+    graph: bool = True  # on a card, launch forward and backward at once instead of kernel by kernel
     scaler: torch.amp.GradScaler = field(init=False)
     alone: ClassVar[bool] = True  # no other process works on the same training
 
@@ -47,7 +48,7 @@ class SingleDevice:
 
     def total(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """What the devices' parts add up to."""
-        return {name: float(value) for name, value in sums.items()}
+        return dict(zip(sums, torch.stack([*sums.values()]).tolist(), strict=True))
 
     def agreed(self, found: T) -> T:
         """What all devices go by, where each has looked for itself; something that JSON can hold."""

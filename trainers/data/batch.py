@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from ..models.diffusion import Encoding
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -22,14 +24,16 @@ class Batch:
     preservation_ids: Tensor | None = None  # [P, E, 77]
     preservation_targets: Tensor | None = None  # [P, 77, d], the frozen encoders' joined outputs
     weights: Tensor | None = None  # [B, 2], as instance and as class; of the whole batch both columns' means are 1
+    encoding: Encoding | None = None  # of `input_ids`, where it is known already
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with `function` applied to every tensor it holds."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: function(t) for name, t in tensors.items() if t is not None})
+        held = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        mapped = {n: v.map(function) if isinstance(v, Encoding) else function(v) for n, v in held.items()}
+        return replace(self, **mapped)
 
     @classmethod
     def joined(cls, batches: Sequence["Batch"]) -> "Batch":

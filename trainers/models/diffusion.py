@@ -5,7 +5,7 @@ checkpoint.py), and it never sees the host: the graph's own modules are copied f
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -42,6 +42,14 @@ class Encoding:
         pooled, mask = (None if tensor is None else function(tensor) for tensor in (self.pooled, self.mask))
         return Encoding(parts=tuple(map(function, self.parts)), pooled=pooled, mask=mask)
 
+    @classmethod
+    def joined(cls, encodings: Sequence["Encoding"]) -> "Encoding":
+        """One encoding of the prompts of several."""
+        parts = zip(*(encoding.parts for encoding in encodings), strict=True)
+        pooled, masks = ([getattr(e, name) for e in encodings] for name in ("pooled", "mask"))
+        pooled, mask = (None if rows[0] is None else torch.cat(rows) for rows in (pooled, masks))
+        return cls(parts=tuple(map(torch.cat, parts)), pooled=pooled, mask=mask)
+
 
 @dataclass(kw_only=True)
 class Models:
@@ -57,6 +65,8 @@ class Models:
     known_adapters: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # learned earlier, by placeholder
     subject: Subject | None = None
     base_weights: dict[str, Tensor] = field(default_factory=dict)  # of the U-Net, those that train whole, as they were
+    precision: torch.dtype = torch.float32  # that a U-Net whose own weights train computes in
+    schedule: tuple[Tensor, Tensor] | None = None  # `alphas_cumprod`, and the same on the device
 
     def follow(self, placeholder: str) -> None:
         """From now on every encoding says where `placeholder` acts; all text encoders must know it."""
@@ -66,9 +76,12 @@ class Models:
 
     def to(self, device: torch.device | str, unet_dtype: torch.dtype) -> "Models":
         """Move to `device`. The frozen U-Net may be half precision; the text encoders, which train, stay float32."""
+        self.precision = unet_dtype
         nn.Module.to(self.unet, device=device, dtype=unet_dtype)  # diffusers' own `to` warns about half precision
         for encoder in self.text_encoders:
             encoder.to(device=device, dtype=torch.float32)
+            if encoder.fixed_outputs is not None:
+                encoder.fixed_outputs = encoder.fixed_outputs.to(device)
         return self
 
     @contextlib.contextmanager
@@ -128,30 +141,54 @@ class Models:
         """The U-Net's output, epsilon or v, `[n, 4, h, w]` in the U-Net's precision."""
         if self.subject:
             self.subject.mask = encoding.mask
-        inputs = self.unet_inputs(noisy_latents, timesteps, encoding)
-        if self.unet_dtype == torch.float32 or self.base_weights:
+        half = self._half()
+        inputs = self.unet_inputs(noisy_latents, timesteps, encoding, half)
+        if half is None:
             return self.unet(**inputs).sample
-        with torch.autocast(self.device.type, enabled=False):  # weights in half precision need no casting
-            return self.unet(**inputs).sample
+        # Autocast would compute norms in float32 and cast what trains at every use; gradient checkpointing looks the
+        # parameters up a second time, when a call with others is over.
+        whole = (
+            {} if self.unet.training else {n: p.to(half) for n, p in self.unet.named_parameters() if p.dtype != half}
+        )
+        with torch.autocast(self.device.type, enabled=False):
+            return torch.func.functional_call(self.unet, whole, kwargs=inputs).sample
 
-    def unet_inputs(self, noisy_latents: Tensor, timesteps: Tensor, encoding: Encoding) -> dict:
-        """The U-Net's arguments, in its precision.
+    def _half(self) -> torch.dtype | None:
+        """The half precision that the U-Net computes in as a whole, also where what trains is kept in float32."""
+        if not self.base_weights:
+            return None if self.unet_dtype == torch.float32 else self.unet_dtype
+        kind = self.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and not self.unet.training else None
+
+    def unet_inputs(
+        self, noisy_latents: Tensor, timesteps: Tensor, encoding: Encoding, dtype: torch.dtype | None = None
+    ) -> dict:
+        """The U-Net's arguments, in its precision or a given one.
 
         Where the family reads the picture's size, it is told that of the picture at hand, uncropped, as the host does
         when it draws one of that size.
         """
-        dtype = self.unet_dtype
+        dtype = dtype or self.unet_dtype
         inputs = {"sample": noisy_latents.to(dtype), "timestep": timesteps}
         inputs["encoder_hidden_states"] = encoding.hidden_states.to(dtype)
         if encoding.pooled is not None:
             height, width = (8 * side for side in noisy_latents.shape[-2:])
-            sizes = torch.tensor([height, width, 0, 0, height, width], device=noisy_latents.device)
-            sizes = sizes.float().expand(len(noisy_latents), -1)
-            inputs["added_cond_kwargs"] = {"text_embeds": encoding.pooled.to(dtype), "time_ids": sizes}
+            sizes = (height, width, 0, 0, height, width)
+            columns = [noisy_latents.new_full((len(noisy_latents),), side, dtype=torch.float32) for side in sizes]
+            inputs["added_cond_kwargs"] = {
+                "text_embeds": encoding.pooled.to(dtype),
+                "time_ids": torch.stack(columns, dim=1),  # made there: a list of numbers would have to be brought
+            }
         return inputs
 
     def _signal_and_noise(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        alphas = self.alphas_cumprod.to(like.device)[timesteps].view(-1, 1, 1, 1)
+        if (
+            self.schedule is None
+            or self.schedule[0] is not self.alphas_cumprod
+            or self.schedule[1].device != like.device
+        ):
+            self.schedule = self.alphas_cumprod, self.alphas_cumprod.to(like.device)
+        alphas = self.schedule[1][timesteps].view(-1, 1, 1, 1)
         return alphas.sqrt().to(like), (1 - alphas).sqrt().to(like)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -25,11 +25,16 @@ class Subject:
 
         What follows the end is padding, whatever it is called: CLIP-L pads with the end token itself.
         """
-        words = torch.isin(input_ids, torch.tensor(self.ids, device=input_ids.device))
+        words = one_of(input_ids, self.ids)
         ends = input_ids == END
         begun, ended = words.cumsum(dim=1) > 0, ends.cumsum(dim=1) - ends.int() > 0
         self.mask = (begun & ~ended)[..., None].float()
         return self.mask
+
+
+def one_of(input_ids: Tensor, wanted: tuple[int, ...]) -> Tensor:
+    """Where ids are among the wanted ones; `torch.isin` would have to bring those to the device in every step."""
+    return torch.stack([input_ids == token for token in wanted]).any(dim=0)
 
 
 class TextEncoder(nn.Module):

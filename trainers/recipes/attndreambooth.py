@@ -134,6 +134,7 @@ class AttnDreamBooth:
                     batches=replace(views, batch_size=size).batches(models, concept, pools, generator),
                     losses={"denoising": (1.0, losses.denoising), **self._regularizers(models, concept, maps, number)},
                     timesteps=timesteps.uniform(models.alphas_cumprod, generator),
+                    after_pass=maps.clear,
                 )
 
     def _of(self, number: int, name: str):

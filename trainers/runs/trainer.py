@@ -23,6 +23,7 @@ from ..training.stage import Diverged, Stage, StepReport
 from ..training.state import StageState
 from .callbacks import Callbacks
 from .folder import CHECKPOINTS_KEPT, RunFolder, total_steps
+from .pace import Pace
 from .preview import Preview, draw_if_it_fits
 from .result import RunResult
 from .run import Run
@@ -109,7 +110,8 @@ class Trainer:
         if most > free:
             raise RuntimeError(f"The stage {stage.name} needs up to {sizes}: make room, or delete old runs.")
         self.callbacks.on_notice(f"{stage.name}: {stage.steps} steps, up to {sizes}")
-        if sentence := self.room.make(stage):
+        self.pace = Pace(size=bytes_per_value(stage.moment_bits) * trained_values(stage))
+        for sentence in filter(None, (self.pace.words() if self.checkpoint_every else "", self.room.make(stage))):
             self.callbacks.on_notice(f"{stage.name}: {sentence}")
 
     def _train(self, stage: Stage, generator: torch.Generator, start: StageState | None) -> StageState:
@@ -124,7 +126,7 @@ class Trainer:
                 begin = train_stage(
                     stage, self.models, self.device, generator,
                     micro_batch_size=self.room.memory_plan.micro_batch_size, start=begin, on_step=self._after_step,
-                    should_stop=self._should_stop,
+                    should_stop=self._should_stop, notice=self.context.notice,
                 )  # fmt: skip
                 break
             except (MemoryError, RuntimeError) as error:
@@ -187,8 +189,9 @@ class Trainer:
         if self.watch.keeps(entry):  # before any checkpoint of this step: who goes on from there needs it
             self.folder.save_result(self._result(entry["seconds"], "", False), len(self.log))
         try:
-            if self.checkpoint_every and len(self.log) % self.checkpoint_every == 0:
-                self.folder.save_state((*self.done, whole()))
+            if self.checkpoint_every and len(self.log) % self.checkpoint_every == 0 and self.pace.due():
+                with self.pace.writing():
+                    self.folder.save_state((*self.done, whole()))
             self._show(len(self.log))
             self.callbacks.on_entry(entry)
             self.callbacks.on_step(report)

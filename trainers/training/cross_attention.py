@@ -40,6 +40,11 @@ class AttentionMaps:
     keep: bool = False  # also the maps themselves, which cost memory
     maps: dict[str, Tensor] = field(default_factory=dict)  # [B, h * w, 77], over heads
 
+    def clear(self) -> None:
+        """Forget the pass, whose activations statistics with a gradient would otherwise keep in memory."""
+        for found in (self.means, self.variances, self.maps):
+            found.clear()
+
 
 class _Recording:
     """An attention processor of diffusers that notes its probabilities in `maps`."""
@@ -76,6 +81,11 @@ def record_cross_attention(unet: nn.Module, keep: bool = False) -> Iterator[Atte
     finally:
         for path, module in before.items():
             module.processor = processors[path]
+
+
+def records_attention(unet: nn.Module) -> bool:
+    """Whether `record_cross_attention` lasts."""
+    return any(isinstance(getattr(module, "processor", None), _Recording) for module in unet.modules())
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..models.text_encoder import one_of
 from .cross_attention import AttentionMaps
 from .objective import Prediction
 
@@ -77,7 +78,7 @@ def positions(input_ids: Tensor, placeholder: tuple[int, ...], class_word: tuple
 
     C is the first occurrence of its ids behind V; a prompt that lacks either has zeros in both.
     """
-    word = torch.isin(input_ids, input_ids.new_tensor(placeholder))
+    word = one_of(input_ids, placeholder)
     found = torch.ones_like(word)
     for offset, token in enumerate(class_word):
         found &= input_ids.roll(-offset, dims=1) == token

@@ -10,6 +10,7 @@ from ..device import TOO_LARGE, is_out_of_memory
 from ..models.diffusion import Encoding, Models
 from ..models.text_encoder import TextEncoder
 from ..models.tokenizer import LENGTH
+from .cross_attention import records_attention
 from .optimizers import bytes_per_value
 from .stage import Stage, freeze_all_but
 
@@ -45,23 +46,49 @@ def stage_bytes(
     text = [encoder for encoder in models.text_encoders if any(p.requires_grad for p in encoder.parameters())]
     activations = activation_bytes(models, resolution // 8, twice)
     activations += PROMPTS * sum(text_activation_bytes(encoder, twice) for encoder in text)
-    casts = 0 if twice or models.unet.dtype == torch.float32 else sum(map(cast_bytes, text))
+    half = unet_precision(models) != torch.float32
+    casts = copied_bytes(models) + (sum(map(cast_bytes, text)) if half and not twice else 0)
     return int(bytes_per_value(moment_bits) * trained + MARGIN * size * activations) + casts + BASE
 
 
 def activation_bytes(models: Models, side: int, checkpointing: bool) -> int:
-    """Bytes that autograd keeps for one sample of `[4, side, side]` through the U-Net, with fused attention.
+    """Bytes that autograd keeps for a sample `[4, side, side]` through the U-Net as it trains, with fused attention.
 
-    Counted on a copy without memory (the meta device), seconds at most whatever the size. Attention runs unfused
-    there; the scores, which a fused kernel never stores, are left out.
+    Counted without memory (the meta device), seconds at most whatever the size: with its LoRA, its own weights where
+    they train, and what records attention. Attention runs unfused there; the scores, which a fused kernel never stores,
+    are left out unless they are recorded.
     """
-    unet = models.empty_unet(checkpointing)
-    heads = unet.config.attention_head_dim
-    whole = _kept_bytes(lambda: unet(**_inputs(models, side)), unet.parameters(), heads)
+    unet, before = models.unet, models.unet.training
+    dtype = unet_precision(models)
+    tensors = {name: _empty(t, dtype) for name, t in (*unet.named_parameters(), *unet.named_buffers())}
+    scores = _unstored(unet.config.attention_head_dim, recorded=records_attention(unet))
+    models.save_memory(checkpointing)
+    try:
+        forward = lambda: torch.func.functional_call(unet, tensors, kwargs=_inputs(models, side, dtype))  # noqa: E731
+        whole = _kept_bytes(forward, tensors.values(), scores)
+    finally:
+        models.save_memory(before)
     if not checkpointing:
         return whole
     # While it goes back, one block at a time is computed again.
     return whole + activation_bytes(models, side, False) // len(list(unet.down_blocks) + list(unet.up_blocks))
+
+
+def unet_precision(models: Models) -> torch.dtype:
+    """What the U-Net computes in."""
+    return models.precision if models.base_weights else models.unet_dtype
+
+
+def copied_bytes(models: Models) -> int:
+    """Bytes of what trains of the U-Net in the precision that it computes in, where that is another one."""
+    half = unet_precision(models)
+    trained = (p for p in models.unet.parameters() if p.requires_grad and p.dtype != half)
+    return sum(half.itemsize * parameter.numel() for parameter in trained)
+
+
+def _empty(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    dtype = dtype if tensor.is_floating_point() else tensor.dtype
+    return torch.empty_like(tensor, device="meta", dtype=dtype, requires_grad=tensor.requires_grad)
 
 
 def text_activation_bytes(encoder: TextEncoder, checkpointing: bool) -> int:
@@ -75,7 +102,7 @@ def text_activation_bytes(encoder: TextEncoder, checkpointing: bool) -> int:
     at_work = encoder.checkpointing
     encoder.save_memory(False)
     forward = lambda: torch.func.functional_call(encoder, empty, (ids,))  # noqa: E731
-    whole = _kept_bytes(forward, empty.values(), config.num_attention_heads)
+    whole = _kept_bytes(forward, empty.values(), _unstored(config.num_attention_heads))
     encoder.save_memory(at_work)
     if not checkpointing:
         return whole
@@ -88,8 +115,8 @@ def cast_bytes(encoder: TextEncoder) -> int:
     return sum(2 * layer.weight.numel() for layer in encoder.modules() if isinstance(layer, nn.Linear))
 
 
-def _kept_bytes(forward: Callable[[], object], weights: Iterable[Tensor], heads: int | tuple[int, ...]) -> int:
-    """Bytes that autograd keeps of `forward()` beside `weights` and the scores of attention."""
+def _kept_bytes(forward: Callable[[], object], weights: Iterable[Tensor], left_out: Callable[[Tensor], bool]) -> int:
+    """Bytes that autograd keeps of `forward()` beside `weights` and what is left out."""
     known = {weight.untyped_storage()._cdata for weight in weights}
     sizes: dict[int, int] = {}
     kept = []  # alive until the end, so that no two storages share an address
@@ -97,7 +124,7 @@ def _kept_bytes(forward: Callable[[], object], weights: Iterable[Tensor], heads:
     def pack(tensor: Tensor) -> Tensor:
         kept.append(tensor)
         storage = tensor.untyped_storage()
-        if storage._cdata not in known and not _is_scores(tensor, heads):
+        if storage._cdata not in known and not left_out(tensor):
             sizes[storage._cdata] = storage.nbytes()
         return tensor
 
@@ -106,19 +133,26 @@ def _kept_bytes(forward: Callable[[], object], weights: Iterable[Tensor], heads:
     return sum(sizes.values())
 
 
-def _inputs(models: Models, side: int) -> dict:
+def _inputs(models: Models, side: int, dtype: torch.dtype) -> dict:
     """What the U-Net is called with for one sample, without memory."""
     encoders = models.text_encoders
     parts = tuple(torch.zeros(1, 77, e.embedding.weight.shape[1], requires_grad=True, device="meta") for e in encoders)
     projection = encoders[-1].projection
     pooled = None if projection is None else torch.zeros(1, len(projection), device="meta")
     latents, timesteps = torch.zeros(1, 4, side, side, device="meta"), torch.zeros(1, device="meta")
-    return models.unet_inputs(latents, timesteps, Encoding(parts=parts, pooled=pooled))
+    return models.unet_inputs(latents, timesteps, Encoding(parts=parts, pooled=pooled), dtype)
 
 
-def _is_scores(tensor: Tensor, heads: int | tuple[int, ...]) -> bool:
+def _unstored(heads: int | tuple[int, ...], recorded: bool = False) -> Callable[[Tensor], bool]:
+    """Whether a tensor is scores of attention that a fused kernel never stores."""
     heads = (heads,) if isinstance(heads, int) else heads
-    return tensor.dim() >= 3 and tensor.shape[-3] in heads and tensor.shape[-1] in (tensor.shape[-2], 77)
+
+    def is_scores(tensor: Tensor) -> bool:
+        if tensor.dim() < 3 or tensor.shape[-3] not in heads:
+            return False
+        return tensor.shape[-1] == tensor.shape[-2] or (tensor.shape[-1] == LENGTH and not recorded)
+
+    return is_scores
 
 
 def fit(

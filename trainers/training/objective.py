@@ -1,7 +1,7 @@
 """The differentiable step: one module from a batch to named loss terms. It knows no method by name."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,28 @@ class Prediction:
 Loss = Callable[[Prediction], Tensor]
 
 
+class KnownPrompts:
+    """What text encoders that do not train make of prompts, each computed once.
+
+    Args:
+        encode: ids `[n, E, 77]` on the CPU to their encoding on the device.
+    """
+
+    def __init__(self, encode: Callable[[Tensor], Encoding]):
+        self.encode = encode
+        self.rows: dict[bytes, Encoding] = {}
+
+    def fill(self, batch: Batch) -> Batch:
+        """The batch with its encoding; one with preservation prompts, for encoders that do train, as it is."""
+        if batch.preservation_ids is not None:
+            return batch
+        keys = [row.numpy().tobytes() for row in batch.input_ids]
+        if not self.rows.keys() >= set(keys):
+            encoding = self.encode(batch.input_ids)
+            self.rows |= {key: encoding[i : i + 1].map(torch.clone) for i, key in enumerate(keys)}
+        return replace(batch, encoding=Encoding.joined([self.rows[key] for key in keys]))
+
+
 class Objective(nn.Module):
     """`forward(batch, noise, timesteps)` returns `{name: scalar}`, one entry per loss."""
 
@@ -42,7 +64,8 @@ class Objective(nn.Module):
     def predict(self, batch: Batch, noise: Tensor, timesteps: Tensor) -> Prediction:
         models, size = self.models, len(batch)
         ids = [ids for ids in (batch.input_ids, batch.preservation_ids) if ids is not None]
-        encoding = models.encode_ids(torch.cat(ids))  # one pass through the text encoder for both kinds of prompt
+        # One pass through the text encoder for both kinds of prompt.
+        encoding = batch.encoding or models.encode_ids(torch.cat(ids))
         noisy_latents = models.add_noise(batch.latents, noise, timesteps)
         return Prediction(
             model_pred=models.predict(noisy_latents, timesteps, encoding[:size]).float(),

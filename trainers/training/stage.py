@@ -25,6 +25,7 @@ class Stage:
     weight_decay: float = 1e-2
     moment_bits: int = 32  # of each of the two moments that AdamW remembers of a value
     after_step: Callable[[], None] = lambda: None
+    after_pass: Callable[[], None] = lambda: None  # after each forward and backward, even one that failed
 
     def parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for group in self.params for parameter in group["params"]]

@@ -1,15 +1,20 @@
 """On a graphics card: memory that really runs out, and memory that is really given back."""
 
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
 
 from personalize.tests.support import small
 from personalize.trainers.data.concept import Concept
+from personalize.trainers.device import SingleDevice
+from personalize.trainers.recipes.attndreambooth import PAPER
 from personalize.trainers.recipes.textboost import TextBoost
 from personalize.trainers.runs import train as training
 from personalize.trainers.runs.run import Run
+from personalize.trainers.training.loop import train_stage
+from personalize.trainers.training.optimizers import adamw
 
 pytestmark = [
     pytest.mark.gpu,
@@ -46,6 +51,44 @@ def test_where_memory_really_runs_out_less_goes_through_at_once(tmp_path, little
 def test_an_estimate_avoids_running_out(tmp_path, little_memory):
     said = train(tmp_path, batch_size=512, free_memory=lambda: LIMIT)
     assert not any(sentence.startswith("memory ran out") for sentence in said)
+
+
+def test_a_step_of_the_optimizer_takes_no_memory_for_itself():
+    """Beside the two moments, which it makes in its first step."""
+    parameter = torch.nn.Parameter(torch.zeros(2**24, device="cuda"))
+    parameter.grad = torch.ones_like(parameter)
+    optimizer = adamw([{"params": [parameter], "lr": 1e-3}], 0.0)
+    optimizer.step()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    optimizer.step()
+    assert torch.cuda.max_memory_allocated() - before < parameter.nbytes // 4
+
+
+@pytest.mark.parametrize("method", ["textboost", "attndreambooth"])
+def test_a_graph_learns_what_single_launches_learn(method):
+    """Losses and parameters of six steps within what two runs without a graph may differ by, in float32."""
+
+    def learned(graph):
+        recipe = {
+            "textboost": TextBoost(steps=6, batch_size=2, views=4, captions=("a red ball",)),
+            "attndreambooth": replace(PAPER, steps_3=6, batch_size_3=2, views=4),
+        }[method]
+        models, generator = small.models().to("cuda", torch.float32), torch.Generator().manual_seed(0)
+        models.notice = said.append
+        picture = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(5))
+        stages = recipe.stages(models, Concept(images=(picture,), resolution=64), generator)
+        *_, stage = (next(stages) for _ in range(1 if method == "textboost" else 3))
+        device = SingleDevice(device=torch.device("cuda"), graph=graph)
+        train_stage(stage, models, device, generator, on_step=lambda report, state: losses.append(report.loss))
+        stages.close()
+        return [parameter.detach().cpu() for parameter in stage.parameters()]
+
+    said, losses = [], []
+    plain, graphed = learned(False), learned(True)
+    assert said == []  # a graph was captured
+    assert losses[6:] == pytest.approx(losses[:6], rel=1e-4)
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in zip(plain, graphed, strict=True))
 
 
 def test_all_memory_comes_back(tmp_path):

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from personalize.tests.support import small
+from personalize.tests.trainers.recipes.test_attndreambooth import CONCEPT, recipe
 from personalize.trainers.data.concept import Concept
 from personalize.trainers.data.context import Context
 from personalize.trainers.device import SingleDevice
+from personalize.trainers.models.diffusion import Encoding
 from personalize.trainers.models.families import SD1, SD2
 from personalize.trainers.recipes import textboost, textboost2026
 from personalize.trainers.training import memory
@@ -102,3 +104,41 @@ def test_computing_twice_changes_nothing(name, family):
 
     plain, twice = trained(False), trained(True)
     assert all(torch.allclose(p, t, atol=1e-6) for p, t in zip(plain, twice, strict=True))
+
+
+def unet_bytes(models, stage, dtype):
+    """What autograd really keeps of the U-Net's pass for 1 and for 3 samples, beside its weights."""
+    weights = {p.untyped_storage().data_ptr() for p in models.unet.parameters()}
+    found = []
+    for n in (1, 3):
+        kept = {}
+
+        def pack(tensor, kept=kept):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+            return tensor
+
+        latents, states = torch.randn(n, 4, 8, 8), torch.randn(n, 77, 32, requires_grad=True)
+        device = SingleDevice(device=torch.device("cpu"), dtype=dtype)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), device.autocast():
+            models.predict(latents, torch.zeros(n).long(), Encoding(parts=(states,)))
+        found.append(sum(size for size, _ in kept.values()))
+        stage.after_pass()
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(("number", "weights"), [(1, "full"), (2, "full"), (3, "full"), (3, "lora")])
+def test_what_trains_of_the_unet_is_counted(number, weights, dtype):
+    """Recorded attention, LoRA and whole weights: per sample, and once for copies in half precision."""
+    models, generator = small.models().to("cpu", dtype), torch.Generator().manual_seed(0)
+    stages = recipe(run_stages="all", weights=weights).stages(models, CONCEPT, generator)
+    *_, stage = (next(stages) for _ in range(number))
+    freeze_all_but(stage, models)
+    one, three = unet_bytes(models, stage, dtype)
+    counted = memory.activation_bytes(models, 8, False)
+    assert counted / memory.MARGIN <= (three - one) / 2 <= memory.MARGIN * counted
+    copies = memory.copied_bytes(models)
+    assert copies == (2 * memory.trained_values(stage) if dtype != torch.float32 and number > 1 else 0)
+    stages.close()

@@ -1,0 +1,49 @@
+"""How often a checkpoint is written: as often as asked, unless it is so large that training would wait for it."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+SMALL = 256 * 2**20  # bytes; a state up to this size is written whenever it is asked for
+SHARE = 0.1  # of the time, at most, that is spent on writing larger ones
+
+
+@dataclass(kw_only=True)
+class Pace:
+    """Tells when the next checkpoint of a stage is due.
+
+    Attributes:
+        size: bytes of a checkpoint.
+        speed: bytes per second, from the parameters on the device to the file; a guess until one was written.
+    """
+
+    size: int
+    speed: float = 0.5e9
+    clock: Callable[[], float] = time.monotonic
+    idle_since: float = field(init=False)
+
+    def __post_init__(self):
+        self.idle_since = self.clock()
+
+    def due(self) -> bool:
+        """Whether training went on long enough that writing now takes no more than its share of the time."""
+        return self.size <= SMALL or SHARE * (self.clock() - self.idle_since) >= self.size / self.speed
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """While a checkpoint is copied and written."""
+        began = self.clock()
+        yield
+        self.idle_since = self.clock()
+        self.speed = self.size / max(self.idle_since - began, 1e-6)
+
+    def words(self) -> str:
+        """What is different for large checkpoints; "" for small ones."""
+        if self.size <= SMALL:
+            return ""
+        minutes = self.size / self.speed / SHARE / 60
+        return (
+            f"checkpoints of {self.size / 2**30:.1f} GB are written in at most {SHARE:.0%} of the time, the first one "
+            f"after about {minutes:.0f} minutes"
+        )
