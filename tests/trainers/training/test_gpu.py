@@ -8,6 +8,7 @@ import torch
 
 from personalize.tests.support import small
 from personalize.trainers.data.concept import Concept
+from personalize.trainers.data.context import Context
 from personalize.trainers.device import SingleDevice
 from personalize.trainers.recipes.attndreambooth import PAPER
 from personalize.trainers.recipes.textboost import TextBoost
@@ -75,12 +76,14 @@ def test_a_graph_learns_what_single_launches_learn(method):
             "attndreambooth": replace(PAPER, steps_3=6, batch_size_3=2, views=4),
         }[method]
         models, generator = small.models().to("cuda", torch.float32), torch.Generator().manual_seed(0)
-        models.notice = said.append
         picture = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(5))
-        stages = recipe.stages(models, Concept(images=(picture,), resolution=64), generator)
+        stages = recipe.stages(models, Concept(images=(picture,), resolution=64), generator, Context())
         *_, stage = (next(stages) for _ in range(1 if method == "textboost" else 3))
         device = SingleDevice(device=torch.device("cuda"), graph=graph)
-        train_stage(stage, models, device, generator, on_step=lambda report, state: losses.append(report.loss))
+        train_stage(
+            stage, models, device, generator, notice=said.append,
+            on_step=lambda report, state: losses.append(report.loss),
+        )  # fmt: skip
         stages.close()
         return [parameter.detach().cpu() for parameter in stage.parameters()]
 
