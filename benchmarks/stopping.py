@@ -113,7 +113,7 @@ class Copies:
     def __call__(self, entry: dict) -> None:
         if entry["stage_step"] == self.short:
             self.take("short", entry)
-        for name, monitor in of_stage(self.monitors, entry["stage"]).items():
+        for name, monitor in of_stage(self.monitors, entry["number"]).items():
             if name not in self.at and reason_to_stop(name, monitor, entry):
                 self.take(name, entry)
 
@@ -148,7 +148,7 @@ def cell(bench: Bench, metric_models, extractors: ExtractorCache, row: Row, numb
         models,
         folder / "run",
         checkpoint_every=0,
-        callbacks=Callbacks(on_entry=copies),
+        callbacks=Callbacks(on_step=lambda report: copies(report.entry())),
         cache=folder.parent / "cache",
     )
     copies.take("full", result.history[-1])

@@ -30,11 +30,11 @@ def labels() -> list[str]:
 
 
 def _label(folder: RunFolder) -> str:
-    about = folder.about()
-    settings = about.get("settings", {})
-    name = settings.get("concept", {}).get("placeholder_token", "?")
-    state = "" if about.get("complete") else ", broken off" if "stop_reason" in about else ", not finished"
-    return f"{name} {settings.get('method', '?')}, {about.get('steps', 0)} steps{state} {folder.path.name}"
+    info = folder.info()
+    if info is None:
+        return f"? damaged {folder.path.name}"
+    state = "" if info.complete else ", interrupted" if info.stop_reason else ", not finished"
+    return f"{info.placeholder_token} {info.settings['method']}, {info.steps} steps{state} {folder.path.name}"
 
 
 def find(label: object) -> RunFolder:

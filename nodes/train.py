@@ -154,7 +154,8 @@ def _train(
     progress = internals.ProgressBar(run.recipe.steps)
 
     def on_step(report) -> None:
-        progress.update_absolute(report.step, report.steps)
+        progress.update_absolute(report.stage_step, report.steps)
+        view.add(report.entry())
         say(view.words())
         check_interrupted()
 
@@ -172,7 +173,6 @@ def _train(
             on_preview=on_preview,
             on_notice=on_notice,
             on_warning=warn,
-            on_entry=view.add,
             finish=view.finish,
         )
         options |= {"model": model_fingerprint, "device": device, "callbacks": callbacks, "cache": cache_folder()}

@@ -57,7 +57,7 @@ class Live:
         return asked
 
     def add(self, entry: dict) -> None:
-        """A line of steps.jsonl: `Watcher.on_entry`."""
+        """Add a line of steps.jsonl."""
         if not self.last and entry["step"] > 1:  # a run that goes on: what its earlier stages were
             self.stages = {e["stage"]: e["steps"] for e in read(self.folder)[: entry["step"] - 1]}
         if self.last and entry["stage"] != self.last["stage"]:
@@ -109,10 +109,10 @@ class Live:
 def history(digest: str) -> dict | None:
     """What a picture of a run needs, of one that trains and of one that ended; `None` where there is none."""
     folder = folders.runs_folder() / digest
-    about = RunFolder(folder).about()
-    if not about:
+    info = RunFolder(folder).info()
+    if info is None:
         return None
-    entries, view, settings = read(folder, MOST), RUNNING.get(digest), about["settings"]
+    entries, view, settings = read(folder, MOST), RUNNING.get(digest), info.settings
     return {
         "run": digest,
         "method": settings.get("method"),
@@ -121,8 +121,8 @@ def history(digest: str) -> dict | None:
         "steps": view.steps() if view else entries[-1]["step"] if entries else 0,
         "seconds": entries[-1].get("seconds", 0) if entries else 0,
         "entries": [compact(entry) for entry in entries],
-        "stops": about.get("stops", []),
-        "stop_reason": "" if view else about.get("stop_reason", ""),
+        "stops": info.stops,
+        "stop_reason": "" if view else info.stop_reason,
         "running": view is not None,
         "previews": previews(folder),
     }

@@ -60,7 +60,7 @@ def runs(server):
     return {
         each.path: (each.path / "steps.jsonl").stat().st_mtime_ns
         for each in found
-        if each.about()["settings"].get("seed") == SEED
+        if each.info().settings.get("seed") == SEED
     }
 
 

@@ -27,6 +27,7 @@ from ..runs.train import train
 from ..settings import changed
 from ..text import captions_of, quoted
 from ..training.memory import MemoryPlan
+from ..training.stage import StepReport
 
 METHOD_NAMES = {name.lower().replace(" ", "-"): presets for name, presets in METHODS.items()}
 WORDS = [f for f in dataclasses.fields(Concept) if f.name not in NOT_WORDS and isinstance(f.default, (str, int))]
@@ -173,9 +174,9 @@ def value_of(default: object, text: str) -> object:
         return text
 
 
-def progress(say: Say, steps: int, entry: dict) -> None:
-    if entry["step"] == 1 or entry["step"] % 10 == 0:
-        say(f"{entry['stage']}: step {entry['step']} of {steps}, loss {entry['loss']:.4f}")
+def progress(say: Say, steps: int, report: StepReport) -> None:
+    if report.step == 1 or report.step % 10 == 0:
+        say(f"{report.stage}: step {report.step} of {steps}, loss {report.loss:.4f}")
 
 
 def train_command(
@@ -188,7 +189,7 @@ def train_command(
         device=device,
         memory_plan=MemoryPlan(micro_batch_size=micro_batch_size),
         free_memory=(lambda: torch.cuda.mem_get_info(device.device)[0]) if card else None,
-        callbacks=Callbacks(on_entry=partial(progress, say, run.recipe.steps), on_notice=say),
+        callbacks=Callbacks(on_step=partial(progress, say, run.recipe.steps), on_notice=say),
         **options,
     )  # fmt: skip
 

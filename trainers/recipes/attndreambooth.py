@@ -126,6 +126,7 @@ class AttnDreamBooth:
                 rate = self._of(number, "learning_rate")
                 yield Stage(
                     name=f"attndreambooth {number}",
+                    number=number,
                     steps=self._of(number, "steps"),
                     batch_size=size,
                     params=[{"params": params, "lr": rate, "max_grad_norm": self.max_grad_norm}],

@@ -16,5 +16,4 @@ class Callbacks:
     on_preview: Callable[[int, Image.Image], None] = lambda step, picture: None
     on_notice: Callable[[str], None] = lambda sentence: None
     on_warning: Callable[[str], None] = lambda sentence: None  # what the user should set differently
-    on_entry: Callable[[dict], None] = lambda entry: None  # every line of steps.jsonl, as it is written
     finish: Callable[[], bool] = lambda: False  # asked after every step: whether to end the stage with what it learned

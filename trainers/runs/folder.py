@@ -4,7 +4,7 @@
     states/step_000050/lora.safetensors, clip.safetensors    states to pick from, where a monitor scores them
 
 Every file but the log is written beside and renamed. A process that is killed at any moment leaves a folder that can
-be resumed or, if nothing was learned yet, begun again. Its pictures are kept.py's.
+be resumed or, if nothing was learned yet, begun again. Its images are saved_images.py's, run.json is info.py's.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from ..data.concept import Concept
 from ..training import state
 from ..training.state import StageState
 from . import saved_images
+from .info import RunInfo
 from .result import RunResult
 
 CHECKPOINTS_KEPT = 2  # the newest, and the one before it in case the newest is damaged
@@ -60,23 +61,19 @@ class RunFolder:
 
     # -- before and while training
 
-    def start(self, about: dict, concept: Concept) -> None:
+    def start(self, info: RunInfo, concept: Concept) -> None:
         """run.json, the pictures learned from, and room for previews and checkpoints."""
         for name in ("previews", "checkpoints"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
         saved_images.write(concept, self.path)
-        self._write_json({**about, "complete": False})
+        info.write(self.path)
 
     def save_picture(self, picture: Image.Image, name: str) -> None:
         files.save_png(picture, self.path / name)
 
-    def about(self) -> dict:
-        """run.json; empty where there is none that can be read, or another program wrote something else."""
-        try:
-            about = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-            return about if isinstance(about["settings"]["concept"]["placeholder_token"], str) else {}
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            return {}
+    def info(self) -> RunInfo | None:
+        """What run.json says; `None` where there is none that can be read."""
+        return RunInfo.read(self.path)
 
     def history(self, steps: int) -> list[dict]:
         """The first `steps` entries of the log; what a killed process left behind them does not count.
@@ -137,14 +134,14 @@ class RunFolder:
         best, stages = self, ()
         for path in self.path.parent.iterdir() if lineage else ():
             other = RunFolder(path)
-            if path != self.path and other.about().get("lineage") == lineage:
+            if path != self.path and (info := other.info()) and info.lineage == lineage:
                 theirs = other.last_state(before=steps - 1)
                 best, stages = (other, theirs) if total_steps(theirs) > total_steps(stages) else (best, stages)
         return best, stages
 
     # -- results
 
-    def finish(self, result: RunResult, stages: tuple[StageState, ...], about: dict) -> None:
+    def finish(self, result: RunResult, stages: tuple[StageState, ...], info: RunInfo) -> None:
         """The learned weights, and run.json last: only a run that says so is complete.
 
         The checkpoints of a complete run, with the optimizer's moments, are deleted; its last state stays for a run
@@ -154,7 +151,7 @@ class RunFolder:
         if result.complete and sum(p.nbytes for stage in stages for p in stage.params) <= LAST_AT_MOST:
             state.save(stages, self.path / "last.safetensors")
         end = {"complete": result.complete, "stop_reason": result.stop_reason, "seconds": result.seconds}
-        self._write_json({**about, **end, "steps": len(result.history), "stops": result.stops})
+        replace(info, **end, steps=len(result.history), stops=result.stops).write(self.path)
         if result.complete:
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
@@ -165,13 +162,13 @@ class RunFolder:
             partial: also what a run learned before it was broken off.
             step: what `save_result` kept after this step; 0 for the end.
         """
-        about = self.about()
-        if not about.get("complete") and not (partial and "stop_reason" in about):
+        info = self.info()
+        if not info or not (info.complete or (partial and info.stop_reason)):
             return None
         try:
             place = self._of_step(step) if step else self.path
             lora, learned = (files.tensors(place / f"{name}.safetensors")[0] for name in ("lora", "clip"))
-            result = RunResult.read(about, lora, learned, self.path, self.history(about["steps"]))
+            result = RunResult.read(info, lora, learned, self.path, self.history(info.steps))
             return replace(result, picked=step) if result.tokens else None
         except (OSError, SafetensorError, LookupError, TypeError, ValueError):
             return None
@@ -195,9 +192,32 @@ class RunFolder:
             with files.replaced(place / f"{name}.safetensors") as beside:
                 save_file(tensors, beside, metadata=header)
 
-    def _write_json(self, data: dict) -> None:
-        with files.replaced(self.path / "run.json") as beside:
-            beside.write_text(json.dumps(data, indent=2), encoding="utf-8")
+
+class StepLog:
+    """steps.jsonl while a run trains: the lines in memory are those on the disk."""
+
+    def __init__(self, folder: RunFolder, entries: list[dict]):
+        self.folder = folder
+        self._write(entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def append(self, entry: dict) -> None:
+        self.entries.append(entry)
+        self.file.write(json.dumps(entry) + "\n")
+        self.file.flush()
+
+    def rewind(self, steps: int) -> None:
+        """Forget what came after `steps`."""
+        self.close()
+        self._write(self.entries[:steps])
+
+    def _write(self, entries: list[dict]) -> None:
+        self.entries, self.file = entries, self.folder.log(entries)
+
+    def close(self) -> None:
+        self.file.close()
 
 
 def total_steps(stages: tuple[StageState, ...]) -> int:

@@ -13,6 +13,7 @@ from ..stopping.monitor import FixedSteps, Monitor
 from ..stopping.pick_by_score import PickByScore
 from ..text import quoted
 from . import saved_images
+from .info import RunInfo
 from .run import NOT_WORDS, RUN_FORMAT, Run
 
 RECIPES = {type(preset).__name__: type(preset) for presets in METHODS.values() for preset in presets.values()}
@@ -27,8 +28,7 @@ def read(path: Path) -> Run:
         ValueError: it is no run.json, or one of another version; or a picture is missing.
     """
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        settings = dict(about["settings"])
+        settings = RunInfo.parse(json.loads(path.read_text(encoding="utf-8"))).settings
         concept, recipe = dict(settings["concept"]), dict(settings["recipe"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"{path.name} is no description of a run: give the run.json of a run's folder.") from error

@@ -1,13 +1,14 @@
 """What a run learned, as data on the CPU."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from ..formats import kohya, metadata
 from ..formats.foreign import DAMAGED
+from .info import RunInfo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,34 +40,34 @@ class RunResult:
         return self.settings["concept"]["placeholder_token"]
 
     @classmethod
-    def read(cls, about: dict, lora: dict[str, Tensor], learned: dict[str, Tensor], folder: Path, history: list[dict]):
-        """What files hold.
+    def read(
+        cls, info: RunInfo, lora: dict[str, Tensor], learned: dict[str, Tensor], folder: Path, history: list[dict]
+    ) -> "RunResult":
+        """The result that a run's files hold.
 
         Args:
-            about: as in run.json: settings, dataset, stop_reason, seconds, complete; newer ones: origin, stops, picked.
-            learned: as `export.carried` gives it.
+            learned: as `kohya.carried` gives it.
 
         Raises:
             LookupError, TypeError, ValueError: something is missing or is not what it should be.
         """
         tokens, fixed_outputs, adapters = kohya.read_carried(learned)
-        if tokens and about["settings"]["concept"]["placeholder_token"] not in tokens:
-            raise LookupError("the new word")
+        if tokens and info.placeholder_token not in tokens:
+            raise LookupError("the placeholder token")
         return cls(
             folder=folder,
-            settings=about["settings"],
-            dataset=about["dataset"],
+            settings=info.settings,
+            dataset=info.dataset,
             lora=lora,
             tokens=tokens,
             fixed_outputs=fixed_outputs,
             adapters=adapters,
             history=history,
-            stop_reason=about["stop_reason"],
-            seconds=about["seconds"],
-            complete=about["complete"],
-            origin={str(name): str(value) for name, value in dict(about.get("origin", {})).items()},
-            stops=[dict(stop) for stop in about.get("stops", [])],
-            picked=int(about.get("picked", 0)),
+            stop_reason=info.stop_reason,
+            seconds=info.seconds,
+            complete=info.complete,
+            origin={str(name): str(value) for name, value in info.origin.items()},
+            stops=info.stops,
         )
 
     def learned(self) -> dict[str, Tensor]:
@@ -108,11 +109,9 @@ def read_complete(state: dict[str, Tensor], header: dict[str, str], file: Path) 
     try:
         about = json.loads(header["personalize"])
         lora, learned = kohya.read_complete(state)
-        result = RunResult.read(about, lora, learned, file.with_suffix(""), list(about["history"]))
-        whole = result.learned().keys() == learned.keys()
-        texts = (result.settings["method"], result.placeholder_token, result.dataset, result.stop_reason)
-        whole &= all(isinstance(text, str) for text in texts) and isinstance(result.seconds, (int, float))
-        whole &= all(isinstance(entry, dict) for entry in result.history)
+        result = RunResult.read(RunInfo.parse(about), lora, learned, file.with_suffix(""), list(about["history"]))
+        result = replace(result, picked=int(about["picked"]))
+        whole = result.learned().keys() == learned.keys() and all(isinstance(e, dict) for e in result.history)
     except (LookupError, TypeError, ValueError, RecursionError):
         whole = False
     if not whole:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from ..data.concept import Concept
 from ..training.state import StageState
 from .folder import RunFolder
+from .info import RunInfo
 from .result import RunResult
 
 
@@ -33,9 +34,9 @@ class SharedFolder(RunFolder):
         with together():
             return super().ancestor(lineage, steps)
 
-    def start(self, about: dict, concept: Concept) -> None:
+    def start(self, info: RunInfo, concept: Concept) -> None:
         if self.writes:
-            super().start(about, concept)
+            super().start(info, concept)
 
     def save_picture(self, picture, name: str) -> None:
         if self.writes:
@@ -52,9 +53,9 @@ class SharedFolder(RunFolder):
         if self.writes:
             super().save_result(result, step)
 
-    def finish(self, result: RunResult, stages: tuple[StageState, ...], about: dict) -> None:
+    def finish(self, result: RunResult, stages: tuple[StageState, ...], info: RunInfo) -> None:
         if self.writes:
-            super().finish(result, stages, about)
+            super().finish(result, stages, info)
 
 
 @contextlib.contextmanager

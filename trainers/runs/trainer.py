@@ -22,12 +22,12 @@ from ..training.optimizers import bytes_per_value
 from ..training.stage import Diverged, Stage, StepReport
 from ..training.state import StageState
 from .callbacks import Callbacks
-from .folder import CHECKPOINTS_KEPT, RunFolder, total_steps
+from .folder import CHECKPOINTS_KEPT, RunFolder, StepLog, total_steps
+from .info import RunInfo
 from .pace import Pace
 from .preview import Preview, draw_if_it_fits
 from .result import RunResult
 from .run import Run
-from .step_log import StepLog
 
 
 @dataclass(kw_only=True)
@@ -81,19 +81,21 @@ class Trainer:
     def _begin(self) -> tuple[StageState, ...]:
         """The stages that an earlier process got through, here or in a run with fewer steps."""
         settings, lineage = self.run.settings(), self.run.lineage(self.model)
-        self.about = {"settings": settings, "dataset": self.run.dataset(), "model": self.model, "lineage": lineage}
-        self.about["origin"] = metadata.origin(
-            self.models, len(self.run.concept.images), self.run.concept.at_resolution(self.models.resolution)
-        )
+        concept, continued = self.run.concept, ""
         source, earlier = self.folder, self.folder.last_state()
         if not earlier:
             source, earlier = self.folder.ancestor(lineage, self.run.recipe.steps if lineage else 0)
         if source is not self.folder:
             moments = "" if earlier[-1].optimizer else ", with new optimizer moments"
-            self.about["continued_from"] = f"step {total_steps(earlier)} of run {source.path.name}{moments}"
-        elif continued := self.folder.about().get("continued_from"):
-            self.about["continued_from"] = continued
-        self.folder.start(self.about, self.run.concept)
+            continued = f"step {total_steps(earlier)} of run {source.path.name}{moments}"
+        elif known := self.folder.info():
+            continued = known.continued_from
+        origin = metadata.origin(self.models, len(concept.images), concept.at_resolution(self.models.resolution))
+        self.info = RunInfo(
+            settings=settings, dataset=self.run.dataset(), model=self.model, lineage=lineage, origin=origin,
+            continued_from=continued,
+        )  # fmt: skip
+        self.folder.start(self.info, concept)
         self.log = StepLog(self.folder, source.history(total_steps(earlier)))
         if earlier:
             self.callbacks.on_notice(f"going on after step {len(self.log)}")
@@ -102,7 +104,7 @@ class Trainer:
     def _announce(self, stage: Stage) -> None:
         """Say what the stage will take; stop here if the disk or the memory cannot hold it."""
         kept = bytes_per_value(stage.moment_bits) * (CHECKPOINTS_KEPT + 1)  # one being written
-        watching = stopping.of_stage(self.run.stopper, stage.name).values()
+        watching = stopping.of_stage(self.run.stopper, stage.number).values()
         kept += sum(4 * -(-stage.steps // monitor.every) for monitor in watching if monitor.keep == "all")
         most = kept * trained_values(stage)
         free = shutil.disk_usage(self.folder.path).free
@@ -125,7 +127,9 @@ class Trainer:
             try:
                 begin = train_stage(
                     stage, self.models, self.device, generator,
-                    micro_batch_size=self.room.memory_plan.micro_batch_size, start=begin, on_step=self._after_step,
+                    micro_batch_size=self.room.memory_plan.micro_batch_size, start=begin,
+                    earlier=(total_steps(self.done), sum(stage.seconds for stage in self.done)),
+                    on_step=self._after_step,
                     should_stop=self._should_stop, notice=self.context.notice,
                 )  # fmt: skip
                 break
@@ -172,28 +176,22 @@ class Trainer:
         return begin
 
     def _after_step(self, report: StepReport, capture: Callable[[], StageState]) -> None:
-        earlier = sum(stage.seconds for stage in self.done)
-        seen = report.step, self._entries()
-        report = dataclasses.replace(report, measures=self.device.agreed(self.watch.evaluate(*seen)))
-        entry = {**dataclasses.asdict(report), "step": len(self.log) + 1, "stage_step": report.step}
-        entry["seconds"] += earlier
-        if report.step == 1:
-            entry["start"] = self.watch.start
-        entry = {name: value for name, value in entry.items() if value != {}}
-        self.log.append(entry)
+        measures = self.device.agreed(self.watch.evaluate(report.stage_step, self._entries()))
+        start = self.watch.start if report.stage_step == 1 else {}
+        report = dataclasses.replace(report, measures=measures, start=start)
+        self.log.append(report.entry())
         self.watch.keep(self._entries())
 
         def whole() -> StageState:
             return dataclasses.replace(capture(), best=self.watch.best)
 
-        if self.watch.keeps(entry):  # before any checkpoint of this step: who goes on from there needs it
-            self.folder.save_result(self._result(entry["seconds"], "", False), len(self.log))
+        if self.watch.keeps(report):  # before any checkpoint of this step: who goes on from there needs it
+            self.folder.save_result(self._result(report.seconds, "", False), len(self.log))
         try:
             if self.checkpoint_every and len(self.log) % self.checkpoint_every == 0 and self.pace.due():
                 with self.pace.writing():
                     self.folder.save_state((*self.done, whole()))
             self._show(len(self.log))
-            self.callbacks.on_entry(entry)
             self.callbacks.on_step(report)
         except BaseException:
             with contextlib.suppress(OSError, SafetensorError):  # a full disk must not hide what happened
@@ -230,7 +228,7 @@ class Trainer:
 
     def _finish(self, stages: tuple[StageState, ...], reason: str, complete: bool = True) -> RunResult:
         result = self._result(sum(stage.seconds for stage in stages), reason, complete)
-        self.folder.finish(result, stages, self.about)
+        self.folder.finish(result, stages, self.info)
         return result
 
     def _result(self, seconds: float, reason: str, complete: bool) -> RunResult:
@@ -238,8 +236,8 @@ class Trainer:
         encoders = self.models.text_encoders
         return RunResult(
             folder=self.folder.path,
-            settings=self.about["settings"],
-            dataset=self.about["dataset"],
+            settings=self.info.settings,
+            dataset=self.info.dataset,
             lora=kohya.lora(self.models),
             tokens=kohya.token_vectors(self.models),
             fixed_outputs=tuple(e.fixed_outputs.cpu() for e in encoders if e.fixed_outputs is not None),
@@ -248,6 +246,6 @@ class Trainer:
             stop_reason=reason,
             seconds=seconds,
             complete=complete,
-            origin=self.about["origin"],
+            origin=self.info.origin,
             stops=self.stops,
         )

@@ -20,7 +20,7 @@ from ..data.context import Context
 from ..device import SingleDevice
 from ..models.diffusion import Models
 from ..settings import setting
-from ..training.stage import Stage
+from ..training.stage import Stage, StepReport
 
 STAGES = ("all", "1", "2", "3")
 KEEP = ("last", "best")
@@ -136,7 +136,7 @@ class StageMonitors:
         best: tuple[Tensor, ...] = (),
     ):
         """Look at the stage before its first step, unless its log already has lines."""
-        self.monitors = of_stage(monitors, stage_context.stage.name)
+        self.monitors = of_stage(monitors, stage_context.stage.number)
         self.evaluators = {name: monitor.evaluator(stage_context) for name, monitor in self.monitors.items()}
         self.keeper = next((name for name, monitor in self.monitors.items() if monitor.keep == "best"), "")
         self.params, self.best = stage_context.stage.parameters(), best
@@ -163,10 +163,9 @@ class StageMonitors:
         if self.keeper and best_step(self.keeper, self.monitors[self.keeper], entries) == entries[-1]["stage_step"]:
             self.best = tuple(parameter.detach().to("cpu", copy=True) for parameter in self.params)
 
-    def keeps(self, entry: dict) -> bool:
-        """Whether a monitor wants the state after this line of the log to be kept beside others."""
-        found = entry.get("measures", {})
-        return any(monitor.keep == "all" and name in found for name, monitor in self.monitors.items())
+    def keeps(self, report: StepReport) -> bool:
+        """Whether a monitor wants the state after this step to be kept next to others."""
+        return any(monitor.keep == "all" and name in report.measures for name, monitor in self.monitors.items())
 
     def acts(self, entry: dict) -> bool:
         """Whether a monitor ends the stage after this line of the log."""
@@ -175,11 +174,11 @@ class StageMonitors:
         )
 
 
-def of_stage(monitors: Sequence[Monitor], stage: str) -> dict[str, Monitor]:
-    """Those that watch the stage of this name, by their own names, a number behind the second of a kind."""
+def of_stage(monitors: Sequence[Monitor], number: int) -> dict[str, Monitor]:
+    """The monitors that watch the stage of this number, by their own names, with a count behind a second one."""
     named: dict[str, Monitor] = {}
     for monitor in monitors:
-        if monitor.stage in ("all", stage.split()[-1]):
+        if monitor.stage in ("all", str(number)):
             count = 1 + sum(type(other) is type(monitor) for other in named.values())
             named[monitor.name if count == 1 else f"{monitor.name} {count}"] = monitor
     return named
@@ -188,7 +187,7 @@ def of_stage(monitors: Sequence[Monitor], stage: str) -> dict[str, Monitor]:
 def stops(monitors: Sequence[Monitor], stage: Stage, entries: list[dict]) -> list[dict]:
     """Where each monitor fired first in a stage that has ended, whether it acted or only noted it."""
     found = []
-    for name, monitor in of_stage(monitors, stage.name).items():
+    for name, monitor in of_stage(monitors, stage.number).items():
         fired = ((entry, reason) for entry in entries if (reason := reason_to_stop(name, monitor, entry)))
         found += [_stop(name, *first, monitor.stop_training) for first in itertools.islice(fired, 1)]
     if len(entries) < stage.steps and not any(stop["acted"] for stop in found):
@@ -205,7 +204,7 @@ def ending(monitors: Sequence[Monitor], stage: Stage, entries: list[dict], found
     acted = [stop for stop in found if stop["acted"]]
     who = [f"{'' if stop['monitor'] == STOPPED_BY_USER else stop['monitor'] + ', '}{stop['reason']}" for stop in acted]
     words = [f"{stage.name} ended after step {entries[-1]['stage_step']}: {' and '.join(who)}"] if who else []
-    for name, monitor in of_stage(monitors, stage.name).items():
+    for name, monitor in of_stage(monitors, stage.number).items():
         if monitor.keep == "best" and (step := best_step(name, monitor, entries)):
             words.append(f"of {stage.name} the state after step {step} is kept, the best by {name}")
             break

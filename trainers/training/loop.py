@@ -26,6 +26,7 @@ def train_stage(
     *,
     micro_batch_size: int = 0,
     start: StageState | None = None,
+    earlier: tuple[int, float] = (0, 0.0),
     on_step: Callable[[StepReport, Callable[[], StageState]], None] = lambda report, state: None,
     should_stop: Callable[[StepReport], bool] = lambda report: False,
     notice: Callable[[str], None] = lambda sentence: None,
@@ -36,6 +37,7 @@ def train_stage(
         generator: draws the noise; every random number of a run comes from it.
         micro_batch_size: samples that go through the model at once; gradients add up to those of the whole batch.
         start: go on from here instead of from the beginning.
+        earlier: steps and seconds of the stages before this one.
         on_step: called after every step with its report and a function that copies the state, to be called at once or
             not at all; an exception it raises ends the training.
         notice: is told in a sentence why something quicker could not be done.
@@ -70,7 +72,10 @@ def train_stage(
         if not math.isfinite(loss):
             raise Diverged(step, loss)
         seconds = before + time.perf_counter() - started
-        report = StepReport(step=step, steps=stage.steps, stage=stage.name, loss=loss, terms=terms, seconds=seconds)
+        report = StepReport(
+            step=earlier[0] + step, stage=stage.name, number=stage.number, stage_step=step, steps=stage.steps,
+            loss=loss, terms=terms, seconds=earlier[1] + seconds,
+        )  # fmt: skip
         on_step(report, partial(capture, step, seconds, *trained))
         if should_stop(report):
             break

@@ -1,7 +1,7 @@
 """A stage of a training as data: what trains, on what, against which losses; and one step's record."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ class Stage:
 
     name: str
     steps: int
+    number: int = 1  # among the method's stages: what monitors choose a stage by
     batch_size: int  # samples of one step, however it is split
     params: list[dict]  # optimizer groups, the only statement of what trains; "max_grad_norm" clips a group
     batches: Iterator[Batch]  # with no memory of its own but the run's generator, so that a run can be resumed
@@ -33,15 +34,22 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What a step tells the outside."""
+    """The one record of a step: a line of steps.jsonl, and what callbacks receive."""
 
-    step: int  # steps done so far
-    steps: int
-    stage: str
+    step: int  # steps done so far, of all stages
+    stage: str  # its name
+    number: int  # of the stage, among the method's
+    stage_step: int  # steps done so far of this stage
+    steps: int  # of this stage, if nothing ends it early
     loss: float
-    terms: dict[str, float]
-    seconds: float  # since the stage began
-    measures: dict[str, dict[str, float]] = field(default_factory=dict)  # by monitor, after this step
+    terms: dict[str, float]  # each loss by name, unweighted
+    seconds: float  # of training so far, of all stages
+    measures: dict[str, dict] = field(default_factory=dict)  # by monitor, after this step
+    start: dict[str, dict] = field(default_factory=dict)  # the same before the stage's first step
+
+    def entry(self) -> dict:
+        """The report as a line of steps.jsonl holds it; without what no monitor measured."""
+        return {name: value for name, value in asdict(self).items() if value != {}}
 
 
 class Diverged(FloatingPointError):

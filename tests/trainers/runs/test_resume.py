@@ -159,8 +159,8 @@ def test_more_steps_go_on_where_fewer_ended(tmp_path):
     train(tmp_path / "finished" / "short")
     train(tmp_path / "finished" / "long", whole, callbacks=callbacks)
     assert steps == [8, 9]
-    about = RunFolder(tmp_path / "finished" / "long").about()
-    assert about["continued_from"] == "step 7 of run short, with new optimizer moments"
+    about = RunFolder(tmp_path / "finished" / "long").info()
+    assert about.continued_from == "step 7 of run short, with new optimizer moments"
     assert learned(tmp_path / "finished" / "long")[1][:7] == learned(tmp_path / "whole" / "run")[1][:7]
 
 

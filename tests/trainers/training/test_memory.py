@@ -133,7 +133,7 @@ def unet_bytes(models, stage, dtype):
 def test_what_trains_of_the_unet_is_counted(number, weights, dtype):
     """Recorded attention, LoRA and whole weights: per sample, and once for copies in half precision."""
     models, generator = small.models().to("cpu", dtype), torch.Generator().manual_seed(0)
-    stages = recipe(run_stages="all", weights=weights).stages(models, CONCEPT, generator)
+    stages = recipe(run_stages="all", fine_tuning=weights).stages(models, CONCEPT, generator, Context())
     *_, stage = (next(stages) for _ in range(number))
     freeze_all_but(stage, models)
     one, three = unet_bytes(models, stage, dtype)

@@ -9,6 +9,7 @@ from personalize.tests.support import small
 from personalize.tests.trainers.runs.test_resume import FAST, train
 from personalize.trainers.data.class_images import class_images_of
 from personalize.trainers.data.concept import Concept
+from personalize.trainers.data.context import Context
 from personalize.trainers.device import is_out_of_memory
 from personalize.trainers.models import sampler
 from personalize.trainers.runs import train as training
@@ -117,5 +118,5 @@ def test_class_pictures_are_drawn_fewer_at_once_where_memory_runs_out(monkeypatc
 
     monkeypatch.setattr(sampler, "sample_ids", limited)
     concept = Concept(images=(torch.rand(3, 32, 32),), resolution=32)
-    class_images_of(small.models(), concept, seed=0, count=8, steps=1)
+    class_images_of(small.models(), concept, Context(), seed=0, count=8, steps=1)
     assert sizes == [8, 4, 2]

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from personalize.tests.support import small
 from personalize.tests.trainers.recipes.test_attndreambooth import CONCEPT, recipe
+from personalize.trainers.data.context import Context
 from personalize.trainers.device import SingleDevice
 from personalize.trainers.training.cuda_graph import GraphedPass
 from personalize.trainers.training.loop import draw, run_pass, train_stage
@@ -21,7 +22,7 @@ CPU = SingleDevice(device=torch.device("cpu"))
 def last_stage(dtype=torch.float32, **changes):
     """The models and the third stage of AttnDreamBooth, with its generator; the last keeps attention recorded."""
     models, generator = small.models().to("cpu", dtype), torch.Generator().manual_seed(0)
-    stages = recipe(run_stages="all", **changes).stages(models, CONCEPT, generator)
+    stages = recipe(run_stages="all", **changes).stages(models, CONCEPT, generator, Context())
     *_, stage = (next(stages) for _ in range(3))
     return models, stage, generator, stages
 
@@ -151,7 +152,7 @@ class Casts(TorchDispatchMode):
 def test_in_half_precision_what_trains_is_cast_once_per_pass(weights):
     """Once on the way there and its gradient once on the way back; activations stay as they are but for timesteps,
     statistics of attention and the losses."""
-    models, stage, generator, stages = last_stage(dtype=torch.bfloat16, weights=weights)
+    models, stage, generator, stages = last_stage(dtype=torch.bfloat16, fine_tuning=weights)
     freeze_all_but(stage, models)
     objective = Objective(models, {name: loss for name, (_, loss) in stage.losses.items()})
     device = SingleDevice(device=torch.device("cpu"), dtype=torch.bfloat16)
@@ -167,7 +168,7 @@ def test_in_half_precision_what_trains_is_cast_once_per_pass(weights):
 def test_encoders_that_do_not_train_read_a_prompt_once(number, passes):
     """Of two steps: stage 1 trains the word, so its prompt is another in each; stages 2 and 3 do not."""
     models, generator = small.models(), torch.Generator().manual_seed(0)
-    stages = recipe(run_stages="all").stages(models, CONCEPT, generator)
+    stages = recipe(run_stages="all").stages(models, CONCEPT, generator, Context())
     *_, stage = (next(stages) for _ in range(number))
     calls = []
     models.text_encoders[0].register_forward_hook(lambda *seen: calls.append(1))

@@ -1,0 +1,73 @@
+"""run.json as a type: what a run is, and how far it came. Read and written here, and nowhere else."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from .. import files
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """A run's description.
+
+    Attributes:
+        settings: as `Run.settings` gives them.
+        dataset: digest of the reference images and masks.
+        model: fingerprint of the weights that the run started from.
+        lineage: what runs share that differ in their number of steps alone; see `Run.lineage`.
+        origin: what the files say of the base model and the images; see `metadata.origin`.
+        continued_from: the run and the step that this one began at, in words; empty if it began at step 0.
+        complete: False until the training ended; an interrupted run resumes.
+        stop_reason: how it ended or was interrupted, in words; empty while it has not.
+        seconds: of training.
+        steps: that led to what was learned.
+        stops: where monitors fired; see `monitor.stops`.
+    """
+
+    settings: dict
+    dataset: str
+    model: str = ""
+    lineage: str = ""
+    origin: dict = field(default_factory=dict)
+    continued_from: str = ""
+    complete: bool = False
+    stop_reason: str = ""
+    seconds: float = 0.0
+    steps: int = 0
+    stops: list = field(default_factory=list)
+
+    @property
+    def placeholder_token(self) -> str:
+        return self.settings["concept"]["placeholder_token"]
+
+    @classmethod
+    def parse(cls, values: object) -> "RunInfo":
+        """The description that plain JSON values hold; keys of other names are left out.
+
+        Raises:
+            LookupError, TypeError, ValueError: something is missing or is not of its type.
+        """
+        known = {each.name: dict(values)[each.name] for each in fields(cls) if each.name in dict(values)}
+        info = cls(**known)
+        for each in fields(cls):
+            value, kind = getattr(info, each.name), (int, float) if each.type is float else each.type
+            if not isinstance(value, kind) or (isinstance(value, bool) and each.type is not bool):
+                raise TypeError(f"{each.name} is {type(value).__name__}")
+        if not isinstance(info.placeholder_token, str) or not isinstance(info.settings["method"], str):
+            raise TypeError("a name is no text")
+        if not all(isinstance(stop, dict) for stop in info.stops):
+            raise TypeError("a stop is no object")
+        return info
+
+    @classmethod
+    def read(cls, folder: Path) -> "RunInfo | None":
+        """The description in a run's folder; `None` where there is none that can be read."""
+        try:
+            return cls.parse(json.loads((folder / "run.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return None
+
+    def write(self, folder: Path) -> None:
+        with files.replaced(folder / "run.json") as beside:
+            beside.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
