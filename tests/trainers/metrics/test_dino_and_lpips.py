@@ -70,11 +70,20 @@ def test_a_timm_file_scores_as_timm_does(shelf, folder, pictures):
     assert scores.tolist() == pytest.approx(expected, abs=1e-5) and max(expected) - min(expected) > 1e-3
 
 
+def resized(picture, height, width):
+    """uint8 of shape (3, height, width), by what transformers resizes with: torchvision; before version 5, Pillow."""
+    import transformers
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2.functional import pil_to_tensor, resize
+
+    if transformers.__version__ < "5":
+        return pil_to_tensor(picture.resize((width, height), Image.Resampling.BICUBIC))
+    return resize(pil_to_tensor(picture), [height, width], InterpolationMode.BICUBIC, antialias=True)
+
+
 @torch.no_grad()
 def test_a_transformers_folder_scores_as_transformers_does(shelf, folder, pictures):
     """The class token, with what the library's processor does written out: size, crop, scale, mean, deviation."""
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.v2.functional import resize
     from transformers import Dinov2Model
 
     model = Dinov2Model.from_pretrained(folder / "dinov2").eval()
@@ -84,8 +93,7 @@ def test_a_transformers_folder_scores_as_transformers_does(shelf, folder, pictur
     for picture in pictures:
         scale = 32 / min(picture.size)
         height, width = (max(32, int(length * scale)) for length in reversed(picture.size))
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-        pixels = resize(pixels, [height, width], InterpolationMode.BICUBIC, antialias=True)
+        pixels = resized(picture, height, width)
         top, left = (height - 28) // 2, (width - 28) // 2
         pixels = pixels[:, top : top + 28, left : left + 28].float() / 255
         vectors.append(model(((pixels - mean) / std)[None]).last_hidden_state[0, 0])
