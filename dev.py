@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from tools import environments
+from tools import environments, gpu_kit
 from tools.children import ROOT, STATE, ask, stop, watch
 
 # What each command needs of a Python that it may not install into.
@@ -59,6 +59,8 @@ def run(options, rest):
         return demo(comfyui, python, options)
     if options.command == "test":
         return pytest(comfyui, python, rest)
+    if options.command == "gpu-kit":
+        return gpu_kit.build(comfyui, environments.python_of(STATE / "tools"))
     if options.command == "docs":
         return watch([python, "docs.py"], comfyui)
     if options.command == "release-check":
@@ -87,6 +89,7 @@ def parser():
         versions.add_argument(f"--{name}", dest="versions", action="store_const", const=name, help=text)
     commands.add_parser("check", parents=[shared], help="format, lint and the fast tests")
     commands.add_parser("docs", parents=[shared], help="write the table of settings into README.md")
+    commands.add_parser("gpu-kit", help="build .gpu/, for the check of a machine with a GPU: benchmarks/gpu/check.sh")
     commands.add_parser("lock", help="write the exact versions that all commands install into tools/*.lock")
     commands.add_parser("release-check", help="is this a release? (--tag v1.0.0: under this tag)", add_help=False)
     return top
