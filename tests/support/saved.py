@@ -42,7 +42,7 @@ def unet_of_the_host(model, latents, timesteps, context, pooled=None):
     if pooled is not None:
         height, width = (8 * side for side in latents.shape[-2:])
         y = {"y": model.model.encode_adm(pooled_output=pooled.to(device), width=width, height=height)}
-        y = {"y": y["y"].expand(len(latents), -1)}
+        y = {"y": y["y"].expand(len(latents), -1).to(device)}  # the host makes it on the CPU
     latents, timesteps, context = (tensor.to(device) for tensor in (latents, timesteps, context))
     return model.model.diffusion_model(latents, timesteps, context=context, **y).cpu().clone()
 

@@ -1,7 +1,9 @@
 """Forward and backward of a step as one CUDA graph: thousands of kernels, launched at once.
 
 A step of a common shape takes longer to launch than to compute. A graph holds the addresses that it was captured with,
-so inputs are copied to where the captured ones lie, and gradients appear where the captured ones did.
+so inputs are copied to where the captured ones lie, and gradients and terms appear where the captured ones did. These
+tensors are made before the capture: one that is made in it and outlives it makes CUDA's asynchronous allocator, which
+ComfyUI uses, complain at each of its frees.
 """
 
 import functools
@@ -54,6 +56,8 @@ class GraphedPass:
 
     def _try_to_capture(self, inputs: StepInputs) -> None:
         self.inputs = inputs.map(torch.clone)
+        self.gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.terms: dict[str, Tensor] = {}
         try:
             self.replay = self.capture(self._pass, self._without_gradients)
         except Exception as error:  # whatever a driver, an allocator or a library says: it works without
@@ -62,8 +66,12 @@ class GraphedPass:
         self._without_gradients()
 
     def _pass(self) -> None:
-        self.terms = self.run(self.inputs)
-        self.gradients = [parameter.grad for parameter in self.parameters]
+        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+            parameter.grad = gradient.zero_()
+        for name, term in self.run(self.inputs).items():
+            if name not in self.terms:  # in the first pass, before the capture
+                self.terms[name] = torch.empty_like(term)
+            self.terms[name].copy_(term)
 
     def _without_gradients(self) -> None:
         """So that a pass writes gradients and does not add to them."""
