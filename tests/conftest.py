@@ -65,6 +65,7 @@ def pytest_configure(config):
         use_comfyui()
     import torch
 
+    torch.backends.cudnn.allow_tf32 = False  # comparisons on a card are of float32
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     for name in LIBRARIES:
         logging.getLogger(name).addHandler(DeprecationsRaise())

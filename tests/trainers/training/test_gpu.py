@@ -68,7 +68,10 @@ def test_a_step_of_the_optimizer_takes_no_memory_for_itself():
 
 @pytest.mark.parametrize("method", ["textboost", "attndreambooth"])
 def test_a_graph_learns_what_single_launches_learn(method):
-    """Losses and parameters of six steps within what two runs without a graph may differ by, in float32."""
+    """Losses of six steps alike, and parameters no further apart than ten times what two runs without a graph are.
+
+    Two runs on a card differ in the last digits of their gradients, which AdamW's first steps turn into whole steps.
+    """
 
     def learned(graph):
         recipe = {
@@ -88,10 +91,14 @@ def test_a_graph_learns_what_single_launches_learn(method):
         return [parameter.detach().cpu() for parameter in stage.parameters()]
 
     said, losses = [], []
-    plain, graphed = learned(False), learned(True)
+    plain, again, graphed = learned(False), learned(False), learned(True)
     assert said == []  # a graph was captured
-    assert losses[6:] == pytest.approx(losses[:6], rel=1e-4)
-    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in zip(plain, graphed, strict=True))
+    assert losses[12:] == pytest.approx(losses[:6], rel=1e-4)
+    assert apart(plain, graphed) <= 10 * max(apart(plain, again), 1e-6)
+
+
+def apart(one, other):
+    return max((a - b).abs().mean().item() for a, b in zip(one, other, strict=True))
 
 
 def test_all_memory_comes_back(tmp_path):
