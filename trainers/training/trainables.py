@@ -108,6 +108,11 @@ def check_words(tokenizer: Tokenizer, token: str, initializer: str, class_word: 
             )
 
 
+def gaussian(noise: Tensor, rank: int) -> Tensor:
+    """LoRA's initial A from standard normal noise of its shape: `normal(0, 1 / rank)`, peft's "gaussian"."""
+    return noise / rank
+
+
 def add_lora(
     module: nn.Module,
     targets: list[str],
@@ -115,15 +120,17 @@ def add_lora(
     alpha: float,
     generator: Generator,
     rows: slice = slice(None),
+    init: Callable[[Tensor, int], Tensor] = gaussian,
 ) -> list[nn.Parameter]:
-    """Put LoRA beside every linear layer of `module` whose name ends with one of `targets`.
+    """Add LoRA to every linear layer of `module` whose name ends with one of `targets`.
 
     Layers that have one keep it. Returns the parameters of all LoRA in `module`, in its own order.
 
-    `y = W x + (alpha / rank) B A x` with `A ~ normal(0, 1 / rank)` and `B = 0`, drawn from `generator`. A is
-    `[rank, in]`, B is `[out, rank]`.
+    `y = W x + (alpha / rank) B A x` (arXiv 2106.09685) with A `[rank, in]` of `init` and B `[out, rank]` of zeros.
 
     Args:
+        generator: draws A's noise.
+        init: A from standard normal noise and the rank.
         rows: the rows of B that receive a gradient, counted from 0 along its outputs. The others stay exactly zero,
             because weight decay of zero is zero: those outputs stay the base's.
     """
@@ -140,7 +147,7 @@ def add_lora(
             continue
         parameter.data = parameter.data.float()  # the base may be half precision, what trains is not
         if "lora_A" in name:
-            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / rank)
+            parameter.data.copy_(init(torch.randn(parameter.shape, generator=generator), rank))
         elif rows != slice(None):
             parameter.register_hook(partial(_only_rows, rows))
     return list(lora.values())

@@ -12,7 +12,7 @@ from personalize.trainers.models import sampler
 from personalize.trainers.models.families import SD1, SDXL
 from personalize.trainers.recipes import attndreambooth, custom_diffusion, dreambooth_lora, textual_inversion
 from personalize.trainers.recipes.textboost import TextBoost
-from personalize.trainers.recipes.textboost2026 import TextBoost2026
+from personalize.trainers.recipes.textboost_2026 import TextBoost2026
 from personalize.trainers.runs import restore, train
 from personalize.trainers.runs.folder import RunFolder
 from personalize.trainers.runs.run import Run
