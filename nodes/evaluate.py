@@ -169,4 +169,4 @@ def evaluate(
             for (each, seed), picture in zip(pairs, pictures, strict=True)
         ]
         report = scoring.scored(scorer_config, label, drawn, subject, say, on_pictures)
-    return replace(report, drawing_seconds=seconds), torch.stack(pictures)
+    return replace(report, generation_seconds=seconds), torch.stack(pictures)

@@ -179,7 +179,7 @@ def test_one_step_is_a_dot():
     drawn = figure(made.result(made.plain(1)))
     assert points(drawn.axes[0], "mean of 3 steps") == [(1, 1.0)]
     assert all(line.get_marker() == "o" and line.get_markevery() == [0] for line in drawn.axes[0].lines)
-    assert colourful(history_plot.picture([made.result(made.plain(1))], **SIZE)) > 10
+    assert colourful(history_plot.image([made.result(made.plain(1))], **SIZE)) > 10
 
 
 @pytest.mark.parametrize("losses", [(0.1, 0.2, 0.4), (0.0, 0.0, 0.0), (-1.0, 0.5, 1e-6), (1e20, 1.0, 1e-20)])
@@ -189,7 +189,7 @@ def test_losses_on_either_scale(losses):
     assert drawn.axes[0].get_yscale() == ("log" if any(loss > 0 for loss in losses) else "linear")
     assert points(drawn.axes[0], "each step") == [*zip((1, 2, 3), losses, strict=True)]
     for log in (False, True):
-        assert history_plot.picture([made.result(lines)], **SIZE, log=log).isfinite().all()
+        assert history_plot.image([made.result(lines)], **SIZE, log=log).isfinite().all()
 
 
 def test_what_is_no_number_is_left_out():
@@ -210,7 +210,7 @@ def colourful(picture):
 
 @pytest.mark.parametrize(("width", "height"), [(512, 160), (768, 240), (1001, 333), (1024, 1024), (4096, 640)])
 def test_the_picture_is_as_large_as_asked(width, height):
-    picture = history_plot.picture([made.result(made.staged(), stops=[made.stop()])], width=width, panel_height=height)
+    picture = history_plot.image([made.result(made.staged(), stops=[made.stop()])], width=width, panel_height=height)
     assert picture.dtype == torch.float32 and picture.shape[0] == 1 and picture.shape[2:] == (width, 3)
     drawn = figure(made.result(made.staged(), stops=[made.stop()]), width=width, panel_height=height)
     assert 3 * height < picture.shape[1] == int(drawn.bbox.height)
@@ -260,7 +260,7 @@ def settings(word="<dog>", method="TextBoost"):
 def test_names_are_only_signs(word):
     lines = [line | {"stage": word, "terms": {"$\\y$": 1.0, "z$": 2.0}} for line in made.plain(2)]
     result = made.result(lines, settings=settings(word), stop_reason=word, stops=[made.stop(1, reason=word)])
-    assert colourful(history_plot.picture([result, result], **SIZE)) > 500
+    assert colourful(history_plot.image([result, result], **SIZE)) > 500
 
 
 def test_drawing_leaves_matplotlib_as_it_was():
@@ -274,7 +274,7 @@ assert not any(name.startswith(("matplotlib.", "tensorboard")) for name in sys.m
 import matplotlib
 from personalize.tests.support import histories as made
 before = dict(dict.items(matplotlib.rcParams))  # asked in another way it chooses a backend
-assert history_plot.picture([made.result(made.monitored())]).shape[2] == 1024
+assert history_plot.image([made.result(made.monitored())]).shape[2] == 1024
 assert "matplotlib.pyplot" not in sys.modules
 assert dict(dict.items(matplotlib.rcParams)) == before
 """
@@ -435,7 +435,7 @@ def test_the_node_draws_writes_and_says(output):
     result = made.result(made.monitored(8))
     given = plot(result, save=True)
     picture, path, summary, losses = given.result
-    assert torch.equal(picture, history_plot.picture([result], **SIZE, mean_of=3))
+    assert torch.equal(picture, history_plot.image([result], **SIZE, mean_of=3))
     assert path == "h/x/0123456789abcdef/history.csv" and summary == told.summary(result, 3)
     assert (output / path).read_text() == history_export.as_csv(told.entries(result))
     assert json.loads((output / path).with_suffix(".json").read_text())["history"] == result.history

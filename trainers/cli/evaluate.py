@@ -1,4 +1,4 @@
-"""`python -m trainers evaluate`: pictures by what a run learned, or by the untrained model, and their scores.
+"""`python -m trainers evaluate`: images by what a run learned, or by the untrained model, and their scores.
 
     python -m trainers evaluate RUN --checkpoint FILE --out DIR [--unseen DIR ...]
     python -m trainers evaluate none --images DIR --class-word dog --checkpoint FILE --out DIR
@@ -51,9 +51,7 @@ def parser() -> argparse.ArgumentParser:
     model_flags(command)
     command.add_argument("--out", type=Path, required=True, help="the folder of the report")
     command.add_argument("--label", default="", help="what the report calls it; if not given, the method")
-    command.add_argument(
-        "--unseen", type=Path, metavar="DIR", help="pictures of the subject that it did not learn from"
-    )
+    command.add_argument("--unseen", type=Path, metavar="DIR", help="images of the subject that it did not learn from")
     command.add_argument(
         "--text-weight", type=float, metavar="0..1",
         help="of a run with Pick by Score: its state with most likeness (0), or the one that follows words best (1); "
@@ -61,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     protocol_flags(command)
     untrained = command.add_argument_group(f"where {NONE} is given")
-    untrained.add_argument("--images", type=Path, metavar="DIR", help="pictures of the subject")
+    untrained.add_argument("--images", type=Path, metavar="DIR", help="images of the subject")
     word_flags(untrained, leave=("placeholder_token", "initializer_token", "crop"))
     precision_flag(untrained)
     return command
@@ -110,7 +108,7 @@ def evaluate(given: argparse.Namespace) -> None:
 
 
 def _finished(folder: Path, text_weight: float | None) -> tuple[Run, RunResult]:
-    """A run's settings and pictures, and what it learned."""
+    """A run's settings and images, and what it learned."""
     folder = folder.parent if folder.name == "run.json" else folder
     run = replay.read(folder / "run.json")
     result = RunFolder(folder).result()
@@ -124,7 +122,7 @@ def _finished(folder: Path, text_weight: float | None) -> tuple[Run, RunResult]:
 def _untrained(given: argparse.Namespace) -> tuple[Run, None]:
     """A run that trains nothing."""
     if given.images is None:
-        raise ValueError("There is no picture of the subject: name a folder of pictures with --images.")
+        raise ValueError("There is no image of the subject: name a folder of images with --images.")
     images, _ = read_folder(given.images)
     concept = Concept(images=images, class_word=given.class_word, resolution=given.resolution)
     return Run(concept=concept, recipe=None, dtype=training_dtype(given.precision, torch.device(given.device))), None

@@ -49,7 +49,7 @@ def model_flags(command: argparse._ActionsContainer) -> None:
 
 
 def training_flags(command: argparse._ActionsContainer) -> None:
-    command.add_argument("--micro-batch-size", type=int, default=0, metavar="N", help="pictures at once; 0: as fit")
+    command.add_argument("--micro-batch-size", type=int, default=0, metavar="N", help="images at once; 0: as fit")
     command.add_argument("--checkpoint-every", type=int, default=50, metavar="N", help="in steps")
 
 

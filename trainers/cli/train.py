@@ -90,9 +90,14 @@ def run_of(given: argparse.Namespace) -> Run:
     """
     images, captions = read_folder(given.images)
     class_images, class_captions = read_folder(given.class_images) if given.class_images else ((), ())
-    pictures = {"images": images, "captions": captions, "class_images": class_images, "class_captions": class_captions}
+    given_images = {
+        "images": images,
+        "captions": captions,
+        "class_images": class_images,
+        "class_captions": class_captions,
+    }
     return Run(
-        concept=Concept(**pictures, **{word.name: getattr(given, word.name) for word in WORDS}),
+        concept=Concept(**given_images, **{word.name: getattr(given, word.name) for word in WORDS}),
         recipe=recipe_of(given.method, given.preset, given.set),
         stopper=replay.monitors(json.loads(given.stopper)),
         seed=given.seed,

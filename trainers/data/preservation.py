@@ -50,5 +50,5 @@ class PreservationPrompts:
 
 
 def shipped_captions() -> tuple[str, ...]:
-    """The captions for knowledge preservation that come with this package."""
+    """Read the captions for knowledge preservation that come with this package."""
     return captions_of((Path(__file__).parent / "preservation_captions.txt").read_text(encoding="utf-8"))

@@ -4,7 +4,7 @@ import re
 
 from ..text import quoted
 
-LONGEST_NAME = 48  # of a prompt's folder: Windows allows 260 characters from the drive to the end of a picture's name
+LONGEST_NAME = 48  # of a prompt's folder: Windows allows 260 characters from the drive to the end of an image's name
 LONGEST_PREFIX = 100
 
 

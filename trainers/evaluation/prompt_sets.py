@@ -83,4 +83,6 @@ def subject_of(token_format: str, placeholder: str, class_word: str) -> str:
 def check_format(token_format: str) -> None:
     """Raises ValueError: it is empty."""
     if not token_format.strip():
-        raise ValueError("The token format is empty: write V for the new word, V C with the class word, or sks C.")
+        raise ValueError(
+            "The token format is empty: write V for the placeholder token, V C with the class word, or sks C."
+        )

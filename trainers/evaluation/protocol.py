@@ -1,6 +1,6 @@
 """How a model is evaluated outside the editor: which prompts are drawn, how, and who judges; and the report of it.
 
-It knows models and pictures. Whose they are, and where the files go, is the commands' business.
+It knows models and images. Whose they are, and where the files go, is the commands' business.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from .scorer import GeneratedImage, References, Scorer, ScorerConfig
 
 PROMPT_SETS = {"live": "DreamBooth live subjects", "object": "DreamBooth objects"}  # by the kind of a subject
 BY_KIND = "by kind"
-DRAWING_FORMAT = 1  # raised only when the same settings draw or score otherwise; part of every report's digest
+GENERATION_FORMAT = 1  # raised only when the same settings draw or score otherwise; part of every report's digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Protocol:
     first_seed: int = setting(0, "The others follow it.", min=0, max=2**63 - 257)
     steps: int = setting(25, "Sampler steps (DPM-Solver++ 2M).", min=1, max=1000)
     cfg: float = setting(7.5, "Guidance.", min=0.0, max=100.0)
-    pictures_at_once: int = setting(4, "Pictures that are drawn together; more need more memory.", min=1, max=64)
+    batch_size: int = setting(4, "Pictures that are drawn together; more need more memory.", min=1, max=64)
 
     @property
     def all_seeds(self) -> range:
@@ -89,23 +89,23 @@ class Evaluation:
     extractor_weights: str  # a digest of the judges' weights, which a name does not tell
     prompts: tuple[Prompt, ...]
     references: References
-    side: int  # of the pictures, in pixels
+    side: int  # of the images, in pixels
     dtype: torch.dtype = torch.float32
     vqa_download: bool = False
 
     def digest(self, what: str) -> str:
         """Of all that decides the scores; `what` is a digest of what is drawn with."""
         told = {
-            "format": DRAWING_FORMAT,
+            "format": GENERATION_FORMAT,
             "what": what,
             "protocol": dataclasses.asdict(self.protocol),
             "judges": [decisive(self.scorer_config), self.extractor_weights],
             "prompts": [dataclasses.asdict(each) for each in self.prompts],
             "numbers": [self.side, str(self.dtype), vqa.missing(self.vqa_download)],
         }
-        pictures = [[*images] for images in self.references.named().values()]
-        words = [json.dumps(told, sort_keys=True), *(str(len(images)) for images in pictures)]
-        return digest_of([_bytes(image) for images in pictures for image in images], words)
+        references = [[*images] for images in self.references.named().values()]
+        words = [json.dumps(told, sort_keys=True), *(str(len(images)) for images in references)]
+        return digest_of([_bytes(image) for images in references for image in images], words)
 
     def settings(self) -> dict[str, str | int | float]:
         """What a report says of how it came about."""
@@ -121,9 +121,9 @@ class Evaluation:
         }
 
     def drawn(self, models: Models, say: Callable[[str], None]) -> tuple[list[GeneratedImage], float]:
-        """Every prompt's seeds, prompt after prompt, and the seconds that a picture took."""
+        """Every prompt's seeds, prompt after prompt, and the seconds that an image took."""
         pairs = [(prompt, seed) for prompt in self.prompts for seed in self.protocol.all_seeds]
-        found, size, start = [], self.protocol.pictures_at_once, time.perf_counter()
+        found, size, start = [], self.protocol.batch_size, time.perf_counter()
         for first in range(0, len(pairs), size):
             found += self._chunk(models, pairs[first : first + size])
             say(f"drawn {len(found)} of {len(pairs)}")
@@ -137,8 +137,8 @@ class Evaluation:
                 guidance=self.protocol.cfg, batch_size=len(pairs),
             )  # fmt: skip
         return [
-            GeneratedImage(prompt=prompt.drawn, text=prompt.text, seed=seed, image=to_pil(picture))
-            for (prompt, seed), picture in zip(pairs, pixels, strict=True)
+            GeneratedImage(prompt=prompt.drawn, text=prompt.text, seed=seed, image=to_pil(image))
+            for (prompt, seed), image in zip(pairs, pixels, strict=True)
         ]
 
     def report(
@@ -152,7 +152,7 @@ class Evaluation:
         """Scores of what `drawn` gave. The models that drew may have left the device."""
         scoring = Scorer(scorer_config=self.scorer_config, extractors=extractors, device=device, on_extractor=say)
         report = scoring.report(label, drawn[0], self.references)
-        report = vqa.added(replace(report, drawing_seconds=drawn[1]), self.vqa_download, device)
+        report = vqa.added(replace(report, generation_seconds=drawn[1]), self.vqa_download, device)
         return replace(report, settings=self.settings())
 
 

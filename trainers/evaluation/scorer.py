@@ -1,6 +1,6 @@
-"""Scores of pictures by judges that a user named: one judge after the other, each on the device while it is asked.
+"""Scores of images by judges that a user named: one judge after the other, each on the device while it is asked.
 
-Pictures and words in, a Report out; how the pictures came about is the caller's business.
+Images and words in, a Report out; how the images came about is the caller's business.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ class ScorerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedImage:
-    """A picture, what it was drawn from and what CLIP-T is to compare it with."""
+    """An image, what it was drawn from and what CLIP-T is to compare it with."""
 
     prompt: str
     text: str
@@ -79,7 +79,7 @@ class GeneratedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class References:
-    """The subject: pictures of the training, and others."""
+    """The subject: images of the training, and others."""
 
     seen: Sequence[Image.Image] = ()
     unseen: Sequence[Image.Image] = ()
@@ -94,7 +94,7 @@ class Scorer:
 
     Args:
         on_judge: told whom is asked next; may raise to break off.
-        on_pictures: told how many pictures a judge has looked at since the last call; may raise to break off.
+        on_pictures: told how many images a judge has looked at since the last call; may raise to break off.
         make_room: told a judge's bytes before it moves to the device.
     """
 
@@ -102,29 +102,29 @@ class Scorer:
     extractors: ExtractorCache
     device: torch.device | str = "cpu"
     on_extractor: Callable[[str], None] = lambda name: None
-    on_pictures: Callable[[int], None] = lambda count: None
+    on_images: Callable[[int], None] = lambda count: None
     make_room: Callable[[int], None] = lambda size: None
     _known: dict[ExtractorConfig, dict] = field(default_factory=dict, init=False)  # of the report in progress
 
     def report(self, label: str, drawn: Sequence[GeneratedImage], references: References) -> Report:
-        """Every picture's scores, and each prompt's diversity.
+        """Every image's scores, and each prompt's diversity.
 
         Raises:
-            ValueError: there is no picture, or a judge cannot be loaded.
+            ValueError: there is no image, or a judge cannot be loaded.
         """
         if not drawn:
-            raise ValueError("There is no picture to score: connect some.")
+            raise ValueError("There is no image to score: connect some.")
         self._load()
         self._known.clear()
         start = time.perf_counter()
         columns, names = self._likeness(drawn, references)
         distances, missing = self._diversity(drawn, names)
-        for kind, pictures in references.named().items():
-            if not pictures:
+        for kind, given in references.named().items():
+            if not given:
                 missing |= {f"{score} {kind}": f"no {kind} references" for score in ("CLIP-I", "DINO")}
         return Report(
             label=label,
-            pictures=_scored(drawn, columns),
+            images=_scored(drawn, columns),
             diversity=distances,
             missing=missing,
             metric_models={column: name for column, name in names.items() if column not in missing},
@@ -139,15 +139,15 @@ class Scorer:
 
     @contextlib.contextmanager
     def _asked(self, choice: ExtractorConfig) -> Iterator[FeatureExtractor]:
-        """A judge on the device, which looks at no picture twice."""
+        """A judge on the device, which looks at no image twice."""
         self.on_extractor(f"scoring with {described(choice)}")
         self.make_room(_bytes(self.extractors.load(choice)))
         with self.extractors.on(self.device, choice) as extractor:
             known = self._known.setdefault(choice, {})
-            yield remembering(extractor, known, self.on_pictures) if extractor.image_features else extractor
+            yield remembering(extractor, known, self.on_images) if extractor.image_features else extractor
 
     def _likeness(self, drawn, references) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """CLIP-T, CLIP-I and DINO as column -> `[pictures]`, and column -> judge."""
+        """CLIP-T, CLIP-I and DINO as column -> `[images]`, and column -> judge."""
         images, texts = [each.image for each in drawn], [each.text for each in drawn]
         subjects = [each.image if each.mask is None else foreground(each.image, each.mask) for each in drawn]
         with self._asked(self.scorer_config.clip) as clip:
@@ -171,7 +171,7 @@ class Scorer:
             for prompt, images in _by_prompt(drawn).items():
                 if len(images) > 1:
                     found[prompt] = metrics.diversity(measure, images)
-                self.on_pictures(len(images) * by_lpips)
+                self.on_images(len(images) * by_lpips)
         names[DIVERSITY] = LPIPS_NAME if by_lpips else f"1 - cosine of {described(self.scorer_config.dino)}"
         return found, {}
 
@@ -181,11 +181,11 @@ class Scorer:
         if self.scorer_config.diversity == OFF:
             return "switched off"
         if all(len(images) < 2 for images in groups):
-            return "no prompt has two pictures"
+            return "no prompt has two images"
         if self.scorer_config.diversity == LPIPS and any(
             len({image.size for image in images}) > 1 for images in groups
         ):
-            return "pictures of one prompt differ in size"
+            return "images of one prompt differ in size"
         return (
             self.scorer_config.lpips.missing(self.extractors.folders()) if self.scorer_config.diversity == LPIPS else ""
         )
@@ -203,26 +203,26 @@ def described(choice: ExtractorConfig) -> str:
 def remembering(
     extractor: FeatureExtractor,
     known: dict[int, tuple[object, Tensor]],
-    on_pictures: Callable[[int], None] = lambda count: None,
+    on_images: Callable[[int], None] = lambda count: None,
 ) -> FeatureExtractor:
-    """The same judge, which encodes each picture (the very object) once: CLIP-T and CLIP-I read the same features.
+    """The same judge, which encodes each image (the very object) once: CLIP-T and CLIP-I read the same features.
 
     Args:
-        known: what it has encoded, by the picture's identity; it keeps the pictures, so that none takes another's.
+        known: what it has encoded, by the image's identity; it keeps the images, so that none takes another's.
     """
 
     def image_features(images: Sequence) -> Tensor:
         new = [*{id(image): image for image in images if id(image) not in known}.values()]
         if new:
             known.update((id(image), (image, row)) for image, row in zip(new, extractor.image_features(new).cpu()))
-            on_pictures(len(new))
+            on_images(len(new))
         return torch.stack([known[id(image)][1] for image in images])
 
     return replace(extractor, image_features=image_features)
 
 
 def foreground(image: Image.Image, mask: Tensor) -> Image.Image:
-    """The picture where `mask` `[h, w]`, 0..1, of any size, is 1; mid-gray around it."""
+    """The image where `mask` `[h, w]`, 0..1, of any size, is 1; mid-gray around it."""
     shape = Image.fromarray((mask.clamp(0, 1) * 255).round().byte().cpu().numpy())
     shape = shape.resize(image.size, Image.Resampling.BILINEAR)
     return Image.composite(image.convert("RGB"), Image.new("RGB", image.size, GRAY), shape)

@@ -1,4 +1,4 @@
-"""Cross-attention as pictures: means of its probabilities over a word's tokens, heat over a picture.
+"""Cross-attention as images: means of its probabilities over a word's tokens, heat over an image.
 
 Tensors in, tensors out; what runs the U-Net and finds the tokens is nodes/attention.py.
 """
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 COLOURS = "inferno"
-HEAT = 0.65  # how much of a tile is heat, the rest is picture
+HEAT = 0.65  # how much of a tile is heat, the rest is image
 TILE = 512  # the longer side of a tile at most; attention itself is far coarser
 GAP = 4
 EVERYWHERE = "all"
@@ -52,7 +52,7 @@ def enlarged(maps: Tensor, height: int, width: int) -> Tensor:
 
 
 def everywhere(layers: list[Tensor], height: int, width: int) -> Tensor:
-    """The mean over all layers, each as large as the picture: `[words, height, width]`."""
+    """The mean over all layers, each as large as the image: `[words, height, width]`."""
     return sum(enlarged(layer, height, width) for layer in layers) / len(layers)
 
 
@@ -62,11 +62,11 @@ def normalised(maps: Tensor) -> Tensor:
     return (maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).tiny)
 
 
-def heat(picture: Tensor, values: Tensor, low: float, high: float) -> Tensor:
-    """`values` `[h, w]` in colours from `low` to `high` over a picture `[h, w, 3]`, gray so that all colour is heat."""
+def heat(image: Tensor, values: Tensor, low: float, high: float) -> Tensor:
+    """`values` `[h, w]` in colours from `low` to `high` over an image `[h, w, 3]`, gray so that all colour is heat."""
     scaled = ((values - low) / max(high - low, 1e-12)).clamp(0, 1)
-    colours = torch.from_numpy(matplotlib.colormaps[COLOURS](scaled.numpy())[..., :3]).to(picture)
-    return (1 - HEAT) * picture.mean(dim=-1, keepdim=True) + HEAT * colours
+    colours = torch.from_numpy(matplotlib.colormaps[COLOURS](scaled.numpy())[..., :3]).to(image)
+    return (1 - HEAT) * image.mean(dim=-1, keepdim=True) + HEAT * colours
 
 
 @dataclass(frozen=True)
@@ -78,20 +78,20 @@ class Attention:
     height: int  # of the latents
 
     def columns(self, height: int, width: int) -> dict[str, Tensor]:
-        """Every resolution and all of them, as large as the picture."""
+        """Every resolution and all of them, as large as the image."""
         groups = {name: enlarged(maps, height, width) for name, maps in by_resolution(self.layers, self.height).items()}
         return {**groups, EVERYWHERE: everywhere(self.layers, height, width)}
 
 
-def sheet(picture: Tensor, words: list[str], sides: list[Attention]) -> Tensor:
-    """`[H, W, 3]`: a row per word; in it the picture, then each model's columns.
+def sheet(image: Tensor, words: list[str], sides: list[Attention]) -> Tensor:
+    """`[H, W, 3]`: a row per word; in it the image, then each model's columns.
 
     The colours of a word's column mean the same for every model; the numbers above it say what the ends are.
 
     Args:
-        picture: `[h, w, 3]` in 0..1.
+        image: `[h, w, 3]` in 0..1.
     """
-    tile = _tile(picture)
+    tile = _tile(image)
     columns = [side.columns(*tile.shape[:2]) for side in sides]
     rows = [_row(tile, word, [side.heading for side in sides], columns, i) for i, word in enumerate(words)]
     return _joined(rows, dim=0)
@@ -108,11 +108,11 @@ def _row(tile: Tensor, word: str, headings: list[str], columns: list[dict[str, T
     return _joined(row, dim=1)
 
 
-def _tile(picture: Tensor) -> Tensor:
-    height, width = picture.shape[:2]
+def _tile(image: Tensor) -> Tensor:
+    height, width = image.shape[:2]
     smaller = min(1.0, TILE / max(height, width))
     size = (max(1, round(height * smaller)), max(1, round(width * smaller)))
-    return F.interpolate(picture.movedim(-1, 0)[None], size=size, mode="bilinear", antialias=True)[0].movedim(0, -1)
+    return F.interpolate(image.movedim(-1, 0)[None], size=size, mode="bilinear", antialias=True)[0].movedim(0, -1)
 
 
 def _labelled(tile: Tensor, *lines: str) -> Tensor:

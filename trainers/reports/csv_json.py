@@ -19,7 +19,7 @@ def folder_name(reports: list[Report]) -> str:
 
 
 def as_csv(reports: list[Report]) -> str:
-    """A row for each picture, then each prompt's and each seed's means, then mean and standard deviation of all.
+    """A row for each image, then each prompt's and each seed's means, then mean and standard deviation of all.
 
     Column `of` says which kind of row it is. What was not measured reads so.
     """
@@ -33,8 +33,8 @@ def as_csv(reports: list[Report]) -> str:
 
 def _rows(report: Report) -> list[dict[str, str | int | float]]:
     rows = []
-    for each in report.pictures:
-        row = {"of": "picture", "prompt": each.prompt, "text": each.text, "seed": each.seed}
+    for each in report.images:
+        row = {"of": "image", "prompt": each.prompt, "text": each.text, "seed": each.seed}
         rows.append(row | {name: each.scores.get(name, _absent(report, name)) for name in COLUMNS})
     for prompt in report.prompts():
         rows.append({"of": "prompt", "prompt": prompt} | _means(report, prompt=prompt))
@@ -51,12 +51,12 @@ def _means(
 
 
 def _absent(report: Report, column: str) -> str:
-    """Nothing where a number does not apply, such as a single picture's diversity."""
+    """Nothing where a number does not apply, such as a single image's diversity."""
     return NOT_MEASURED if report.spread(column) is None else ""
 
 
 def as_json(reports: list[Report]) -> str:
-    """Everything but the pictures."""
+    """Everything but the images."""
     return json.dumps({"reports": [_told(report) for report in reports]}, indent=1, ensure_ascii=False)
 
 
@@ -68,12 +68,12 @@ def _told(report: Report) -> dict:
         "metric_models": report.metric_models,
         NOT_MEASURED: report.missing,
         "settings": report.settings,
-        "seconds per picture": {"drawing": report.drawing_seconds, "scoring": report.scoring_seconds},
+        "seconds per image": {"drawing": report.generation_seconds, "scoring": report.scoring_seconds},
         "prompts": [{"prompt": prompt, "scores": _spreads(report, prompt=prompt)} for prompt in report.prompts()],
         "seeds": [{"seed": seed, "scores": _spreads(report, seed=seed)} for seed in report.seeds()],
-        "pictures": [
+        "images": [
             {"prompt": each.prompt, "text": each.text, "seed": each.seed, "scores": each.scores}
-            for each in report.pictures
+            for each in report.images
         ],
     }
 

@@ -1,4 +1,4 @@
-"""Reports as pictures: a table of scores, and grids of what was drawn. Tensors `[H, W, 3]` in 0..1."""
+"""Reports as images: a table of scores, and grids of what was drawn. Tensors `[H, W, 3]` in 0..1."""
 
 import textwrap
 
@@ -85,12 +85,12 @@ def _width(text: str, size: int) -> int:
 
 
 def grid(reports: list[Report], rows: str = PROMPTS) -> Tensor:
-    """All pictures, a row per prompt or per report."""
+    """All images, a row per prompt or per report."""
     return by_prompt(reports) if rows == PROMPTS else by_report(reports)
 
 
 def by_prompt(reports: list[Report]) -> Tensor:
-    """A row per prompt; in it each report's pictures, a column per seed, below the report's label."""
+    """A row per prompt; in it each report's images, a column per seed, below the report's label."""
     width, height = _tile(reports)
     prompts = paired_prompts(reports)
     blocks = [max(len(report.seeds()), 1) for report in reports]
@@ -114,9 +114,9 @@ def _block(sheet: Image.Image, report: Report, left: int, size: tuple[int, int],
 
 
 def by_report(reports: list[Report]) -> Tensor:
-    """A row per report, its name on the left; a column per prompt, in it a report's pictures, one per seed.
+    """A row per report, its name on the left; a column per prompt, in it a report's images, one per seed.
 
-    Above a column stands what its pictures were compared with; where a report was asked something else, that report's.
+    Above a column stands what its images were compared with; where a report was asked something else, that report's.
     """
     size, pairs = _tile(reports), paired_prompts(reports)
     seeds = max(len(report.seeds()) for report in reports)
@@ -146,11 +146,11 @@ def _captions(sheet: Image.Image, texts: list[str], left: int, top: int, block: 
 
 
 def _seeds(sheet: Image.Image, report: Report, prompt: str, corner: tuple[int, int], size: tuple[int, int]) -> None:
-    """A prompt's pictures beside each other, each seed at its place."""
-    pictures = {each.seed: each.image for each in report.of_prompt(prompt)}
+    """A prompt's images next to each other, each seed at its place."""
+    images = {each.seed: each.image for each in report.of_prompt(prompt)}
     for column, seed in enumerate(report.seeds()):
-        if seed in pictures:
-            sheet.paste(_within(pictures[seed], size), (corner[0] + column * (size[0] + GAP), corner[1]))
+        if seed in images:
+            sheet.paste(_within(images[seed], size), (corner[0] + column * (size[0] + GAP), corner[1]))
 
 
 def _text(report: Report, prompt: str) -> str:
@@ -164,8 +164,8 @@ def paired_prompts(reports: list[Report]) -> list[tuple[str, ...]]:
 
 
 def _tile(reports: list[Report]) -> tuple[int, int]:
-    """Width and height of all tiles: those of the largest picture, up to TILE on a side and at least half of it."""
-    sizes = [each.image.size for report in reports for each in report.pictures]
+    """Width and height of all tiles: those of the largest image, up to TILE on a side and at least half of it."""
+    sizes = [each.image.size for report in reports for each in report.images]
     width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)
     scale = min(1.0, TILE / max(width, height))
     scale = max(scale, TILE / 2 / max(width, height))

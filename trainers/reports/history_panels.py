@@ -53,8 +53,8 @@ def panels(histories: list[list[dict]], mean_of: int, log: bool) -> list[Panel]:
         ("Loss on the fixed batch", log, [_fixed(history) for history in histories]),
         ("Variance ratio of that loss", False, [_ratio(history) for history in histories]),
         ("Loss on the fixed batch by timesteps", log, [_intervals(history) for history in histories]),
-        ("CLIP score of sampled pictures", False, [_score(history) for history in histories]),
-        ("Likeness of scored pictures", False, [_scored(history, "identity") for history in histories]),
+        ("CLIP score of sampled images", False, [_score(history) for history in histories]),
+        ("Likeness of scored images", False, [_scored(history, "identity") for history in histories]),
         ("How they follow their words", False, [_scored(history, "text") for history in histories]),
     ]
     return [Panel(heading, curves, scale) for heading, scale, curves in made if any(curves)]

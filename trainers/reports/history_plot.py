@@ -28,7 +28,7 @@ STYLES = {
 LONGEST_LABEL = 36
 
 
-def picture(
+def image(
     results: list[RunResult], *, width: int = 1024, panel_height: int = 240, log: bool = False, mean_of: int = 25
 ) -> Tensor:
     """`[1, H, width, 3]` in 0..1; how much there is to draw decides the height.
@@ -51,7 +51,7 @@ def picture(
 
 
 def figure(results: list[RunResult], *, width: int, panel_height: int, log: bool, mean_of: int):
-    """The `matplotlib.figure.Figure` of `picture`, which has the same arguments."""
+    """The `matplotlib.figure.Figure` of `image`, which has the same arguments."""
     histories = [told.entries(result) for result in results]
     panels, stops = curves.panels(histories, mean_of, log), _stops(results)
     labelled = {number: history for number, history in enumerate(histories) if len(told.stages(history)) > 1}

@@ -1,4 +1,4 @@
-"""Reports as files in a folder: a page, pictures, CSV and JSON. Each is whole or not there; the JSON comes last."""
+"""Reports as files in a folder: a page, images, CSV and JSON. Each is whole or not there; the JSON comes last."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ JSON = "report.json"  # a folder that has it has the others
 
 
 def write(folder: Path, reports: list[Report], rows: str = PROMPTS) -> dict[str, Tensor]:
-    """table.png, grid.png, scatter.png, report.csv, report.html and report.json; returns the pictures by name.
+    """table.png, grid.png, scatter.png, report.csv, report.html and report.json; returns the images by name.
 
     Args:
         rows: of the grid, PROMPTS or REPORTS.
@@ -23,12 +23,12 @@ def write(folder: Path, reports: list[Report], rows: str = PROMPTS) -> dict[str,
     Raises:
         OSError: it cannot be written.
     """
-    pictures = {
+    tensors = {
         "table": grid.table(reports),
         "grid": grid.grid(reports, rows),
-        "scatter": scatter.picture(reports),
+        "scatter": scatter.image(reports),
     }
-    images = {name: to_pil(picture.movedim(-1, 0)) for name, picture in pictures.items()}
+    images = {name: to_pil(tensor.movedim(-1, 0)) for name, tensor in tensors.items()}
     texts = {
         "report.csv": csv_json.as_csv(reports),
         "report.html": html.page(reports, images["scatter"] if len(reports) > 1 else None),
@@ -40,7 +40,7 @@ def write(folder: Path, reports: list[Report], rows: str = PROMPTS) -> dict[str,
     for file, text in texts.items():
         with replaced(folder / file) as beside:
             beside.write_text(text, encoding="utf-8", newline="\n")
-    return pictures
+    return tensors
 
 
 def read(folder: Path, digest: str) -> dict | None:

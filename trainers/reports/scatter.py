@@ -51,7 +51,7 @@ def points(reports: Sequence[Report]) -> tuple[list[Point], list[str]]:
     return found, missing
 
 
-def picture(reports: Sequence[Report]) -> Tensor:
+def image(reports: Sequence[Report]) -> Tensor:
     """`[H, 1024, 3]` in 0..1."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -61,7 +61,7 @@ def picture(reports: Sequence[Report]) -> Tensor:
 
 
 def figure(reports: Sequence[Report]):
-    """The `matplotlib.figure.Figure` of `picture`; its artists have the gid "dot", "bars" or, as lines, their role."""
+    """The `matplotlib.figure.Figure` of `image`; its artists have the gid "dot", "bars" or, as lines, their role."""
     sheet, column = Sheet(WIDTH, HEIGHT), identity_column(reports)
     found, missing = points(reports)
     found = _named(sheet, found)

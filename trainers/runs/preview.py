@@ -1,4 +1,4 @@
-"""Pictures drawn while training, to look at."""
+"""Images drawn while training, to look at."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from .run import Run
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """Pictures drawn while training. They never change what is learned."""
+    """Images drawn while training. They never change what is learned."""
 
     prompts: tuple[str, ...] = ()  # `{}` stands for the subject
     every: int = 50  # steps; 0 draws none
@@ -28,18 +28,18 @@ class Preview:
 
 
 def draw(models: Models, run: Run, preview: Preview) -> Image.Image:
-    """One row per prompt, one column per seed, each of the size at which the first picture is trained."""
+    """One row per prompt, one column per seed, each of the size at which the first image is trained."""
     subject = run.recipe.subject(run.concept)
     prompts = [p.replace("{}", subject) for p in preview.prompts for _ in range(preview.images_per_prompt)]
     seeds = [preview.seed + i for _ in preview.prompts for i in range(preview.images_per_prompt)]
     size = run.concept.sizes(models.resolution)[0]
     with SingleDevice(device=models.device, dtype=run.dtype).autocast():
-        pictures = sampler.sample(models, prompts, seeds, size=size, steps=preview.steps, guidance=preview.guidance)
-    return to_pil(rearrange(pictures, "(r c) d h w -> d (r h) (c w)", r=len(preview.prompts)))
+        images = sampler.sample(models, prompts, seeds, size=size, steps=preview.steps, guidance=preview.guidance)
+    return to_pil(rearrange(images, "(r c) d h w -> d (r h) (c w)", r=len(preview.prompts)))
 
 
 def draw_if_it_fits(models: Models, run: Run, preview: Preview) -> Image.Image | None:
-    """The same; `None` where not even picture by picture has memory, which is no reason to end a training."""
+    """The same; `None` where not even image by image has memory, which is no reason to end a training."""
     try:
         return draw(models, run, preview)
     except (MemoryError, RuntimeError) as error:

@@ -24,7 +24,7 @@ def read(path: Path) -> Run:
     """The run of a run.json, with the images next to it.
 
     Raises:
-        ValueError: it is no run.json, or one of another version; or a picture is missing.
+        ValueError: it is no run.json, or one of another version; or an image is missing.
     """
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
@@ -49,15 +49,15 @@ def read(path: Path) -> Run:
     )
 
 
-def concept_of(words: dict, pictures: dict) -> Concept:
-    """A concept of its words and its pictures."""
-    if not pictures["images"]:
+def concept_of(words: dict, images: dict) -> Concept:
+    """A concept of its words and its images."""
+    if not images["images"]:
         raise ValueError("The run's folder has no images beside its run.json: copy the whole folder.")
     if wrong := set(words) & set(NOT_WORDS):
         raise ValueError(f"A concept has no word {', '.join(sorted(wrong))}: take it out of run.json.")
     if words.get("crop", CROPS[0]) not in CROPS:
         raise ValueError(f"The crop is {quoted(words['crop'])}: use one of {', '.join(CROPS)}.")
-    return Concept(**pictures, **checked(Concept, words))
+    return Concept(**images, **checked(Concept, words))
 
 
 def monitors(settings: list[dict]) -> tuple[Monitor, ...]:

@@ -28,7 +28,7 @@ class Run:
     dtype: torch.dtype = torch.float32
 
     def settings(self) -> dict:
-        """All but the pictures that decides what is learned, as JSON knows it."""
+        """All but the images that decides what is learned, as JSON knows it."""
         words = {f.name: getattr(self.concept, f.name) for f in dataclasses.fields(Concept)}
         if not self.concept.class_captions:  # younger than the format: without them a digest is what it was
             words.pop("class_captions")
@@ -45,10 +45,10 @@ class Run:
         return json.loads(json.dumps(settings))
 
     def dataset(self) -> str:
-        """Digest of the reference pictures and their masks, and of class pictures if there are any."""
+        """Digest of the reference images and their masks, and of class images if there are any."""
         classes = self.concept.class_images
         own = [*self.concept.images, *(self.concept.masks or ())]
-        return digest_of([*own, *classes], [f"{len(classes)} class pictures"] if classes else [])
+        return digest_of([*own, *classes], [f"{len(classes)} class images"] if classes else [])
 
     def digest(self, model: str) -> str:
         """16 hexadecimal digits that name the run's folder: same digest, same result.

@@ -37,9 +37,9 @@ class SharedFolder(RunFolder):
         if self.writes:
             super().start(about, concept)
 
-    def save_picture(self, picture, name: str) -> None:
+    def save_picture(self, image, name: str) -> None:
         if self.writes:
-            super().save_picture(picture, name)
+            super().save_picture(image, name)
 
     def log(self, history: list[dict]) -> TextIO:
         return super().log(history) if self.writes else Path(os.devnull).open("a", encoding="utf-8")

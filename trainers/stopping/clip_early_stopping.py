@@ -1,7 +1,7 @@
-"""CLIP early stopping: stop when the model's own pictures no longer come closer to the references.
+"""CLIP early stopping: stop when the model's own images no longer come closer to the references.
 
-The method that the DVAR paper (arXiv 2302.04841) compares with, with its settings: every 50 steps 8 pictures are drawn
-from training prompts, and the score is the mean CLIP similarity of picture i to reference i (references in turn). An
+The method that the DVAR paper (arXiv 2302.04841) compares with, with its settings: every 50 steps 8 images are drawn
+from training prompts, and the score is the mean CLIP similarity of image i to reference i (references in turn). An
 improvement is a score above the best so far by more than eps; more than `patience` checks in a row without one stop.
 The best score moves with improvements only, so slow progress adds up. Drawing is what it costs: a check is
 `images * sampler_steps` passes through the U-Net, twice each for the guidance.
@@ -101,7 +101,7 @@ def fired_at(scores: Sequence[float], patience: int, min_delta: float) -> int | 
 
 
 class ImageScore:
-    """How alike the references are the pictures that the model draws now, from the same prompts and noise each time."""
+    """How alike the references are the images that the model draws now, from the same prompts and noise each time."""
 
     def __init__(self, settings: ClipEarlyStopping, stage_context: StageContext):
         self.settings, self.models, self.device = settings, stage_context.models, stage_context.device
@@ -115,10 +115,10 @@ class ImageScore:
         self.references = references[torch.arange(settings.images) % len(images)]
 
     def __call__(self) -> float:
-        """Mean cosine of picture i to reference i, references in turn."""
-        pictures = [to_pil(picture) for picture in self.draw()]
+        """Mean cosine of image i to reference i, references in turn."""
+        images = [to_pil(image) for image in self.draw()]
         with self.extractors.on(self.device.device, self.settings.clip) as clip:
-            found = unit_features(clip.image_features, pictures)
+            found = unit_features(clip.image_features, images)
         return float((found * self.references).sum(dim=1).mean())
 
     def draw(self) -> Tensor:

@@ -144,7 +144,7 @@ def variance_ratio(values: list[float], window: int) -> float:
 
 
 class FixedBatch:
-    """The loss on one batch that stays the same, or on one of which parts are drawn anew."""
+    """The loss on one batch that stays the same, or on one of which parts are drawn again."""
 
     def __init__(self, settings: DVAR, stage_context: StageContext):
         self.settings, self.stage_context = settings, stage_context
@@ -192,7 +192,7 @@ class FixedBatch:
         return draw(torch.Generator().manual_seed(self._seed(part, step)))
 
     def _seed(self, part: str, step: int) -> int:
-        """The part's own; what is drawn anew has another at each step."""
+        """The part's own; what is drawn again has another at each step."""
         anew = 0 if self._is_fixed(part) else step + 1
         return (self.settings.seed + 1_000_003 * (1 + PARTS.index(part)) + 7_368_787 * anew) % 2**63
 
@@ -200,7 +200,7 @@ class FixedBatch:
         return self.settings.fixed_parts[PARTS.index(part)] == "1"
 
 
-# A look costs as much as half a step or more where a step holds two pictures only: presets look so seldom that it is
+# A look costs as much as half a step or more where a step holds two images only: presets look so seldom that it is
 # less than a tenth of the training.
 # The paper's windows are longer than the runs of the first four. Of a loss that falls evenly, a window of w steps after
 # n makes a ratio of (w / n)^2, so one of 0.4 n never stops what still learns; 32 samples make the curve smooth enough.

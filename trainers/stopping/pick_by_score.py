@@ -1,6 +1,6 @@
 """Pick by score: of the states that a training went through, the one that its user prefers.
 
-Every so many steps the model draws a few prompts. Identity is how alike the pictures are to the references, text how
+Every so many steps the model draws a few prompts. Identity is how alike the images are to the references, text how
 well they follow their prompts. What trades one for the other is the user's to say, afterwards: every state that was
 scored stays in the run's folder, and another preference reads another file.
 """
@@ -84,7 +84,7 @@ class PickByScore(NeverStops):
 
 
 class Scores:
-    """Identity and text of the pictures that the model draws now, of the same prompts and noise each time."""
+    """Identity and text of the images that the model draws now, of the same prompts and noise each time."""
 
     def __init__(self, settings: PickByScore, stage_context: StageContext):
         self.settings, self.models, self.device = settings, stage_context.models, stage_context.device
@@ -97,21 +97,21 @@ class Scores:
         )
 
     def __call__(self) -> Measurement:
-        """`identity` and `text`, means over the pictures."""
-        pictures = self.draw(self.prompts)
-        return {"identity": self.identity(pictures), "text": self.text(pictures, self.texts)}
+        """`identity` and `text`, means over the images."""
+        images = self.draw(self.prompts)
+        return {"identity": self.identity(images), "text": self.text(images, self.texts)}
 
     def floors(self) -> Measurement:
-        """What each score is of pictures that have none of it.
+        """What each score is of images that have none of it.
 
-        `identity_floor`: of pictures of the class, as the model draws them before it learns. `text_floor`: of the
+        `identity_floor`: of images of the class, as the model draws them before it learns. `text_floor`: of the
         references themselves, which follow no prompt.
         """
         texts = [*dict.fromkeys(self.texts)]
-        pairs = [(picture, text) for picture in self.references for text in texts]
+        pairs = [(image, text) for image in self.references for text in texts]
         return {
             "identity_floor": self.identity(self.draw(self.texts)),
-            "text_floor": self.text([picture for picture, _ in pairs], [text for _, text in pairs]),
+            "text_floor": self.text([image for image, _ in pairs], [text for _, text in pairs]),
         }
 
     def draw(self, prompts: Sequence[str]) -> list[Image.Image]:
@@ -119,14 +119,14 @@ class Scores:
         seeds = [first + i % count for i in range(len(prompts))]
         options = {"size": self.size, "steps": self.settings.sampler_steps, "guidance": self.settings.guidance}
         with self.device.autocast():
-            pictures = sampler.sample_as_fits(self.models, self.models.tokenize([*prompts]), seeds, **options)
-        return [to_pil(picture) for picture in pictures]
+            images = sampler.sample_as_fits(self.models, self.models.tokenize([*prompts]), seeds, **options)
+        return [to_pil(image) for image in images]
 
-    def identity(self, pictures: Sequence[Image.Image]) -> float:
+    def identity(self, images: Sequence[Image.Image]) -> float:
         score = metrics.dino if self.settings.identity == DINO else metrics.clip_image
         with self.extractors.on(self.device.device, self.settings.extractor_configs[1]) as extractor:
-            return float(score(extractor, pictures, self.references).mean())
+            return float(score(extractor, images, self.references).mean())
 
-    def text(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> float:
+    def text(self, images: Sequence[Image.Image], texts: Sequence[str]) -> float:
         with self.extractors.on(self.device.device, self.settings.extractor_configs[0]) as extractor:
-            return float(metrics.clip_text(extractor, pictures, texts).mean())
+            return float(metrics.clip_text(extractor, images, texts).mean())

@@ -1,4 +1,4 @@
-"""Causality-preserved adapters: small layers that act from the learned word on, and nowhere before it.
+"""Causality-preserved adapters: small layers that act from the placeholder token on, and nowhere before it.
 
 TextBoost, arXiv 2409.08248v2: `y = W x + m * up(down(x))` with m = 1 at the first position of the word and at every
 later one up to the end token, else 0. CLIP's attention looks back only, so what stands before the word is encoded

@@ -35,7 +35,7 @@ class AttentionMaps:
     A second pass through a block, which gradient checkpointing makes on the way back, writes the same once more.
     """
 
-    means: dict[str, Tensor] = field(default_factory=dict)  # [B, 77], over heads and positions of the picture
+    means: dict[str, Tensor] = field(default_factory=dict)  # [B, 77], over heads and positions of the image
     variances: dict[str, Tensor] = field(default_factory=dict)  # [B, 77], unbiased, over the same
     keep: bool = False  # also the maps themselves, which cost memory
     maps: dict[str, Tensor] = field(default_factory=dict)  # [B, h * w, 77], over heads

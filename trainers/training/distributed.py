@@ -49,7 +49,7 @@ class ManyDevices(SingleDevice):
         rank, size = dist.get_rank(), dist.get_world_size()
         if len(whole[0]) < size:
             raise ValueError(
-                f"{len(whole[0])} pictures per step cannot be shared by {size} processes: start at most "
+                f"{len(whole[0])} images per step cannot be shared by {size} processes: start at most "
                 f"{len(whole[0])}, or raise the batch size."
             )
         return tuple((one.split(size) if isinstance(one, Batch) else one.tensor_split(size))[rank] for one in whole)

@@ -12,7 +12,7 @@ from .objective import Prediction
 
 
 def denoising(prediction: Prediction) -> Tensor:
-    """Mean squared error of the prediction over the pictures of the instance.
+    """Mean squared error of the prediction over the images of the instance.
 
     Under a mask, averaged over the masked area of each sample.
     """
@@ -22,7 +22,7 @@ def denoising(prediction: Prediction) -> Tensor:
 
 
 def prior_preservation(prediction: Prediction) -> Tensor:
-    """The same over the pictures of the class, without masks: what such a thing looked like before (DreamBooth)."""
+    """The same over the images of the class, without masks: what such a thing looked like before (DreamBooth)."""
     return (_errors(prediction) * prediction.batch.weights[:, 1]).mean()
 
 
@@ -48,8 +48,8 @@ def knowledge_preservation(prediction: Prediction, encoders: slice = slice(None)
 class AttentionRegularization:
     """`sum over samples of (s_V - s_C)^2`, averaged over layers, for a statistic s of cross-attention (AttnDreamBooth).
 
-    V is the learned word, C the class word behind it; s is the mean or the variance of the attention probabilities over
-    heads and positions of the picture, averaged over the tokens of V and of C. Both sides carry gradient.
+    V is the placeholder token, C the class word behind it; s is the mean or the variance of the attention probabilities over
+    heads and positions of the image, averaged over the tokens of V and of C. Both sides carry gradient.
 
     Attributes:
         maps: what the U-Net's cross-attentions looked at in the pass that the prediction comes from.

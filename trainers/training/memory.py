@@ -16,7 +16,7 @@ from .stage import Stage, freeze_all_but
 
 # What the count below does not see: workspaces, fragmentation, gradients under way.
 MARGIN, BASE = 1.25, 256 * 2**20
-PROMPTS = 2  # at most, that the text encoders read for one picture: its own and one whose meaning is preserved
+PROMPTS = 2  # at most, that the text encoders read for one image: its own and one whose meaning is preserved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class MemoryPlan:
     gradient_checkpointing: bool = False
 
     def words(self, batch_size: int) -> str:
-        split = f"{self.micro_batch_size or batch_size} of {batch_size} pictures at once"
+        split = f"{self.micro_batch_size or batch_size} of {batch_size} images at once"
         return split + (", activations computed twice" if self.gradient_checkpointing else "")
 
 
@@ -176,7 +176,7 @@ def fit(
         if need <= free:
             return memory_plan, need
     raise MemoryError(
-        f"Training at {resolution} px needs about {need / 2**30:.1f} GB even picture by picture, and "
+        f"Training at {resolution} px needs about {need / 2**30:.1f} GB even image by image, and "
         f"{free / 2**30:.1f} GB are free: lower the resolution in Load References, or close other programs."
     )
 
@@ -232,7 +232,7 @@ def trained_values(stage: Stage) -> int:
 def memory_plans(wanted: MemoryPlan, batch_size: int) -> list[MemoryPlan]:
     """`wanted` and what is done next where it does not fit, the last with the least need.
 
-    Halves down to 2, then gradient checkpointing from the start on down to 1: a picture alone takes longer than two
+    Halves down to 2, then gradient checkpointing from the start on down to 1: an image alone takes longer than two
     whose activations are computed twice.
     """
     twice = replace(wanted, gradient_checkpointing=True)

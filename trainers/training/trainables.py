@@ -68,7 +68,7 @@ def add_tokens(encoder: TextEncoder, initializers: Iterable[tuple[str, str]]) ->
 
 
 def initializer_ids(tokenizer: Tokenizer, words: str) -> list[int]:
-    """Rows of the vocabulary that a new word starts from: those of words, and of `id:42170` that very row.
+    """Rows of the vocabulary that a placeholder token starts from: those of words, and of `id:42170` that very row.
 
     CLIP's vocabulary holds parts of words, too, which no word is spelled with: `ktn` is row 42170, written it becomes
     the two tokens `k` and `tn`.

@@ -73,7 +73,7 @@ def rows_of(file):
 
 
 def scores(out):
-    return {name: (told(out, name)["scores"], told(out, name)["pictures"]) for name in NAMES}
+    return {name: (told(out, name)["scores"], told(out, name)["images"]) for name in NAMES}
 
 
 @pytest.mark.slow
@@ -98,9 +98,9 @@ def test_the_table_holds_what_scoring_gives(files, whole):
         "fish_2", drawn, scorer.References(seen=[first], unseen=[second])
     )
 
-    rows = [row for row in rows_of(whole / "fish_2" / "report.csv") if row["of"] == "picture"]
+    rows = [row for row in rows_of(whole / "fish_2" / "report.csv") if row["of"] == "image"]
     found = [{name: float(row[name]) for name in COLUMNS[:-1]} for row in rows]
-    assert found == [each.scores for each in by_hand.pictures]
+    assert found == [each.scores for each in by_hand.images]
     table = {row["subject"]: row for row in rows_of(whole / "dreambench.csv")}
     for name in COLUMNS:
         assert float(table["fish_2"][name]) == by_hand.spread(name).mean
@@ -127,7 +127,7 @@ def test_only_what_has_other_settings_is_made_again(files, whole, tmp_path, caps
     bench(files, out, *one, "--references", "0")
     said = capsys.readouterr().out
     assert "trained before" not in said and "step 1 of 12" in said
-    assert told(out, "dog_0")["not measured"]["DINO unseen"] == "all pictures were learned from"
+    assert told(out, "dog_0")["not measured"]["DINO unseen"] == "all images were learned from"
 
 
 @pytest.mark.slow
@@ -155,7 +155,7 @@ def test_a_subject_that_fails_stops_no_other(files, tmp_path, capsys):
     table = {row["subject"]: row for row in rows_of(tmp_path / "out" / "dreambench.csv")}
     assert table["cup_1"]["state"] == FAILED and "'00.jpg' cannot be read" in table["cup_1"]["note"]
     assert table["dog_0"]["state"] == "done" and table["mean"]["state"] == "1 of 2 subjects"
-    assert "cup_1, failed: The picture '00.jpg' cannot be read" in capsys.readouterr().out
+    assert "cup_1, failed: The image '00.jpg' cannot be read" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def pictures(texts):
 
 
 def test_why_there_is_no_vqa(tmp_path, monkeypatch):
-    report = Report(label="x", pictures=pictures(["a dog"]))
+    report = Report(label="x", images=pictures(["a dog"]))
     assert vqa.added(report, True, "cpu").missing == {"VQA": "the package t2v_metrics is not installed"}
     (tmp_path / "t2v_metrics.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
@@ -255,8 +255,8 @@ def test_vqa_asks_its_package_for_each_picture_and_its_text(tmp_path, monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "t2v_metrics", raising=False)
     vqa._model.cache_clear()
-    report = vqa.added(Report(label="x", pictures=pictures(["a dog", "a red dog", "a dog"])), True, "cpu")
-    assert [each.scores["VQA"] for each in report.pictures] == [5.0, 9.0, 5.0]
+    report = vqa.added(Report(label="x", images=pictures(["a dog", "a red dog", "a dog"])), True, "cpu")
+    assert [each.scores["VQA"] for each in report.images] == [5.0, 9.0, 5.0]
     assert report.metric_models["VQA"] == "clip-flant5-xxl" and report.spread("VQA").n == 3
     sys.modules.pop("t2v_metrics")
     vqa._model.cache_clear()

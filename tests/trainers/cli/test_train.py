@@ -110,7 +110,7 @@ def test_a_folder_without_pictures_gets_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="has no images beside its run.json"):
         replay.read(tmp_path / "run.json")
     (tmp_path / "images" / "00.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="pictures of the run .* cannot be read"):
+    with pytest.raises(ValueError, match="images of the run .* cannot be read"):
         replay.read(tmp_path / "run.json")
     with pytest.raises(ValueError, match="is no description of a run"):
         replay.read(tmp_path / "nothing.json")

@@ -106,7 +106,7 @@ def test_negative_cosines_count_as_nothing():
 
 
 def test_one_prompt_for_each_picture(clip_file, pictures):
-    with pytest.raises(ValueError, match="4 pictures but 1 prompts"):
+    with pytest.raises(ValueError, match="4 images but 1 prompts"):
         clip_text(load_clip(*clip_file), pictures, ["a dog"])
 
 

@@ -4,11 +4,11 @@
     python -m trainers dreambench ... --workers 4                        on four cards, through Ray (pip install ray)
     python -m trainers dreambench ... --workers 8 --ray-address auto     on the machines of a Ray cluster
 
-DIR is a copy of the DreamBooth data set (github.com/google/dreambooth), or another in its form: a folder of pictures
+DIR is a copy of the DreamBooth data set (github.com/google/dreambooth), or another in its form: a folder of images
 for each subject, and prompts_and_classes.txt with a line subject_name,class for each. Columns "kind" (live or object)
 and "initializer" may be added there; without a kind the classes cat and dog are live.
 
-Each subject is learned from its first pictures (--references), its prompts are drawn and scored; pictures that it did
+Each subject is learned from its first images (--references), its prompts are drawn and scored; images that it did
 not learn from are the unseen references. OUT/<subject> gets its report, OUT/dreambench.csv, .json and .html the table
 of all with mean and standard deviation over subjects. Started again, subjects that are complete with the same settings
 are not repeated, and a training that was broken off goes on from its last checkpoint. Subjects may be shared by hand,
@@ -54,7 +54,7 @@ from .farm import Farm
 from .subject import Bench, Worker
 from .table import FAILED, Row, Table
 
-ONE_PICTURE = ("textboost",)  # methods whose paper learns from a single one
+ONE_IMAGE = ("textboost",)  # methods whose paper learns from a single one
 OWN_WORDS = ("class_word",)  # a subject's, which its data set says
 
 
@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--subjects", default="", metavar="A,B", help="only these")
     command.add_argument(
         "--references", type=int, default=-1, metavar="N",
-        help="learn from the first N pictures by name; 0: from all. If not given as in the papers: TextBoost from one, "
+        help="learn from the first N images by name; 0: from all. If not given as in the papers: TextBoost from one, "
         "AttnDreamBooth, Textual Inversion, DreamBooth and Custom Diffusion from all that there are (3 to 6)",
     )  # fmt: skip
     method = command.add_argument_group("how they are learned")
@@ -120,8 +120,8 @@ def bench_of(given: argparse.Namespace) -> Bench:
     """What the flags say of all subjects."""
     device = torch.device(given.device)
     if given.references < -1:
-        raise ValueError(f"The number of references is {given.references}: use 1 or more, or 0 for all pictures.")
-    default = 1 if given.method in ONE_PICTURE else 0
+        raise ValueError(f"The number of references is {given.references}: use 1 or more, or 0 for all images.")
+    default = 1 if given.method in ONE_IMAGE else 0
     return Bench(
         load=loader(given),
         out=given.out,

@@ -31,17 +31,17 @@ class Subject:
 
 
 def read(folder: Path, only: list[str]) -> list[Subject]:
-    """The subjects that have a folder with pictures, by name; of a non-empty `only` those, in its order.
+    """The subjects that have a folder with images, by name; of a non-empty `only` those, in its order.
 
     Raises:
         ValueError: there is none, none of that name, or one has no class.
     """
     root = folder / "dataset" if (folder / "dataset").is_dir() else folder
-    names = sorted(each.name for each in root.glob("*") if each.is_dir() and _has_pictures(each))
+    names = sorted(each.name for each in root.glob("*") if each.is_dir() and _has_images(each))
     if not names:
         raise ValueError(
             f"The folder {quoted(folder.name)} holds no subjects: give a copy of the DreamBooth data set, in which "
-            "each subject is a folder of pictures."
+            "each subject is a folder of images."
         )
     if unknown := [name for name in only if name not in names]:
         raise ValueError(f"There is no subject {quoted(unknown[0])}: choose of {', '.join(names)}.")
@@ -58,7 +58,7 @@ def _published() -> dict:
     return json.loads(FILE.read_text(encoding="utf-8"))
 
 
-def _has_pictures(folder: Path) -> bool:
+def _has_images(folder: Path) -> bool:
     return any(file.suffix.lower() in EXTENSIONS for file in folder.iterdir())
 
 

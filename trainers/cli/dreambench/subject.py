@@ -45,7 +45,7 @@ class Bench:
     stopper: tuple[Monitor, ...]
     seed: int
     words: dict[str, str | int]  # of every concept
-    references: int  # pictures to learn from; 0: all
+    references: int  # images to learn from; 0: all
     protocol: Protocol
     prompts: str  # lines of the user's own; "" for none
     scorer_config: ScorerConfig
@@ -59,7 +59,7 @@ class Bench:
         return Concept(images=images, captions=captions, class_word=subject.class_word, **self.words | own)
 
     def check(self, subject: Subject) -> None:
-        """Raise `ValueError` where the subject's words do not do; its pictures are looked at when it is its turn."""
+        """Raise `ValueError` where the subject's words do not do; its images are looked at when it is its turn."""
         concept = self.concept(subject, (torch.zeros(3, 8, 8),))
         words = concept.placeholder_token, concept.initializer, concept.class_word
         trainables.check_words(Tokenizer(bundled_words()), *words)
@@ -110,7 +110,7 @@ class Worker:
         drawn = evaluation.drawn(self._with(result), say)
         report = evaluation.report(subject.name, drawn, self.extractors, bench.device, say)
         if not evaluation.references.unseen:
-            why = {column: "all pictures were learned from" for column in report.missing if column.endswith("unseen")}
+            why = {column: "all images were learned from" for column in report.missing if column.endswith("unseen")}
             report = replace(report, missing=report.missing | why)
         facts = {
             "class word": subject.class_word, "method": result.settings["method"], "run": result.folder.name,
@@ -157,7 +157,7 @@ class Worker:
         return replace(self.models, **parts, known_adapters={}, base_weights={})
 
     def _with(self, result: RunResult) -> Models:
-        """Always from the run's result, whoever trained it: a subject that was broken off gets the same pictures."""
+        """Always from the run's result, whoever trained it: a subject that was broken off gets the same images."""
         models = self._fresh().to(self.bench.device, self.bench.dtype)
         restore.put(result, models)
         return models

@@ -16,7 +16,7 @@ from .dataset import Subject
 
 SCORES = (*COLUMNS, VQA)
 EXPLAINED = (
-    "Mean ± standard deviation over a subject's pictures, of diversity over its prompts; in the last line over the "
+    "Mean ± standard deviation over a subject's images, of diversity over its prompts; in the last line over the "
     "subjects' means."
 )
 DONE, FAILED, MISSING = "done", "failed", "missing"
@@ -30,7 +30,7 @@ class Row:
     class_word: str
     state: str
     why: str = ""
-    scores: dict[str, Spread] = field(default_factory=dict)  # over its pictures; what was not measured is absent
+    scores: dict[str, Spread] = field(default_factory=dict)  # over its images; what was not measured is absent
     missing: dict[str, str] = field(default_factory=dict)  # column -> why it was not measured
     training_seconds: float = 0.0
 
@@ -38,7 +38,7 @@ class Row:
     def of(cls, subject: Subject, told: dict) -> "Row":
         """Of what its report.json tells."""
         scores = {name: Spread(**spread) for name, spread in told["scores"].items() if spread}
-        vqa = Spread.of(each["scores"][VQA] for each in told["pictures"] if VQA in each["scores"])
+        vqa = Spread.of(each["scores"][VQA] for each in told["images"] if VQA in each["scores"])
         return cls(
             subject=subject.name, class_word=subject.class_word, state=DONE, missing=told[NOT_MEASURED],
             scores=scores | ({VQA: vqa} if vqa else {}), training_seconds=told["settings"]["training seconds"],
