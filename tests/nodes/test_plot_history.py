@@ -105,8 +105,8 @@ def test_scores_to_pick_by_stand_over_their_floors():
 def test_values_and_their_mean_where_a_monitor_has_both():
     lines = [line | {"measures": {"DVAR": made.dvar(line["step"], smoothed=0.5)}} for line in made.plain(4)]
     panels = axes_of(figure(made.result(lines)))
-    assert points(panels["each look"], "each look") == [(n, 2 / (1 + n)) for n in range(1, 5)]
-    assert points(panels["each look"], "mean of 10 looks") == [(n, 0.5) for n in range(1, 5)]
+    assert points(panels["each evaluation"], "each evaluation") == [(n, 2 / (1 + n)) for n in range(1, 5)]
+    assert points(panels["each evaluation"], "mean of 10 evaluations") == [(n, 0.5) for n in range(1, 5)]
 
 
 def test_two_monitors_of_a_kind_are_told_apart():
@@ -550,12 +550,12 @@ def test_a_trainings_own_history(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
     for each in (result, kept):
         panels = axes_of(figure(each))
-        assert [*panels] == ["each step", "denoising", "each look", "ratio", "begin"]
+        assert [*panels] == ["each step", "denoising", "each evaluation", "ratio", "begin"]
         assert points(panels["each step"], "each step") == [(line["step"], line["loss"]) for line in lines]
         fixed = [lines[0]["start"]["DVAR"]["fixed_loss"], *(line["measures"]["DVAR"]["fixed_loss"] for line in lines)]
-        assert points(panels["each look"], "each look") == [*enumerate(fixed)]
+        assert points(panels["each evaluation"], "each evaluation") == [*enumerate(fixed)]
         assert [*stop_lines(panels["ratio"])] == [stop["step"] for stop in result.stops]
-        assert "DVAR: 4 looks" in told.summary(each) and told.summary(each).endswith(f"{result.stop_reason}.")
+        assert "DVAR: 4 evaluations" in told.summary(each) and told.summary(each).endswith(f"{result.stop_reason}.")
     rows = table(history_export.as_csv(told.entries(kept)))
     assert [float(row["loss"]) for row in rows] == [line["loss"] for line in lines]
     assert [float(row["DVAR/ratio"]) for row in rows] == [line["measures"]["DVAR"]["ratio"] for line in lines]

@@ -123,7 +123,7 @@ PICTURES = [
 ]
 WORDS = [
     ("no placeholder", placeholder(" "), "^The placeholder is empty: "),
-    ("an ordinary word as placeholder", placeholder("dog"), "^The placeholder dog is a word the model already knows"),
+    ("an ordinary word as placeholder", placeholder("dog"), "^The placeholder dog is a word of the vocabulary"),
     ("a placeholder with a space", placeholder("my dog"), "must be one word, such as <dog>"),
     ("a placeholder with brackets", placeholder("(dog:1.2)"), "must be one word"),
     ("a placeholder of 65 letters", placeholder("<" + "a" * 63 + ">"), "^The placeholder is 65 .* at most 64"),
@@ -132,8 +132,8 @@ WORDS = [
     ("no class word", {"references.class_word": "  "}, "^The class word is empty: write the class"),
     ("a class word of 40 words", {"references.class_word": "dog " * 40}, r"class word .* 40 .* at most"),
     ("half an emoji", {"references.class_word": "\ud83d"}, "^The text of class_word holds characters that are no text"),
-    ("an initializer of signs", {"references.initializer_token": "!!!"}, "^The initializer '!!!' is no word"),
-    ("an initializer that is an emoji", {"references.initializer_token": "\U0001f436"}, "is no word"),
+    ("an initializer of signs", {"references.initializer_token": "!!!"}, "^The initializer '!!!' is not a word"),
+    ("an initializer that is an emoji", {"references.initializer_token": "\U0001f436"}, "is not a word"),
     ("an initializer of 40 words", {"references.initializer_token": "dog " * 40}, "has 40 tokens, .* at most 16"),
     ("captions that do not exist", captions("none.txt"), r"^The captions file 'none\.txt' cannot be read \(No such"),
     ("captions that are binary", captions("odd/binary.txt"), r"binary\.txt' cannot be read as text: save it as UTF-8"),
@@ -264,7 +264,7 @@ FILES = [
     (
         "an embedding for an ordinary word",
         files(embedding="wide.safetensors", placeholder_token="dog"),
-        "^The placeholder dog is a word the model already knows",
+        "^The placeholder dog is a word of the vocabulary",
     ),
     ("a strength of 21", files(lora="loha.safetensors", strength_unet=21.0), "Value 21.0 bigger than max of 20"),
 ]

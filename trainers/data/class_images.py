@@ -28,7 +28,7 @@ CHUNK = 8  # images generated together; always the same ones, because rounding d
 
 @dataclass(frozen=True, kw_only=True)
 class ClassImages:
-    """Encoded class images and their prompts, of which a step draws some."""
+    """Encoded class images and their prompts, sampled at random."""
 
     latents: dict[tuple[int, int], Latents]  # by height and width of the latents
     input_ids: Tensor  # [n, E, 77]

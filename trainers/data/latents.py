@@ -38,7 +38,7 @@ class Latents:
         return mean if self.std is None else mean + self.std[indices] * torch.randn(mean.shape, generator=generator)
 
     def posterior(self, indices: Tensor) -> Tensor | None:
-        """Return mean and deviation `[n, 8, h, w]` that `sample` draws with; `None` where it does not draw."""
+        """Return mean and deviation `[n, 8, h, w]` of the views; `None` without a deviation."""
         return None if self.std is None else torch.cat([self.mean[indices], self.std[indices]], dim=1)
 
 

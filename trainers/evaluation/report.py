@@ -1,4 +1,4 @@
-"""What an evaluation found: the scores of every image, their means, and how they were measured. Data only."""
+"""Results of an evaluation: every image's scores, their means, and how they were measured. Data only."""
 
 import statistics
 from collections.abc import Iterable
@@ -16,8 +16,8 @@ FLOOR, CEILING = "floor", "ceiling"
 class Scored:
     """An image and its scores by column; a column that could not be measured is absent."""
 
-    prompt: str  # as it was drawn
-    text: str  # what CLIP-T compared it with
+    prompt: str  # the text it was generated from
+    text: str  # the text that CLIP-T compared it with
     seed: int
     image: Image.Image
     scores: dict[str, float]
@@ -44,14 +44,14 @@ class Report:
     """One model's images with their scores.
 
     Attributes:
-        label: what was evaluated, such as "base" or "trained".
+        label: name of the model, such as "base" or "trained".
         images: by prompt, then by seed.
         diversity: prompt -> mean distance of its images; prompts of a single image are absent.
         missing: column -> why it was not measured.
-        judges: column -> what measured it, by name.
-        references: the subject, as CLIP-I and DINO saw it: "seen" in training, "unseen".
-        settings: how the images were drawn and scored.
-        drawing_seconds, scoring_seconds: per image, without loading the models; 0 where nothing was drawn.
+        metric_models: column -> name of the metric model.
+        references: images of the subject for CLIP-I and DINO: "seen" in training, "unseen".
+        settings: how the images were generated and scored.
+        generation_seconds, scoring_seconds: per image, without loading the models; 0 where nothing was generated.
         role: FLOOR or CEILING where others are measured against it, else "".
     """
 
@@ -68,7 +68,7 @@ class Report:
 
     @property
     def title(self) -> str:
-        """The label, and the role where there is one."""
+        """Label, and the role where there is one."""
         return f"{self.label} ({self.role})" if self.role else self.label
 
     def prompts(self) -> list[str]:
@@ -81,7 +81,7 @@ class Report:
         return [each for each in self.images if each.prompt == prompt]
 
     def spread(self, column: str, *, prompt: str | None = None, seed: int | None = None) -> Spread | None:
-        """Of all images, or of a prompt's or a seed's; of diversity, which belongs to prompts, over those.
+        """Return mean and deviation of a column over all images, a prompt's or a seed's; of diversity over prompts.
 
         `None` where nothing was measured.
         """
@@ -96,17 +96,17 @@ class Report:
         return Spread.of(each.scores[column] for each in chosen if column in each.scores)
 
     def cell(self, column: str, digits: int = 3) -> str:
-        """Mean and deviation as a table shows them."""
+        """Return mean and deviation as text for a table."""
         found = self.spread(column)
         return NOT_MEASURED if found is None else f"{found.mean:.{digits}f} ± {found.std:.{digits}f}"
 
     def summary(self) -> str:
-        """Label, scores and time, in lines of text."""
+        """Return label, scores and time, in lines of text."""
         count = f"{len(self.prompts())} prompts x {len(self.seeds())} seeds"
         lines = [f"{self.title}: {len(self.images)} images, {count}"]
         for column in COLUMNS:
             by = self.metric_models.get(column) or self.missing.get(column, "")
             lines.append(f"{column}: {self.cell(column)}" + (f" ({by})" if by else ""))
-        drawing = f"{self.generation_seconds:.3f} s to draw, " if self.generation_seconds else ""
-        lines.append(f"per image: {drawing}{self.scoring_seconds:.3f} s to score")
+        generation = f"{self.generation_seconds:.3f} s to generate, " if self.generation_seconds else ""
+        lines.append(f"per image: {generation}{self.scoring_seconds:.3f} s to score")
         return "\n".join(lines)

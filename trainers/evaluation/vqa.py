@@ -1,8 +1,8 @@
-"""The VQA score of TextBoost's revision: does a large model answer that the image shows its prompt?
+"""VQA score of TextBoost's revision: does a large model answer that the image shows its prompt?
 
 A thin adapter to the package t2v_metrics (Lin et al., arXiv 2404.01291), which no other part of this pack needs: it
-reads images from files, and fetches the weights of clip-flant5-xxl, tens of gigabytes, by itself. So it is asked only
-where it is installed and the user has said that it may.
+reads images from files, and downloads the weights of clip-flant5-xxl, tens of gigabytes, by itself. So it is used only
+where it is installed and the user has allowed it.
 """
 
 import importlib.util
@@ -19,14 +19,14 @@ VQA, PACKAGE, MODEL = "VQA", "t2v_metrics", "clip-flant5-xxl"
 
 
 def missing(download: bool) -> str:
-    """Why it is not asked; "" where it is."""
+    """Say why VQA is not measured; "" where it is."""
     if importlib.util.find_spec(PACKAGE) is None:
         return f"the package {PACKAGE} is not installed"
     return "" if download else f"{PACKAGE} downloads its weights by itself, and --vqa-download is not given"
 
 
 def added(report: Report, download: bool, device: str) -> Report:
-    """The report with each image's score beside the others, or with the reason why there is none."""
+    """Return the report with each image's VQA score, or with the reason why there is none."""
     if why := missing(download):
         return replace(report, missing={**report.missing, VQA: why})
     found = scores(report.images, device)
@@ -37,7 +37,7 @@ def added(report: Report, download: bool, device: str) -> Report:
 
 
 def scores(images: Sequence[Scored], device: str) -> list[float]:
-    """Each image's with the text that CLIP-T compares it with."""
+    """Return each image's score with the text that CLIP-T compares it with."""
     found: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for text in dict.fromkeys(each.text for each in images):

@@ -120,7 +120,7 @@ def _check_name(name: str) -> None:
     if not on_hub and not (timm.is_model(name) and _timm_repository(name)):
         close = get_close_matches(name, timm.list_pretrained()) or ["vit_small_patch16_224.dino"]
         raise ValueError(
-            f"The DINO {quoted(name)} has no weights published by timm: write, such as {', '.join(close)}, or one of "
+            f"The DINO {quoted(name)} has no weights published by timm: use {', '.join(close)}, or one of "
             f"the hub such as facebook/dinov2-large, or name a file below {WHERE} as dino_weights."
         )
 

@@ -144,7 +144,7 @@ def _unet(state: dict[str, Tensor], config: dict, family: Family) -> nn.Module:
 
 def schedule(state: dict[str, Tensor]) -> tuple[str, Tensor]:
     """Return prediction type and cumulative alphas, from the keys and, for SD 2.x, one of the weights."""
-    # No key distinguishes SD 2.x from SD 2.x-base. ComfyUI's criterion: after training on v this bias is an order wider.
+    # No key distinguishes SD 2.x from SD 2.x-base. ComfyUI's criterion: training on v makes this bias ten times wider.
     bias = state.get(f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias")
     is_sd2 = any(key.startswith("cond_stage_model.model.") for key in state)
     wide = is_sd2 and bias is not None and bias.float().std(unbiased=False) > 0.09

@@ -1,7 +1,7 @@
 """The models that train, rebuilt as diffusers and transformers modules from plain state dicts.
 
-This and text_encoder.py are the only files with those libraries' attribute names. It neither trains nor reads files (see
-checkpoint.py), and it never sees the host: the graph's own modules are copied from, not used.
+This and text_encoder.py are the only files with those libraries' attribute names. Nothing is trained or read from
+files here (see checkpoint.py), and the host is not known: the graph's own modules are copied, not used.
 """
 
 import contextlib

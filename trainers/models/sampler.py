@@ -100,7 +100,7 @@ def clean(models: Models, x: Tensor, output: Tensor, t: Tensor) -> Tensor:
 
 
 def dpm_solver_2m(alphas_cumprod: Tensor, x: Tensor, denoised, steps: int) -> Tensor:
-    """Sample by DPM-Solver++ (2M), data prediction, in `lambda = log(signal / sigma)` (Lu et al., arXiv 2211.01095, alg. 2).
+    """Sample by DPM-Solver++ (2M), data prediction, in `lambda = log(signal / sigma)` (arXiv 2211.01095, algorithm 2).
 
     Ends with one first-order step to the clean latents.
     """

@@ -21,7 +21,7 @@ class Subject:
     mask: Tensor | None = None  # [n, 77, 1]
 
     def find(self, input_ids: Tensor) -> Tensor:
-        """Set the mask `[n, 77, 1]` for ids `[n, 77]`: 1 from the token's first position up to the first end token, else 0.
+        """Set the mask `[n, 77, 1]` for ids `[n, 77]`: 1 from the token to the first end token, else 0.
 
         What follows the end is padding, whatever it is called: CLIP-L pads with the end token itself.
         """
@@ -99,7 +99,7 @@ class TextEncoder(nn.Module):
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return hidden states `[n, 77, d]` for ids `[n, 77]`, and the pooled output `[n, p]` where there is a projection."""
+        """Return hidden states `[n, 77, d]` for ids `[n, 77]`, and with a projection the pooled output `[n, p]`."""
         if self.subject:
             self.subject.find(input_ids)
         output = self.module(input_ids=input_ids, output_hidden_states=self.layer is not None)
@@ -167,6 +167,7 @@ def build_text_encoder(state: dict[str, Tensor], *, heads: int, activation: str 
     missing, unexpected = text_model.load_state_dict(state, strict=False, assign=True)
     if missing or unexpected:
         raise ValueError(
-            f"The weights are not those of a CLIP text model ({len(missing)} missing, {len(unexpected)} unknown): use another file."
+            f"The weights are not those of a CLIP text model ({len(missing)} missing, {len(unexpected)} unknown): use "
+            "another file."
         )
     return model.requires_grad_(False).eval()

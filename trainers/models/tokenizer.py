@@ -51,7 +51,7 @@ class Tokenizer:
 
 @lru_cache(maxsize=1)
 def bundled_words() -> Callable[[str], list[int]]:
-    """Return CLIP's byte-pair encoding from the vocabulary that open_clip carries in its package: nothing is downloaded."""
+    """Return CLIP's byte-pair encoding, from the vocabulary in open_clip's package: nothing is downloaded."""
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer().encode

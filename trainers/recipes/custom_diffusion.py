@@ -4,7 +4,7 @@ Paper: "Multi-Concept Customization of Text-to-Image Diffusion", arXiv 2212.0448
 Informative?" (DVAR), arXiv 2302.04841. `to_k` and `to_v` of every cross-attention train whole and learn nothing from
 the prompt's start token. The prompt is one of 57 templates, drawn once, with "V C". Images of the subject are shown at
 random sizes, which the prompt names; the loss counts only where the image is. Prior preservation: in each step 2 of
-200 class images beside 2 of the subject,
+200 class images are added to 2 of the subject,
 
     L = L_denoising(subject, within the mask) + prior_weight * L_denoising(class)
 

@@ -3,7 +3,7 @@
 Paper: the authors' second version, arXiv 2409.08248v2. V's vectors and low-rank adapters train, with the denoising
 loss alone. With m = 1 at the first position of V and every later one up to the end token, else 0:
 
-    y = W x + m * up(down(x))     beside W = fc2 of every MLP of the text encoder; down [r, in], up [out, r]
+    y = W x + m * up(down(x))     at W = fc2 of every MLP of the text encoder; down [r, in], up [out, r]
     H_l = H + m * A_l(H)          before keys and values of cross-attention l; TextBoost++ only; A_l(H) = up(down(H))
 
 with `down ~ normal(0, 1 / r)` and `up = 0` at first. CLIP's attention looks back only: what stands before V, and a

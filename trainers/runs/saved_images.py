@@ -1,9 +1,9 @@
-"""A run's images in its folder, so that the run can be repeated from there.
+"""A run's images in its folder, from which the run can be repeated.
 
     images/00.png  masks/00.png  class_images/00.png  exact.safetensors
 
-PNGs of 8 bits give back exactly what was read from files of 8 bits. What they would round - an image of 16 bits, one
-that was resized in the graph, a mask made of transparency - lies beside them as numbers.
+PNGs of 8 bits are exact for images from files of 8 bits. Others - of 16 bits, resized in the graph, a mask made of
+transparency - are also saved as tensors, in exact.safetensors.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ EXACT = "exact.safetensors"
 
 
 def write(concept: Concept, folder: Path) -> None:
-    """Everything that `read` needs."""
+    """Write everything that `read` needs."""
     exact = {}
     for kind, mode in KINDS.items():
         images = getattr(concept, kind) or ()
@@ -35,8 +35,8 @@ def write(concept: Concept, folder: Path) -> None:
             if not torch.equal(pixels(image), tensor):
                 exact[f"{kind}/{i:02d}"] = tensor.contiguous()
     if exact:
-        with files.replaced(folder / EXACT) as beside:
-            save_file(exact, beside)
+        with files.replaced(folder / EXACT) as temporary:
+            save_file(exact, temporary)
 
 
 def read(folder: Path) -> dict[str, tuple[Tensor, ...] | None]:

@@ -59,7 +59,7 @@ class SharedFolder(RunFolder):
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """No process enters before all have come, and none leaves before all are done."""
+    """Let no process enter before all have come, and none leave before all are done."""
     _wait()
     yield
     _wait()

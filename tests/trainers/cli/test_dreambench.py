@@ -123,11 +123,11 @@ def test_only_what_has_other_settings_is_made_again(files, whole, tmp_path, caps
     assert (out / "dog_0" / "report.json").stat().st_mtime_ns == before
     bench(files, out, *one, "--cfg", "3")  # other pictures of the same training
     said = capsys.readouterr().out
-    assert "dog_0: trained before" in said and told(out, "dog_0")["settings"]["cfg"] == 3.0
+    assert "dog_0: already trained" in said and told(out, "dog_0")["settings"]["cfg"] == 3.0
     bench(files, out, *one, "--references", "0")
     said = capsys.readouterr().out
-    assert "trained before" not in said and "step 1 of 12" in said
-    assert told(out, "dog_0")["not measured"]["DINO unseen"] == "all images were learned from"
+    assert "already trained" not in said and "step 1 of 12" in said
+    assert told(out, "dog_0")["not measured"]["DINO unseen"] == "all images were trained on"
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_another_judge_of_the_same_name_is_asked_again(files, whole, tmp_path, c
     save_file({name: weight * 1.01 for name, weight in state.items()}, judges / evaluating.ENCODER)
     dreambench.dreambench(dreambench.parser().parse_args([*given, "--subjects", "dog_0"]))
     said = capsys.readouterr().out
-    assert "dog_0: trained before" in said and "not repeated" not in said
+    assert "dog_0: already trained" in said and "not repeated" not in said
 
 
 def test_a_subject_that_fails_stops_no_other(files, tmp_path, capsys):
@@ -161,12 +161,12 @@ def test_a_subject_that_fails_stops_no_other(files, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--data", "nowhere"], "The folder 'nowhere' holds no subjects: give a copy of the DreamBooth data set"),
-        (["--subjects", "dog_0,god"], "There is no subject 'god': choose of cup_1, dog_0, fish_2"),
+        (["--data", "nowhere"], "The folder 'nowhere' has no subjects: give a copy of the DreamBooth data set"),
+        (["--subjects", "dog_0,god"], "The subject 'god' does not exist: choose among cup_1, dog_0, fish_2"),
         (["--workers", "2"], "Several workers need the package ray: pip install ray"),
         (["--workers", "0"], "The number of workers is 0"),
         (["--references", "-2"], "The number of references is -2"),
-        (["--placeholder-token", "dog"], "The placeholder dog is a word the model already knows"),
+        (["--placeholder-token", "dog"], "The placeholder dog is a word of the vocabulary"),
         (["--dino-weights", "none.safetensors"], "There are no DINO weights 'none.safetensors'"),
         (["--set", "stepz=1"], "TextBoost has no setting 'stepz'"),
         (["--steps", "0"], "The value of steps of the protocol is 0: use 1 to 1000"),

@@ -93,10 +93,10 @@ def test_a_finished_run(world, tmp_path, capsys):
     assert told["images"][0]["prompt"] == "a photo of a <concept> in the snow"
     assert told["images"][0]["text"] == "a photo of a dog in the snow"
     assert all(told["scores"][name] for name in ("CLIP-T", "DINO seen", "DINO unseen"))
-    assert "drawn 4 of 4" in capsys.readouterr().out
+    assert "generated 4 of 4 images" in capsys.readouterr().out
     written = (tmp_path / "report.json").stat().st_mtime_ns
     evaluate(world, run_of(world) / "run.json", tmp_path, *more)
-    assert "not drawn again" in capsys.readouterr().out
+    assert "not repeated" in capsys.readouterr().out
     assert (tmp_path / "report.json").stat().st_mtime_ns == written
     told = evaluate(world, run_of(world), tmp_path, *more, "--token-format", "V C", "--compare-with", "removed")
     assert told["images"][0]["prompt"] == "a photo of a <concept> dog in the snow"
@@ -145,11 +145,11 @@ def test_the_untrained_model(world, tmp_path):
     ("what", "more", "sentence"),
     [
         ("none", [], "There is no picture of the subject: name a folder of pictures with --images"),
-        ("nothing", [], "run.json is no description of a run"),
+        ("nothing", [], "run.json does not describe a run"),
         ("run", ["--clip-weights", "none"], "There are no CLIP weights 'none'"),
         ("run", ["--prompt-set", "own"], "There is no prompt: write one per line"),
         ("run", ["--seeds", "0"], "The value of seeds of the protocol is 0: use 1 to 256"),
-        ("broken", [], "holds no complete result: train it to its end first"),
+        ("broken", [], "has no complete result: train it to its end first"),
     ],
 )
 def test_what_is_wrong_gets_one_sentence(world, tmp_path, what, more, sentence):

@@ -226,7 +226,7 @@ def test_interrupt_leaves_a_partial_run(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"placeholder_token": "dog"}, "already knows"),
+        ({"placeholder_token": "dog"}, "is a word of the vocabulary"),
         ({"placeholder_token": "<left>"}, "already taken"),
         ({"placeholder_token": ""}, "one word"),
         ({"placeholder_token": "my dog"}, "one word"),

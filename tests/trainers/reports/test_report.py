@@ -53,8 +53,8 @@ def test_the_token_format(written, subject):
 def test_prompts_as_drawn_and_as_compared():
     lines = prompt_sets.templates("own", "a {} on {}\n\nno subject", 0)
     (first, second) = prompt_sets.prompts(lines, CONCEPT, "V C", "class word")
-    assert (first.drawn, first.text) == ("a <dog> dog on <dog> dog", "a dog on dog")
-    assert (second.drawn, second.text) == ("no subject", "no subject")
+    assert (first.prompt, first.text) == ("a <dog> dog on <dog> dog", "a dog on dog")
+    assert (second.prompt, second.text) == ("no subject", "no subject")
     removed = prompt_sets.prompts(["a photo of {} on the moon"], CONCEPT, "V", "removed")
     assert removed[0].text == "a photo of on the moon"
     assert prompt_sets.templates("Textual Inversion", "ignored", 2) == ["a photo of {}", "a photo of {} on the moon"]

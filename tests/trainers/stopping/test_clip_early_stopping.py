@@ -226,7 +226,7 @@ def test_the_best_state_can_be_kept(shelf, tmp_path):
 def test_settings_that_can_never_fire_are_said(shelf):
     stage = stage_context(shelf).stage
     stage.steps = 400
-    assert "can fire at step 400 at the earliest" in ClipEarlyStopping().warning(stage)
+    assert "stops at step 400 at the earliest" in ClipEarlyStopping().warning(stage)
     assert "the 100 steps" in ClipEarlyStopping(max_steps=100).warning(stage)
     stage.steps = 401
     assert ClipEarlyStopping().warning(stage) == ""

@@ -180,7 +180,7 @@ def test_a_state_that_is_gone_is_said(shelf, tmp_path):
     result = train(shelf, tmp_path / "run", QUICK)
     step = preferred(result.history, 0.0).step
     (tmp_path / "run" / "states" / f"step_{step:06d}" / "lora.safetensors").write_bytes(b"cut")
-    with pytest.raises(RuntimeError, match=f"The state after step {step} of run run cannot be read: move text_weight"):
+    with pytest.raises(RuntimeError, match=f"The state after step {step} of run run cannot be read: choose another text_weight"):
         picked(result, 0.0)
 
 
@@ -276,6 +276,6 @@ def test_the_disk_that_the_states_need_is_said_before(shelf, tmp_path):
 
 def test_prompts_without_the_subject_are_refused():
     for prompts in ("", "\n", "a dog\na cat"):
-        with pytest.raises(ValueError, match="No prompt to score has the subject in it: write prompts with {}"):
+        with pytest.raises(ValueError, match="The prompts to score have no place for the subject: write {}"):
             PickByScore(prompts=prompts)
     assert PickByScore(prompts="a {}\nnothing").extractor_configs

@@ -77,5 +77,5 @@ def test_more_processes_than_pictures_are_refused(tmp_path):
     done = launch(tmp_path, "too small")
     assert done.returncode != 0
     assert (
-        "1 pictures per step cannot be shared by 2 processes: start at most 1, or raise the batch size." in done.stderr
+        "The batch of 1 images cannot be shared by 2 processes: start at most 1, or raise the batch size." in done.stderr
     )
