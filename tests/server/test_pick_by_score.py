@@ -65,7 +65,8 @@ def runs(server):
 
 
 def summary(server, history):
-    (text,) = [shown["text"][0] for shown in history["outputs"].values() if "text" in shown and "evaluations" in str(shown)]
+    texts = [shown["text"][0] for shown in history["outputs"].values() if "text" in shown]
+    (text,) = [each for each in texts if "evaluations" in each]
     return text
 
 

@@ -46,6 +46,7 @@ NONE = "none"
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the flags of `evaluate`."""
     command = new_parser(" evaluate", __doc__)
     command.add_argument("run", metavar=f"RUN|{NONE}", help="the folder of a finished run; none: the untrained model")
     model_flags(command)

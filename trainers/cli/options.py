@@ -43,6 +43,7 @@ def new_parser(prog: str, description: str | None, epilog: str = "") -> argparse
 
 
 def model_flags(command: argparse._ActionsContainer) -> None:
+    """Add the flags of the checkpoint and of the device."""
     command.add_argument("--checkpoint", type=Path, required=True, help="a .safetensors file of SD 1.x, SD 2.x or SDXL")
     command.add_argument("--layout", type=Path, help='JSON of a model of another size: {"unet": {...}, "heads": n}')
     command.add_argument(
@@ -56,6 +57,7 @@ def model_flags(command: argparse._ActionsContainer) -> None:
 
 
 def training_flags(command: argparse._ActionsContainer) -> None:
+    """Add the flags of a training that do not change its result."""
     command.add_argument(
         "--micro-batch-size", type=int, default=0, metavar="N", help="images in memory at once; 0: as many as fit"
     )
@@ -63,6 +65,7 @@ def training_flags(command: argparse._ActionsContainer) -> None:
 
 
 def method_flags(command: argparse._ActionsContainer) -> None:
+    """Add the flags of a method, its monitors, seed and precision."""
     command.add_argument("--preset", help="settings to start from; by default the method's first preset")
     command.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the method; may be repeated"
@@ -75,6 +78,7 @@ def method_flags(command: argparse._ActionsContainer) -> None:
 
 
 def precision_flag(command: argparse._ActionsContainer) -> None:
+    """Add the flag of the precision."""
     command.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto", help=OFFER)
 
 

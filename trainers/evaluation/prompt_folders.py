@@ -30,7 +30,7 @@ def _folder_name(number: str, prompt: str) -> str:
 
 
 def folder_of(prefix: str) -> str:
-    """A prefix as a path below the output folder, with `/` between its folders.
+    """Return a prefix as a path below the output folder, with `/` between its folders.
 
     Raises:
         ValueError: it leads elsewhere, or some system takes no such name.

@@ -33,6 +33,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Spread | None":
+        """Return the spread of values; `None` of no value."""
         found = [*values]
         if not found:
             return None

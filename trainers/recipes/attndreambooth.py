@@ -173,7 +173,7 @@ class AttnDreamBooth:
                 )
 
     def _views(self, concept: Concept) -> PairedViews:
-        """Random rotations and horizontal flips, which the prompt does not name; every stage sets its batch size."""
+        """Return random rotations and horizontal flips, which the prompt does not name; every stage sets its batch size."""
         augment = partial(
             augmentation.random_rotation, p=self.rotation_p, degrees=self.rotation_degrees, flip_p=self.flip_p
         )
@@ -182,7 +182,7 @@ class AttnDreamBooth:
         )
 
     def _weights(self, models: Models, pattern: str, targets: list[str], generator: Generator) -> list[Parameter]:
-        """The U-Net's weights whose names contain `pattern`, or LoRA on its layers `targets`."""
+        """Return the U-Net's weights whose names contain `pattern`, or LoRA on its layers `targets`."""
         if self.fine_tuning == "full":
             return trainables.select(models, pattern)
         return trainables.add_lora(models.unet, targets, self.lora_rank, self.lora_rank, generator)
@@ -204,7 +204,7 @@ class AttnDreamBooth:
         mean_weight: float,
         variance_weight: float,
     ) -> Stage:
-        """A stage; a term of the regularizer whose weight is 0 is not computed."""
+        """Return a stage; a term of the regularizer whose weight is 0 is not computed."""
         regularizer = self._regularizer(models, concept, maps, batch_size)
         terms = {
             "attention_means": (mean_weight, regularizer(statistic="means")),
@@ -224,7 +224,7 @@ class AttnDreamBooth:
         )
 
     def _regularizer(self, models: Models, concept: Concept, maps: AttentionMaps, batch_size: int) -> Callable:
-        """`AttentionRegularization` of V and C in these models, but for its statistic."""
+        """Return `AttentionRegularization` of V and C in these models, without its statistic."""
         tokenizer = models.text_encoders[-1].tokenizer
         class_word = tokenizer.encode_words(concept.class_word)[CLASS_TOKENS[self.class_tokens]]
         return partial(

@@ -235,7 +235,7 @@ class TextBoost:
 
 
 def paired_views(recipe: "TextBoost", concept: Concept) -> PairedViews:
-    """The paper's augmentation, which changes image and prompt together; TextBoost2026 has the same settings."""
+    """Return the paper's augmentation of images with their prompts; TextBoost2026 has the same settings."""
     learned = NAMES[recipe.augmentations] if recipe.augmentation_prompt == "tokens" else ()
     augment = partial(
         augmentation.augment,

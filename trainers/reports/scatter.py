@@ -141,14 +141,14 @@ def _footer(sheet: Sheet, reports: Sequence[Report], column: str, missing: list[
 
 
 def _named(sheet: Sheet, found: list[Point]) -> list[Point]:
-    """By names that have room; equal ones are counted."""
+    """Shorten names to the room that they have, and number equal ones."""
     names = [_fitting(sheet, each.name) for each in found]
     counted = [f"{name} ({names[: i + 1].count(name)})" for i, name in enumerate(names)]
     return [replace(each, name=counted[i] if names.count(names[i]) > 1 else names[i]) for i, each in enumerate(found)]
 
 
 def _fitting(sheet: Sheet, text: str) -> str:
-    """As much of it as has room."""
+    """Shorten a text to the room it has."""
     short = text
     while sheet.length(short) > LONGEST:
         text = text[:-1]

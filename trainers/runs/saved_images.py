@@ -40,7 +40,7 @@ def write(concept: Concept, folder: Path) -> None:
 
 
 def read(folder: Path) -> dict[str, tuple[Tensor, ...] | None]:
-    """The images of a concept: its `images`, `masks` (`None` for none) and `class_images`.
+    """Read the images of a concept: its `images`, `masks` (`None` for none) and `class_images`.
 
     Raises:
         ValueError: a file cannot be read.

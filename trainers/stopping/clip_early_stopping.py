@@ -71,6 +71,7 @@ class ClipEarlyStopping:
         return measure
 
     def reason(self, measure: Measurement) -> str:
+        """Say why to stop after this evaluation; "" to continue."""
         if measure["idle"] <= self.patience:
             return ""
         return (
@@ -79,9 +80,11 @@ class ClipEarlyStopping:
         )
 
     def quality(self, measure: Measurement) -> float:
+        """Return the score: more is better."""
         return measure["score"]
 
     def warning(self, stage: Stage) -> str:
+        """Say what to change where it can never stop this stage; "" where it can."""
         steps = min(stage.steps, self.max_steps or stage.steps)
         first = self.every * (
             self.patience + 2

@@ -124,6 +124,7 @@ class DVAR:
         return (len(past) - 1) % len(past[0]["parts"])
 
     def reason(self, measure: Measurement) -> str:
+        """Say why to stop after this evaluation; "" to continue."""
         if measure["ratio"] >= self.threshold:
             return ""
         return (
@@ -131,9 +132,11 @@ class DVAR:
         )
 
     def quality(self, measure: Measurement) -> float:
+        """Return minus the smoothed loss: more is better."""
         return -measure["smoothed"]
 
     def warning(self, stage: Stage) -> str:
+        """Say what to change where DVAR can never stop this stage; "" where it can."""
         steps = min(stage.steps, self.max_steps or stage.steps)
         if (self.evaluations - 1) * self.every < steps:
             return ""

@@ -125,9 +125,7 @@ def test_the_preferred_state_of_a_run(world, tmp_path, capsys):
         assert [each["scores"] for each in told["images"]] == scores
         found.append((step, scores))
     last = evaluate(world, folder, tmp_path / "last", *more[:-2])
-    assert [[each["scores"] for each in last["images"]] == scores for _, scores in found] == [
-        s == 2 for s, _ in found
-    ]
+    assert [[each["scores"] for each in last["images"]] == scores for _, scores in found] == [s == 2 for s, _ in found]
     with pytest.raises(SystemExit, match="error: The value of text_weight of PickByScore is 2.0: use 0.0 to 1.0"):
         evaluate(world, folder, tmp_path / "out", "--text-weight", "2")
 

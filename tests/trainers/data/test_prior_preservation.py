@@ -201,9 +201,9 @@ def test_class_pictures_are_part_of_a_runs_digest_and_their_absence_is_not():
 
 def test_bad_class_pictures_get_one_sentence():
     for changes, sentence in (
-        ({"class_images": (PICTURE,), "class_captions": ("a", "b")}, r"class captions .2. .* class pictures .1."),
-        ({"class_images": (torch.zeros(3, 4, 9),)}, "A class picture is smaller"),
-        ({"class_images": (PICTURE / 0,)}, "A class picture holds values"),
+        ({"class_images": (PICTURE,), "class_captions": ("a", "b")}, r"class captions .2. .* class images .1."),
+        ({"class_images": (torch.zeros(3, 4, 9),)}, "A class image is smaller"),
+        ({"class_images": (PICTURE / 0,)}, "A class image contains NaN"),
     ):
         with pytest.raises(ValueError, match=sentence):
             concept(**changes)

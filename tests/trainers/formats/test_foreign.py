@@ -63,8 +63,14 @@ def test_what_is_not_understood_is_refused_in_one_sentence(name):
 
 
 ODD_EMBEDDINGS = {
-    "another width": ({"<dog>": torch.ones(2, 9)}, r"^This embedding is 2 x 9 but this CLIP's words are 8 wide: use"),
-    "SDXL's": ({"clip_l": torch.ones(1, 8), "clip_g": torch.ones(1, 9)}, "holds clip_g, clip_l but this CLIP needs cl"),
+    "another width": (
+        {"<dog>": torch.ones(2, 9)},
+        r"^This embedding is 2 x 9 but this CLIP's embeddings are 8 wide: use",
+    ),
+    "SDXL's": (
+        {"clip_l": torch.ones(1, 8), "clip_g": torch.ones(1, 9)},
+        "contains clip_g, clip_l but this CLIP needs cl",
+    ),
     "two words": ({"<a>": torch.ones(8), "<b>": torch.ones(8)}, "^This embedding contains <a>, <b> but"),
     "a scalar": ({"<dog>": torch.tensor(1.0)}, "^This embedding is a single number"),
     "no rows": ({"<dog>": torch.ones(0, 8)}, "^This embedding is 0 x 8"),

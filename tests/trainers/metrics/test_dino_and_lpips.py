@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from personalize.trainers.metrics import dino, metrics
+from personalize.trainers.metrics import dino, lpips, metrics
 from personalize.trainers.metrics.dino import DinoConfig
 from personalize.trainers.metrics.extractor_cache import ExtractorCache
 from personalize.trainers.metrics.lpips import LpipsConfig
@@ -112,7 +112,7 @@ def test_loaded_once_waiting_on_the_cpu(shelf):
         ({"dino_model": "test_vti"}, "The DINO 'test_vti' is not a model of timm.*such as.*test_vit"),
         ({"dino_model": "facebook/dinov2-large"}, "is not a model of timm"),
         ({"dino_weights": "empty"}, "lacks config.json and preprocessor_config.json and model.safetensors"),
-        ({"dino_weights": "odd"}, "The config.json of 'odd' describes no model"),
+        ({"dino_weights": "odd"}, "The config.json of 'odd' does not describe a model"),
         ({"dino_weights": ""}, "are not on this computer, and dino_download is off"),
         ({"dino_weights": "", "dino_model": "facebook/dinov2-large"}, "are not on this computer"),
         ({"dino_weights": "", "dino_model": "https://a/b"}, "has no weights published by timm"),
@@ -190,9 +190,9 @@ def test_a_folder_with_code_of_its_own_is_not_run(shelf, folder, tmp_path):
 
 
 def test_without_the_package_or_its_weights_it_says_why(shelf, tmp_path, monkeypatch):
-    monkeypatch.setattr(dino.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(lpips.importlib.util, "find_spec", lambda name: None)
     assert LpipsConfig().missing([tmp_path]) == "the package lpips is not installed"
-    monkeypatch.setattr(dino.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(lpips.importlib.util, "find_spec", lambda name: name)
     why = LpipsConfig().missing([tmp_path])
     assert why.startswith("There are no LPIPS weights 'lpips_alex.safetensors' below models/clip_vision")
     with pytest.raises(ValueError, match="LPIPS cannot be measured: There are no LPIPS weights"):

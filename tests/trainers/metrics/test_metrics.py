@@ -145,7 +145,7 @@ def test_dino_through_transformers(pictures, tmp_path):
 
 def test_a_weight_file_needs_a_timm_name(tmp_path):
     pytest.importorskip("timm")
-    with pytest.raises(ValueError, match="no timm model"):
+    with pytest.raises(ValueError, match="is not a model of timm"):
         load_image_encoder("facebook/unknown", tmp_path / "weights.safetensors")
 
 

@@ -151,7 +151,7 @@ def test_floor_and_ceiling_are_never_the_best(report):
     assert report_grid.best_of([low, report, high]) == {"DINO seen": 2}
     assert report_grid.best_of([low, report, ceiling]) == {"DINO seen": 1}
     assert report_grid.best_of([report, ceiling]) == {}
-    assert ceiling.summary().startswith("high (ceiling): 1 pictures")
+    assert ceiling.summary().startswith("high (ceiling): 1 images")
 
 
 def test_a_picture_is_encoded_once():

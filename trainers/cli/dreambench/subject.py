@@ -61,6 +61,7 @@ class Bench:
     checkpoint_every: int
 
     def concept(self, subject: Subject, images: tuple[torch.Tensor, ...], captions: tuple[str, ...] = ()) -> Concept:
+        """Return the concept of a subject with these images `[3, h, w]` in 0..1."""
         own = {"initializer_token": subject.initializer} if subject.initializer else {}
         return Concept(images=images, captions=captions, class_word=subject.class_word, **self.words | own)
 
