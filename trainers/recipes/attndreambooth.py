@@ -173,7 +173,7 @@ class AttnDreamBooth:
                 )
 
     def _views(self, concept: Concept) -> PairedViews:
-        """Return random rotations and horizontal flips, which the prompt does not name; every stage sets its batch size."""
+        """Return random rotations and flips, which the prompt does not name; every stage sets its batch size."""
         augment = partial(
             augmentation.random_rotation, p=self.rotation_p, degrees=self.rotation_degrees, flip_p=self.flip_p
         )

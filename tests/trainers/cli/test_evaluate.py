@@ -142,7 +142,7 @@ def test_the_untrained_model(world, tmp_path):
 @pytest.mark.parametrize(
     ("what", "more", "sentence"),
     [
-        ("none", [], "There is no picture of the subject: name a folder of pictures with --images"),
+        ("none", [], "There is no image of the subject: give a folder of images with --images"),
         ("nothing", [], "run.json does not describe a run"),
         ("run", ["--clip-weights", "none"], "There are no CLIP weights 'none'"),
         ("run", ["--prompt-set", "own"], "There is no prompt: write one per line"),
