@@ -127,7 +127,7 @@ WORDS = [
     ("a placeholder with a space", placeholder("my dog"), "is not one word"),
     ("a placeholder with brackets", placeholder("(dog:1.2)"), "is not one word"),
     ("a placeholder of 65 letters", placeholder("<" + "a" * 63 + ">"), "^The placeholder is 65 .* at most 64"),
-    ("a placeholder that an augmentation uses", placeholder("<left>"), "^The placeholder <left> is the token of an augmentation"),
+    ("a placeholder that an augmentation uses", placeholder("<left>"), "^The placeholder <left> is the token"),
     ("a placeholder without letters", placeholder("***"), "^The placeholder '\\*\\*\\*' is not one word"),
     ("no class word", {"references.class_word": "  "}, "^The class word is empty: write the class"),
     ("a class word of 40 words", {"references.class_word": "dog " * 40}, r"class word .* 40 .* at most"),

@@ -227,16 +227,16 @@ def test_interrupt_leaves_a_partial_run(tmp_path):
     ("changes", "sentence"),
     [
         ({"placeholder_token": "dog"}, "is a word of the vocabulary"),
-        ({"placeholder_token": "<left>"}, "already taken"),
+        ({"placeholder_token": "<left>"}, "is the token of an augmentation"),
         ({"placeholder_token": ""}, "one word"),
         ({"placeholder_token": "my dog"}, "one word"),
         ({"placeholder_token": "(dog:1.2)"}, "one word"),
         ({"class_word": ""}, "class word is empty"),
-        ({"images": ()}, "no picture"),
+        ({"images": ()}, "no image"),
         ({"images": (torch.zeros(3, 1, 1),)}, "smaller than 8"),
         ({"resolution": 100}, "multiple of 8"),
         ({"captions": ("a house",)}, r"'a house' .* write \{\}"),
-        ({"captions": ("{}", "{}")}, "captions .2. is not that of the pictures .1."),
+        ({"captions": ("{}", "{}")}, "captions .2. is not that of the images .1."),
     ],
 )
 def test_bad_concepts_get_one_sentence(changes, sentence, tmp_path):
