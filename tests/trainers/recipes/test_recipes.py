@@ -227,7 +227,7 @@ def test_interrupt_leaves_a_partial_run(tmp_path):
     ("changes", "sentence"),
     [
         ({"placeholder_token": "dog"}, "is a word of the vocabulary"),
-        ({"placeholder_token": "<left>"}, "is the token of an augmentation"),
+        ({"placeholder_token": "<left>"}, "already taken"),
         ({"placeholder_token": ""}, "one word"),
         ({"placeholder_token": "my dog"}, "one word"),
         ({"placeholder_token": "(dog:1.2)"}, "one word"),

@@ -170,7 +170,7 @@ def test_a_run_stops_where_its_log_says(shelf, tmp_path):
         (stop,) = result.stops
         assert stop["stage_step"] == 4 and stop["monitor"] == "CLIP Early Stopping" and stop["acted"] is acts
         assert len(result.history) == steps and result.complete
-        assert "no score above" in stop["reason"] and "in 1 checks" in stop["reason"]
+        assert "no score above" in stop["reason"] and "in 1 evaluations" in stop["reason"]
     assert "CLIP Early Stopping, no score above" in acted.stop_reason
     # Whether it looks or not, the same is learned.
     assert [e["loss"] for e in noted.history] == [e["loss"] for e in free.history]
