@@ -22,7 +22,7 @@ from trainers.recipes import (
     custom_diffusion,
     dreambooth_lora,
     textboost,
-    textboost2026,
+    textboost_2026,
     textual_inversion,
 )
 from trainers.runs.run import Run
@@ -61,8 +61,8 @@ FAST = attndreambooth.FAST
 UNREGULARIZED = {f"{kind}_weight_{stage}": 0.0 for kind in ("mean", "variance") for stage in (1, 2, 3)}
 # Rows of other recipes; `--set` changes those fields that a row's recipe has.
 OTHERS = {
-    "2026": textboost2026.REVISED,
-    "2026++": textboost2026.PLUS,
+    "2026": textboost_2026.REVISED,
+    "2026++": textboost_2026.PLUS,
     "attndreambooth": FAST,
     "attndreambooth-1": replace(FAST, run_stages="1"),
     "attndreambooth-1+2": replace(FAST, run_stages="1+2"),

@@ -29,12 +29,12 @@ from trainers.data.context import Context
 from trainers.device import SingleDevice
 from trainers.models.diffusion import Models
 from trainers.models.tokenizer import bundled_words
-from trainers.recipes import textboost, textboost2026
+from trainers.recipes import textboost, textboost_2026
 from trainers.training.loop import train_stage
 from trainers.training.memory import MemoryPlan, fit, stage_bytes
 from trainers.training.stage import freeze_all_but
 
-PRESETS = {"benchmark": textboost.BENCHMARK, "2026": textboost2026.REVISED, "2026++": textboost2026.PLUS}
+PRESETS = {"benchmark": textboost.BENCHMARK, "2026": textboost_2026.REVISED, "2026++": textboost_2026.PLUS}
 CAPTIONS = ("a red ball on a table", "two cats", "an old house")  # few, so that the teacher is done soon
 GIB = 2**30
 

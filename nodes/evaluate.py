@@ -138,7 +138,7 @@ def _side(pixels: int) -> int:
 def _check_words(clip, concept, texts: list[Prompt]) -> None:
     """A CLIP that never learned the word would read its letters, and score as if it had learned badly."""
     word = concept.placeholder_token
-    if any(word in each.drawn for each in texts) and word not in clip_attachment.of(clip).tokens:
+    if any(word in each.prompt for each in texts) and word not in clip_attachment.of(clip).tokens:
         raise ValueError(
             f"This CLIP does not know {word}: connect the CLIP that Train or Apply Personalized returned, or write C "
             "as token_format for the untrained model."
@@ -161,12 +161,12 @@ def evaluate(
             extractors.load(choice)
         say(f"drawing {count} pictures")
         start = time.perf_counter()
-        pictures = sampler.draw(model, clip, vae, [each.drawn for each in texts], sampling, on_pictures)
+        pictures = sampler.draw(model, clip, vae, [each.prompt for each in texts], sampling, on_pictures)
         seconds = (time.perf_counter() - start) / count
         pairs = [(each, seed) for each in texts for seed in sampling.seeds]
         drawn = [
-            GeneratedImage(prompt=each.drawn, text=each.text, seed=seed, image=to_pil(picture.movedim(-1, 0)))
+            GeneratedImage(prompt=each.prompt, text=each.text, seed=seed, image=to_pil(picture.movedim(-1, 0)))
             for (each, seed), picture in zip(pairs, pictures, strict=True)
         ]
         report = scoring.scored(scorer_config, label, drawn, subject, say, on_pictures)
-    return replace(report, drawing_seconds=seconds), torch.stack(pictures)
+    return replace(report, generation_seconds=seconds), torch.stack(pictures)

@@ -73,7 +73,7 @@ class PlotHistory(io.ComfyNode):
     ) -> io.NodeOutput:
         runs = [result, other] if other else [result]
         size = {"width": width, "panel_height": panel_height}
-        image = history_plot.picture(runs, **size, log=scale == "log", mean_of=running_mean)
+        image = history_plot.image(runs, **size, log=scale == "log", mean_of=running_mean)
         summary = "\n\n".join(history.summary(run, running_mean) for run in runs)
         csv = _write(result, folder_of(prefix), save, tensorboard)
         losses = {"loss": [entry["loss"] for entry in history.entries(result)]}  # as core's Train LoRA gives them

@@ -118,7 +118,7 @@ def scored(
             extractors=extractors,
             device=device,
             on_extractor=on_extractor,
-            on_pictures=on_pictures,
+            on_images=on_pictures,
             make_room=make_room,
         )
         return scoring.report(label.strip() or "unnamed", drawn, subject)

@@ -1,17 +1,17 @@
-"""Training and evaluation without ComfyUI, on one device or several.
+"""Personalization of Stable Diffusion without ComfyUI: training and evaluation, on one device or several.
 
 Commands:
     python -m trainers train METHOD --images DIR --class-word dog --checkpoint FILE --out DIR
-        learn a subject
+        train a method on a folder of images
     python -m trainers rerun RUN --checkpoint FILE --out DIR
-        train a run of the graph again, with the same settings and images
+        train a run again, with the same settings and images
     python -m trainers evaluate RUN --checkpoint FILE --out DIR
-        generate prompts with what a run learned, and score them
+        generate images with a trained run, and score them
     python -m trainers dreambench --data DIR --checkpoint FILE --out DIR
-        the DreamBooth protocol over all subjects of a data set
+        train and evaluate all subjects of a data set by the DreamBooth protocol
 
     python -m trainers COMMAND --help                     flags of a command
-    python -m trainers train METHOD --help                settings of a method, with the defaults of its presets
+    python -m trainers train METHOD --help                settings of a method, with its presets' defaults
     torchrun --nproc-per-node 2 -m trainers train ...     on two cards (or accelerate launch)
 """
 
@@ -30,12 +30,13 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; without arguments those of the process. Errors end the process with one sentence."""
     name, *rest = (sys.argv[1:] if arguments is None else [*arguments]) or ["--help"]
     if name in ("-h", "--help"):
         print(__doc__.strip())
         return
     if name not in COMMANDS:
-        sys.exit(f"error: There is no command {name!r}: use one of {', '.join(COMMANDS)}.")
+        sys.exit(f"error: The command {name!r} does not exist: use one of {', '.join(COMMANDS)}.")
     try:
         COMMANDS[name](rest)
     except KeyboardInterrupt:

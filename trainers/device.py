@@ -1,4 +1,4 @@
-"""One device, the one rule for the precision that a training computes in, and how exhausted memory shows itself."""
+"""One device, the rule for a training's precision, and the recognition of out-of-memory errors."""
 
 import contextlib
 from collections.abc import Callable
@@ -10,7 +10,9 @@ from torch import Tensor
 
 T = TypeVar("T")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TOO_LARGE = "Memory ran out even picture by picture: lower the resolution in Load References, or close other programs."
+TOO_LARGE = (
+    "Memory ran out even with one image at a time: lower the resolution in Load References, or close other programs."
+)
 # Besides torch's own class: what CUDA, its libraries, ROCm, XPU, MPS, DirectML and the processor's allocator say.
 OUT_OF_MEMORY = (
     "out of memory", "out_of_memory", "alloc_failed", "allocation_failed", "allocate memory", "allocate tensor",
@@ -18,7 +20,7 @@ OUT_OF_MEMORY = (
     "out_of_resources",
 )  # fmt: skip
 ACCELERATOR_ERROR = getattr(torch, "AcceleratorError", ())  # younger than the oldest torch that hosts still run
-# Cards of capability 7.5 without tensor cores, whose float16 gives no numbers, by what their names hold.
+# Parts of the names of cards of capability 7.5 without tensor cores, whose float16 gives NaN.
 BROKEN_HALF = ("GTX 16", "MX450", "MX550", "T500", "T550", "T600", "T1000", "T1200", "T2000", "CMP 30HX")
 NO_AUTOCAST = (
     "Training does not run on DirectML, which has no mixed precision: install a torch for your card (CUDA, ROCm or "
@@ -43,15 +45,15 @@ class SingleDevice:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def share(self, *whole: T) -> tuple[T, ...]:
-        """This device's part of a batch, its noise and its timesteps."""
+        """Return this device's share of a batch, its noise and its timesteps."""
         return whole
 
     def total(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """What the devices' parts add up to."""
+        """Return the sums over all devices."""
         return dict(zip(sums, torch.stack([*sums.values()]).tolist(), strict=True))
 
     def agreed(self, found: T) -> T:
-        """What all devices go by, where each has looked for itself; something that JSON can hold."""
+        """Return what all devices use where each has computed it; a value that JSON can hold."""
         return found
 
     def backward(self, loss: Tensor) -> None:
@@ -68,11 +70,8 @@ class SingleDevice:
         optimizer.zero_grad(set_to_none=True)
 
 
-TOO_LARGE = "Memory ran out even picture by picture: lower the resolution in Load References, or close other programs."
-
-
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was the reason, in whatever words."""
+    """Return whether an error says that memory ran out, in any library's words."""
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     said = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)
@@ -82,19 +81,19 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _take_what_is_reported_late() -> None:
-    """CUDA reports such an error once more, at the next call."""
+    """Consume the error that CUDA reports once more, at the next call."""
     with contextlib.suppress(RuntimeError, AssertionError):  # the latter where torch has no CUDA
         torch.ones(1, device="cuda").add_(1)
         torch.cuda.synchronize()
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is native there."""
+    """Return whether the device computes in bfloat16 natively."""
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def has_float16(device: torch.device) -> bool:
-    """Whether float16 is quicker than float32 there, and works."""
+    """Return whether float16 works on the device and is faster than float32."""
     if device.type != "cuda":
         return False
     properties = torch.cuda.get_device_properties(device)
@@ -102,7 +101,7 @@ def has_float16(device: torch.device) -> bool:
 
 
 def works_in_half(name: str, major: int) -> bool:
-    """The same of an NVIDIA card by its name and the first number of its compute capability."""
+    """Return whether an NVIDIA card works in float16, by its name and its compute capability's first number."""
     return major >= 7 and not any(part in name for part in BROKEN_HALF)
 
 
@@ -112,10 +111,10 @@ def training_dtype(
     has_bfloat16: Callable[[torch.device], bool] = has_bfloat16,
     has_float16: Callable[[torch.device], bool] = has_float16,
 ) -> torch.dtype:
-    """The precision called `name`; of "auto" bfloat16 where the device has it, else float16, else float32.
+    """Return the precision called `name`; for "auto" bfloat16 where the device has it, else float16, else float32.
 
     Raises:
-        ValueError: a device on which nothing can be trained.
+        ValueError: nothing can be trained on this device.
     """
     if device.type == "privateuseone":
         raise ValueError(NO_AUTOCAST)

@@ -12,33 +12,35 @@ from torch import Tensor
 
 @contextlib.contextmanager
 def replaced(path: Path | str) -> Iterator[Path]:
-    """Where to write what becomes `path` when the block ends.
+    """Yield a path next to `path` that replaces it when the block ends.
 
     A process that is killed, or an error such as a full disk, leaves an earlier file of that name as it was.
     """
     path = Path(path)
-    beside = path.with_suffix(".tmp")
+    temporary = path.with_suffix(".tmp")
     try:
-        yield beside
-        os.replace(beside, path)
+        yield temporary
+        os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.remove(beside)
+            os.remove(temporary)
         raise
 
 
-def save_png(picture: Image.Image, path: Path) -> None:
-    with replaced(path) as beside:
-        picture.save(beside, format="PNG")
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write an image as PNG, never half."""
+    with replaced(path) as temporary:
+        image.save(temporary, format="PNG")
 
 
 def tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file and its header's words.
+    """Return the tensors of a safetensors file and its header's metadata.
 
-    Copies: what safetensors hands out is the file itself, and who changes that ends every process that reads it.
+    The tensors are copies: safetensors hands out the mapped file itself, and a change of it ends every process that
+    reads it.
 
     Raises:
-        OSError, SafetensorError: it cannot be read.
+        OSError, SafetensorError: the file cannot be read.
     """
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

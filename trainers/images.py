@@ -16,14 +16,14 @@ EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 MAX_PIXELS = 100_000_000  # of a file; more is nearly always a mistake, and takes gigabytes to open
 
 
-def resize(picture: Tensor, height: int, width: int) -> Tensor:
-    """`[c, h, w]` to `[c, height, width]`, anti-aliased, clamped to 0..1."""
-    resized = F.interpolate(picture[None], (height, width), mode="bicubic", align_corners=False, antialias=True)
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    """Resize `[c, h, w]` to `[c, height, width]`, bicubic, anti-aliased, clamped to 0..1."""
+    resized = F.interpolate(image[None], (height, width), mode="bicubic", align_corners=False, antialias=True)
     return resized[0].clamp(0, 1)
 
 
 def bucket(height: int, width: int, resolution: int) -> tuple[int, int]:
-    """The height and width, of about `resolution` squared, whose aspect ratio is closest to that of a picture.
+    """Return the height and width, of about `resolution` squared, whose aspect ratio is closest to an image's.
 
     Both are multiples of a step, a sixteenth of the resolution, and lie between half and twice the resolution. Their
     area is at most that of the square; with a step more on either side it would be larger.
@@ -36,23 +36,26 @@ def bucket(height: int, width: int, resolution: int) -> tuple[int, int]:
     return (short, long) if height <= width else (long, short)
 
 
-def cut(picture: Tensor, height: int, width: int, position: float) -> Tensor:
-    """The largest part of `[c, h, w]` with this aspect ratio, at `position` in 0..1 along the longer axis, resized."""
-    scale = min(picture.shape[-2] / height, picture.shape[-1] / width)
+def cut(image: Tensor, height: int, width: int, position: float) -> Tensor:
+    """Crop `[c, h, w]` to this aspect ratio, at `position` in 0..1 along the longer axis, and resize it."""
+    scale = min(image.shape[-2] / height, image.shape[-1] / width)
     rows, columns = round(height * scale), round(width * scale)
-    top, left = round((picture.shape[-2] - rows) * position), round((picture.shape[-1] - columns) * position)
-    picture = picture[:, top : top + rows, left : left + columns]
-    return picture if picture.shape[-2:] == (height, width) else resize(picture, height, width)
+    top, left = round((image.shape[-2] - rows) * position), round((image.shape[-1] - columns) * position)
+    image = image[:, top : top + rows, left : left + columns]
+    return image if image.shape[-2:] == (height, width) else resize(image, height, width)
 
 
 def to_pil(pixels: Tensor) -> Image.Image:
-    """`[3, h, w]` in 0..1 to a picture."""
+    """Convert `[3, h, w]` in 0..1 to a Pillow image of 8 bits."""
     array = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(np.ascontiguousarray(array))
 
 
 def pixels(image: Image.Image) -> Tensor:
-    """`[c, h, w]` in 0..1, divided by numpy, as the host divides: torch may multiply, which rounds differently."""
+    """Convert a Pillow image to `[c, h, w]` in 0..1.
+
+    numpy divides, as in the host: torch may multiply, which rounds differently.
+    """
     array = np.asarray(image).astype(np.float32) / 255
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
 
@@ -60,9 +63,9 @@ def pixels(image: Image.Image) -> Tensor:
 def read_folder(
     folder: Path, allowed: Callable[[Path], Path] = lambda file: file
 ) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:
-    """The images of a folder by name, `[3, h, w]` in 0..1, and their captions; no captions if all are empty.
+    """Read the images of a folder by name, `[3, h, w]` in 0..1, and their captions; no captions if all are empty.
 
-    A caption is the text of a .txt file of the image's name; images are turned upright as their camera noted.
+    A caption is the text of a .txt file of the image's name; images are rotated as their EXIF says.
 
     Args:
         allowed: returns the path of a caption file, or raises `ValueError` where it must not be read.
@@ -80,10 +83,10 @@ def read_folder(
 
 
 def read_image(file: Path) -> Tensor:
-    """`[3, h, w]` in 0..1 of an image file; transparent areas become white.
+    """Read an image file as `[3, h, w]` in 0..1; transparent areas become white.
 
     Raises:
-        ValueError: it cannot be read, has too many pixels, or values whose black and white are unknown.
+        ValueError: it cannot be read, has too many pixels, or values of an unknown range.
     """
     try:
         with Image.open(file) as image:
@@ -107,11 +110,11 @@ def read_image(file: Path) -> Tensor:
 
 
 class UnknownRange(Exception):
-    """Numbers whose black and white are unknown."""
+    """Pixel values of which nobody knows what black and white are."""
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    """`[h, w, 3]` in 0..1."""
+    """Convert an image to `[h, w, 3]` in 0..1."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         gray = np.asarray(image).astype(np.int64)  # Pillow would cut 16 bits off at 255
         if gray.min() < 0 or gray.max() > 65535:

@@ -8,41 +8,41 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 
 def setting(default, help: str, **limits):
-    """A hyperparameter with the text and the limits that its widget shows.
+    """Declare a hyperparameter with the text and the limits that its widget shows.
 
-    Among the limits, `later=True` says that another value asks for no other training: see `decisive`.
+    Among the limits, `later=True` marks a setting that does not change the training: see `decisive`.
     """
     return field(default=default, metadata={"help": help, **limits})
 
 
 def same(owner: type, name: str, *default):
-    """Another dataclass's setting of that name, with its default or a new one."""
+    """Declare another dataclass's setting of that name, with its default or a new one."""
     known = owner.__dataclass_fields__[name]
     return field(default=default[0] if default else known.default, metadata=known.metadata)
 
 
 def part(kind: type, settings):
-    """The values of a smaller dataclass of settings out of one that has its fields among others."""
+    """Return a smaller dataclass of settings out of one that has its fields among others."""
     return kind(**{each.name: getattr(settings, each.name) for each in fields(kind)})
 
 
 def decisive(settings) -> dict:
-    """The values of a dataclass of settings that decide what is learned."""
+    """Return the values of a dataclass of settings that decide what is learned."""
     later = {each.name for each in fields(settings) if each.metadata.get("later")}
     return {name: value for name, value in asdict(settings).items() if name not in later}
 
 
 def changed(settings, values: dict, what: str = ""):
-    """A dataclass of settings, or a class of them with its defaults, with other values: see `checked`."""
+    """Return a dataclass of settings, or a class of them with its defaults, with other values: see `checked`."""
     values = checked(settings, values, what)
     return settings(**values) if isinstance(settings, type) else replace(settings, **values)
 
 
 def checked(settings, values: dict, what: str = "") -> dict:
-    """Values for a dataclass of settings, of plain kinds as JSON has them, as its fields hold them.
+    """Check values as JSON has them, and return them as the fields of a dataclass of settings hold them.
 
     Args:
-        what: the settings are, as messages call them; by default their class's name.
+        what: name of the settings in messages; by default their class's.
 
     Raises:
         ValueError: there is no such setting, or a value is not of its kind or beyond its limits.

@@ -1,26 +1,26 @@
-"""What messages for users have in common: their own words, shortened, and what the system says about a file."""
+"""Parts of messages for users: their own words, shortened, and the system's reason about a file."""
 
 import os
 
 
 def quoted(words: object, most: int = 80) -> str:
-    """What a user wrote, on one line and never so long that it hides the rest of the sentence."""
+    """Quote what a user wrote, on one line and never so long that it hides the rest of the sentence."""
     text = repr(words)
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
 
 
 def reason(error: Exception) -> str:
-    """Why a file cannot be used, without its path: error messages are shown to whoever asks the server."""
+    """Say why a file cannot be used, without its path: error messages are shown to whoever asks the server."""
     number = getattr(error, "errno", None) or _number_in(str(error))
     return os.strerror(number) if number else "its contents are damaged"
 
 
 def _number_in(message: str) -> int | None:
-    """safetensors hides the system's number in its text: '... (os error 27)'."""
+    """Find the system's error number that safetensors puts into its text: '... (os error 27)'."""
     number = message.partition("(os error ")[2].partition(")")[0]
     return int(number) if number.isdigit() else None
 
 
 def captions_of(text: str) -> tuple[str, ...]:
-    """One caption per line; empty lines do not count."""
+    """Split text into captions, one per line; empty lines do not count."""
     return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -64,12 +64,12 @@ def test_files_of_both_folders(clip_vision, model_folders):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"clip_weights": ""}, "knows no model|published no weights"),
+        ({"clip_weights": ""}, "is not a model of open_clip|has no weights published"),
         ({"clip_weights": "", "clip_model": "ViT-B-32"}, "are not on this computer, and clip_download is off"),
         ({"clip_weights": "missing.safetensors"}, "There are no CLIP weights"),
-        ({"clip_weights": "../clip_vision/judges/world.safetensors"}, "is no name of CLIP weights"),
+        ({"clip_weights": "../clip_vision/judges/world.safetensors"}, "is not a name of CLIP weights"),
         ({"clip_weights": "judges/old.pt"}, "are not a .safetensors file"),
-        ({"clip_model": "ViT-B-33"}, "knows no model 'ViT-B-33'"),
+        ({"clip_model": "ViT-B-33"}, "The CLIP 'ViT-B-33' is not a model"),
         ({"images": 0}, "images is 0: use 1 to 64"),
         ({"stage": "4"}, "choose one of all, 1, 2, 3"),
     ],
@@ -138,5 +138,5 @@ def test_a_recipe_that_asks_a_clip_is_checked_too(clip_vision, monkeypatch):
     class Asking(ClipEarlyStopping):
         clip = ClipConfig(clip_model="ViT-B-33")
 
-    with pytest.raises(ValueError, match="knows no model 'ViT-B-33'"):
+    with pytest.raises(ValueError, match="The CLIP 'ViT-B-33' is not a model"):
         recipes.chosen("Any", {"one": Asking()}, {"preset": "one"})

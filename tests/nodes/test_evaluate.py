@@ -82,11 +82,11 @@ def test_pictures_are_those_of_a_ksampler_with_that_seed(evaluate, graph):
 
     model, clip, vae, _ = graph
     report, *_, pictures = evaluate()
-    assert [(each.prompt, each.seed) for each in report.pictures] == [
+    assert [(each.prompt, each.seed) for each in report.images] == [
         (prompt, seed) for prompt in (f"a photo of {WORD} dog", f"{WORD} dog in the snow") for seed in (0, 1)
     ]
     with torch.inference_mode():
-        for each, picture in zip(report.pictures, pictures, strict=True):
+        for each, picture in zip(report.images, pictures, strict=True):
             positive, negative = (nodes.CLIPTextEncode().encode(clip, text)[0] for text in (each.prompt, ""))
             latent = {"samples": torch.zeros(1, 4, 8, 8)}
             settings = each.seed, 4, 7.5, "dpmpp_2m", "karras"
@@ -126,11 +126,11 @@ def test_scores_are_the_judges_own(evaluate, concept, folders):
         "DINO seen": metrics.dino(dino, images, seen),
         "DINO unseen": metrics.dino(dino, images, others),
     }
-    assert [each.text for each in report.pictures] == texts
+    assert [each.text for each in report.images] == texts
     for column, values in expected.items():
-        assert [each.scores[column] for each in report.pictures] == pytest.approx(values.tolist(), abs=1e-5), column
+        assert [each.scores[column] for each in report.images] == pytest.approx(values.tolist(), abs=1e-5), column
     one, other = (metrics.unit_features(dino.image_features, images[i : i + 1]) for i in (0, 1))
-    assert report.diversity[report.pictures[0].prompt] == pytest.approx(1 - float(one[0] @ other[0]), abs=1e-5)
+    assert report.diversity[report.images[0].prompt] == pytest.approx(1 - float(one[0] @ other[0]), abs=1e-5)
     assert (
         report.metric_models["diversity"]
         == f"1 - cosine of DINO {evaluating.WORLD['dino_model']} from {evaluating.ENCODER}"
@@ -149,17 +149,17 @@ def test_without_lpips_its_column_reads_not_measured(evaluate):
 
 def test_masked_references_hide_the_rest(evaluate, concept):
     report, masked = evaluate()[0], evaluate(mask_references=True)[0]
-    assert masked.pictures[0].scores["CLIP-T"] == pytest.approx(report.pictures[0].scores["CLIP-T"], abs=1e-6)
-    assert abs(masked.pictures[0].scores["DINO seen"] - report.pictures[0].scores["DINO seen"]) > 1e-4
+    assert masked.images[0].scores["CLIP-T"] == pytest.approx(report.images[0].scores["CLIP-T"], abs=1e-6)
+    assert abs(masked.images[0].scores["DINO seen"] - report.images[0].scores["DINO seen"]) > 1e-4
     reference = np.asarray(masked.references["seen"][0])
     assert (reference[:, -8:] == 128).all() and not (reference[:, :8] == 128).all()
 
 
 def test_the_untrained_model_reads_the_class_word(evaluate, graph):
     report = evaluate(clip=graph[3], token_format="C", label="base")[0]
-    assert report.label == "base" and report.pictures[0].prompt == "a photo of dog" == report.pictures[0].text
+    assert report.label == "base" and report.images[0].prompt == "a photo of dog" == report.images[0].text
     removed = evaluate(token_format="sks C", compare_with="removed", seeds=1)[0]
-    assert [(each.prompt, each.text) for each in removed.pictures] == [
+    assert [(each.prompt, each.text) for each in removed.images] == [
         ("a photo of sks dog", "a photo of"),
         ("sks dog in the snow", "in the snow"),
     ]
@@ -255,7 +255,7 @@ def score(concept, folders):
 def test_images_are_scored_as_evaluate_scores_them(evaluate, score):
     report, *_, pictures = evaluate()
     again = score([pictures[:2], pictures[2:]], prompts=[f"a photo of {WORD} dog", f"{WORD} dog in the snow"])[0]
-    for one, other in zip(report.pictures, again.pictures, strict=True):
+    for one, other in zip(report.images, again.images, strict=True):
         assert (one.prompt, one.text, one.seed) == (other.prompt, other.text, other.seed)
         assert one.scores == pytest.approx(other.scores, abs=1e-5)
     assert report.diversity == pytest.approx(again.diversity, abs=1e-5)
@@ -280,8 +280,8 @@ def test_a_mask_hides_the_rest_of_a_picture_from_likeness_only(score):
     half[:, :, :64] = 1
     plain = score([pictures], prompts="a dog", unseen=[pictures])[0]
     masked = score([pictures], prompts="a dog", unseen=[pictures], mask=[half])[0]
-    assert plain.pictures[0].scores["CLIP-T"] == pytest.approx(masked.pictures[0].scores["CLIP-T"], abs=1e-6)
-    assert plain.pictures[0].scores["DINO unseen"] > masked.pictures[0].scores["DINO unseen"] + 0.01
+    assert plain.images[0].scores["CLIP-T"] == pytest.approx(masked.images[0].scores["CLIP-T"], abs=1e-6)
+    assert plain.images[0].scores["DINO unseen"] > masked.images[0].scores["DINO unseen"] + 0.01
 
 
 def written(report, folders, **inputs):
@@ -308,7 +308,7 @@ def test_two_reports_beside_each_other(evaluate, graph, folders):
     rows = [*csv.DictReader((folder / "report.csv").read_text(encoding="utf-8").splitlines())]
     kinds = [row["of"] for row in rows if row["report"] == "trained"]
     assert kinds == ["picture"] * 4 + ["prompt"] * 2 + ["seed"] * 2 + ["mean", "standard deviation"]
-    values = [float(row["CLIP-T"]) for row in rows if row["report"] == "trained" and row["of"] == "picture"]
+    values = [float(row["CLIP-T"]) for row in rows if row["report"] == "trained" and row["of"] == "image"]
     assert float(next(r for r in rows if r["report"] == "trained" and r["of"] == "mean")["CLIP-T"]) == pytest.approx(
         sum(values) / 4
     )

@@ -72,7 +72,7 @@ def test_a_complete_file_comes_back_bit_for_bit(graph, trained, model_folders):
 def test_adapters_come_back_bit_for_bit_and_are_no_lora(graph, model_folders, tmp_path):
     """TextBoost++'s, of text encoder and U-Net; without the complete file the node says that they are lost."""
     from personalize.nodes.host import clip_attachment, session, weights
-    from personalize.trainers.recipes.textboost2026 import PLUS
+    from personalize.trainers.recipes.textboost_2026 import PLUS
 
     recipe = dataclasses.replace(PLUS, steps=2, batch_size=1, views=2, adapter_learning_rate=0.05)
     concept = Concept(images=(torch.rand(3, 64, 64),), resolution=64, placeholder_token="<thing>")

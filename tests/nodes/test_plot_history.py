@@ -105,8 +105,8 @@ def test_scores_to_pick_by_stand_over_their_floors():
 def test_values_and_their_mean_where_a_monitor_has_both():
     lines = [line | {"measures": {"DVAR": made.dvar(line["step"], smoothed=0.5)}} for line in made.plain(4)]
     panels = axes_of(figure(made.result(lines)))
-    assert points(panels["each look"], "each look") == [(n, 2 / (1 + n)) for n in range(1, 5)]
-    assert points(panels["each look"], "mean of 10 looks") == [(n, 0.5) for n in range(1, 5)]
+    assert points(panels["each evaluation"], "each evaluation") == [(n, 2 / (1 + n)) for n in range(1, 5)]
+    assert points(panels["each evaluation"], "mean of 10 evaluations") == [(n, 0.5) for n in range(1, 5)]
 
 
 def test_two_monitors_of_a_kind_are_told_apart():
@@ -179,7 +179,7 @@ def test_one_step_is_a_dot():
     drawn = figure(made.result(made.plain(1)))
     assert points(drawn.axes[0], "mean of 3 steps") == [(1, 1.0)]
     assert all(line.get_marker() == "o" and line.get_markevery() == [0] for line in drawn.axes[0].lines)
-    assert colourful(history_plot.picture([made.result(made.plain(1))], **SIZE)) > 10
+    assert colourful(history_plot.image([made.result(made.plain(1))], **SIZE)) > 10
 
 
 @pytest.mark.parametrize("losses", [(0.1, 0.2, 0.4), (0.0, 0.0, 0.0), (-1.0, 0.5, 1e-6), (1e20, 1.0, 1e-20)])
@@ -189,7 +189,7 @@ def test_losses_on_either_scale(losses):
     assert drawn.axes[0].get_yscale() == ("log" if any(loss > 0 for loss in losses) else "linear")
     assert points(drawn.axes[0], "each step") == [*zip((1, 2, 3), losses, strict=True)]
     for log in (False, True):
-        assert history_plot.picture([made.result(lines)], **SIZE, log=log).isfinite().all()
+        assert history_plot.image([made.result(lines)], **SIZE, log=log).isfinite().all()
 
 
 def test_what_is_no_number_is_left_out():
@@ -210,7 +210,7 @@ def colourful(picture):
 
 @pytest.mark.parametrize(("width", "height"), [(512, 160), (768, 240), (1001, 333), (1024, 1024), (4096, 640)])
 def test_the_picture_is_as_large_as_asked(width, height):
-    picture = history_plot.picture([made.result(made.staged(), stops=[made.stop()])], width=width, panel_height=height)
+    picture = history_plot.image([made.result(made.staged(), stops=[made.stop()])], width=width, panel_height=height)
     assert picture.dtype == torch.float32 and picture.shape[0] == 1 and picture.shape[2:] == (width, 3)
     drawn = figure(made.result(made.staged(), stops=[made.stop()]), width=width, panel_height=height)
     assert 3 * height < picture.shape[1] == int(drawn.bbox.height)
@@ -260,7 +260,7 @@ def settings(word="<dog>", method="TextBoost"):
 def test_names_are_only_signs(word):
     lines = [line | {"stage": word, "terms": {"$\\y$": 1.0, "z$": 2.0}} for line in made.plain(2)]
     result = made.result(lines, settings=settings(word), stop_reason=word, stops=[made.stop(1, reason=word)])
-    assert colourful(history_plot.picture([result, result], **SIZE)) > 500
+    assert colourful(history_plot.image([result, result], **SIZE)) > 500
 
 
 def test_drawing_leaves_matplotlib_as_it_was():
@@ -274,7 +274,7 @@ assert not any(name.startswith(("matplotlib.", "tensorboard")) for name in sys.m
 import matplotlib
 from personalize.tests.support import histories as made
 before = dict(dict.items(matplotlib.rcParams))  # asked in another way it chooses a backend
-assert history_plot.picture([made.result(made.monitored())]).shape[2] == 1024
+assert history_plot.image([made.result(made.monitored())]).shape[2] == 1024
 assert "matplotlib.pyplot" not in sys.modules
 assert dict(dict.items(matplotlib.rcParams)) == before
 """
@@ -331,9 +331,9 @@ def test_the_summary_says_what_it_cost_and_why_it_ended():
         "<dog>, TextBoost, run 0123456789abcdef",
         "8 steps in 4 s, 0.5 s each.",
         f"Loss: 1 at the first step, {(1 / 5 + 1 / 6 + 1 / 7 + 1 / 8) / 4:.4g} over the last 4 of its stage.",
-        "DVAR: 9 looks, 0.09 s, 2.2% of the training; last fixed_loss 0.2222, ratio 0.1111, threshold 0.15, begin "
+        "DVAR: 9 evaluations, 0.09 s, 2.2% of the training; last fixed_loss 0.2222, ratio 0.1111, threshold 0.15, begin "
         "0.375, middle 0.25, end 0.125.",
-        "CLIP Early Stopping: 3 looks, 3 s, 75.0% of the training; last score 0.58, best 0.6, threshold 0.62.",
+        "CLIP Early Stopping: 3 evaluations, 3 s, 75.0% of the training; last score 0.58, best 0.6, threshold 0.62.",
         "Step 5: CLIP Early Stopping would have stopped textboost (only recorded): no better for 3 checks.",
         "Step 8: DVAR stopped textboost: the variance over the last 3 steps is 0.140 of all, below 0.15.",
         "It ended: textboost: DVAR, settled, after step 8.",
@@ -435,7 +435,7 @@ def test_the_node_draws_writes_and_says(output):
     result = made.result(made.monitored(8))
     given = plot(result, save=True)
     picture, path, summary, losses = given.result
-    assert torch.equal(picture, history_plot.picture([result], **SIZE, mean_of=3))
+    assert torch.equal(picture, history_plot.image([result], **SIZE, mean_of=3))
     assert path == "h/x/0123456789abcdef/history.csv" and summary == told.summary(result, 3)
     assert (output / path).read_text() == history_export.as_csv(told.entries(result))
     assert json.loads((output / path).with_suffix(".json").read_text())["history"] == result.history
@@ -550,12 +550,12 @@ def test_a_trainings_own_history(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
     for each in (result, kept):
         panels = axes_of(figure(each))
-        assert [*panels] == ["each step", "denoising", "each look", "ratio", "begin"]
+        assert [*panels] == ["each step", "denoising", "each evaluation", "ratio", "begin"]
         assert points(panels["each step"], "each step") == [(line["step"], line["loss"]) for line in lines]
         fixed = [lines[0]["start"]["DVAR"]["fixed_loss"], *(line["measures"]["DVAR"]["fixed_loss"] for line in lines)]
-        assert points(panels["each look"], "each look") == [*enumerate(fixed)]
+        assert points(panels["each evaluation"], "each evaluation") == [*enumerate(fixed)]
         assert [*stop_lines(panels["ratio"])] == [stop["step"] for stop in result.stops]
-        assert "DVAR: 4 looks" in told.summary(each) and told.summary(each).endswith(f"{result.stop_reason}.")
+        assert "DVAR: 4 evaluations" in told.summary(each) and told.summary(each).endswith(f"{result.stop_reason}.")
     rows = table(history_export.as_csv(told.entries(kept)))
     assert [float(row["loss"]) for row in rows] == [line["loss"] for line in lines]
     assert [float(row["DVAR/ratio"]) for row in rows] == [line["measures"]["DVAR"]["ratio"] for line in lines]

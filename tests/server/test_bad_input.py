@@ -101,13 +101,13 @@ PICTURES = [
     (
         "an IMAGE that is no number",
         {"nan": ("ImageBlend", {**BLEND, "blend_factor": NAN}), "references.images.image0": ["nan", 0]},
-        "^A reference picture holds values that are no numbers",
+        "^A reference image contains NaN or infinite values",
     ),
     ("an IMAGE that is a word", {"references.images.image0": "dog"}, "^The input images got no IMAGE: connect one"),
     ("a mask of another size", mask(width=64), "^A mask is 64 x 128 pixels but its picture 128 x 128: "),
     ("an empty mask", mask(0.0), "^A mask is empty: paint over the subject, or leave the mask unconnected"),
     ("an empty mask of another size", mask(0.0, 64, 64), "^A mask is empty"),  # what Load Image gives without alpha
-    ("a mask that is no number", mask(NAN), "^A mask holds values that are no numbers"),
+    ("a mask that is no number", mask(NAN), "^A mask contains NaN or infinite values"),
     ("a mask for two pictures", {**mask(), "references.folder": "odd/good"}, r"^There are \d+ pictures but 1 masks"),
     ("choose 0", {"references.choose": "0"}, "^Picture 0 does not exist: choose from 1 to 1"),
     ("choose 9", {"references.choose": "9"}, "^Picture 9 does not exist"),
@@ -123,17 +123,17 @@ PICTURES = [
 ]
 WORDS = [
     ("no placeholder", placeholder(" "), "^The placeholder is empty: "),
-    ("an ordinary word as placeholder", placeholder("dog"), "^The placeholder dog is a word the model already knows"),
-    ("a placeholder with a space", placeholder("my dog"), "must be one word, such as <dog>"),
-    ("a placeholder with brackets", placeholder("(dog:1.2)"), "must be one word"),
+    ("an ordinary word as placeholder", placeholder("dog"), "^The placeholder dog is a word of the vocabulary"),
+    ("a placeholder with a space", placeholder("my dog"), "is not one word"),
+    ("a placeholder with brackets", placeholder("(dog:1.2)"), "is not one word"),
     ("a placeholder of 65 letters", placeholder("<" + "a" * 63 + ">"), "^The placeholder is 65 .* at most 64"),
-    ("a placeholder that an augmentation uses", placeholder("<left>"), "^The placeholder <left> is already taken"),
-    ("a placeholder without letters", placeholder("***"), "^The placeholder '\\*\\*\\*' must be one word"),
-    ("no class word", {"references.class_word": "  "}, "^The class word is empty: write what kind of thing"),
+    ("a placeholder that an augmentation uses", placeholder("<left>"), "^The placeholder <left> is the token"),
+    ("a placeholder without letters", placeholder("***"), "^The placeholder '\\*\\*\\*' is not one word"),
+    ("no class word", {"references.class_word": "  "}, "^The class word is empty: write the class"),
     ("a class word of 40 words", {"references.class_word": "dog " * 40}, r"class word .* 40 .* at most"),
     ("half an emoji", {"references.class_word": "\ud83d"}, "^The text of class_word holds characters that are no text"),
-    ("an initializer of signs", {"references.initializer_token": "!!!"}, "^The initializer '!!!' is no word"),
-    ("an initializer that is an emoji", {"references.initializer_token": "\U0001f436"}, "is no word"),
+    ("an initializer of signs", {"references.initializer_token": "!!!"}, "^The initializer '!!!' is not a word"),
+    ("an initializer that is an emoji", {"references.initializer_token": "\U0001f436"}, "is not a word"),
     ("an initializer of 40 words", {"references.initializer_token": "dog " * 40}, "has 40 tokens, .* at most 16"),
     ("captions that do not exist", captions("none.txt"), r"^The captions file 'none\.txt' cannot be read \(No such"),
     ("captions that are binary", captions("odd/binary.txt"), r"binary\.txt' cannot be read as text: save it as UTF-8"),
@@ -141,7 +141,7 @@ WORDS = [
     ("captions in a folder's place", captions("odd"), "^The captions file 'odd' cannot be read"),
     ("captions outside", captions("../output/x.txt"), OUTSIDE),
     ("a caption line too many", {"references.captions": "{}\n{}"}, "^The captions have 2 lines but 1 pictures"),
-    ("a caption without the subject", {"references.captions": "a house"}, "does not say where your subject is: write"),
+    ("a caption without the subject", {"references.captions": "a house"}, "has no place for your subject: write"),
     (
         "a caption beside that is no text",
         folder("odd/captioned"),
@@ -250,7 +250,7 @@ FILES = [
         files(lora="other.safetensors"),
         "^1 of 1 learned layers are not in this MODEL and CLIP .* use the family of models",
     ),
-    ("a LoRA as a personalized file", files(personalized="words.safetensors"), "^This is no whole file of Save Perso"),
+    ("a LoRA as a personalized file", files(personalized="words.safetensors"), "^This file of Save Perso"),
     (
         "an embedding of another width",
         files(embedding="wide.safetensors"),
@@ -264,7 +264,7 @@ FILES = [
     (
         "an embedding for an ordinary word",
         files(embedding="wide.safetensors", placeholder_token="dog"),
-        "^The placeholder dog is a word the model already knows",
+        "^The placeholder dog is a word of the vocabulary",
     ),
     ("a strength of 21", files(lora="loha.safetensors", strength_unet=21.0), "Value 21.0 bigger than max of 20"),
 ]

@@ -243,7 +243,7 @@ def size_of(file):
         ("references", {"folder": "/etc"}, "not inside ComfyUI's input folder"),
         ("references", {"folder": "nowhere"}, "no folder"),
         ("references", {"class_word": " "}, "class word is empty"),
-        ("references", {"placeholder_token": "dog"}, "already knows"),
+        ("references", {"placeholder_token": "dog"}, "is a word of the vocabulary"),
         ("references", {"placeholder_token": "two words"}, "one word"),
         ("references", {"choose": "first"}, "Cannot read"),
         ("recipe", {"preset": "nonsense"}, "no preset"),

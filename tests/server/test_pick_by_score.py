@@ -65,7 +65,8 @@ def runs(server):
 
 
 def summary(server, history):
-    (text,) = [shown["text"][0] for shown in history["outputs"].values() if "text" in shown and "looks" in str(shown)]
+    texts = [shown["text"][0] for shown in history["outputs"].values() if "text" in shown]
+    (text,) = [each for each in texts if "evaluations" in each]
     return text
 
 
@@ -101,6 +102,6 @@ def test_a_prompt_without_the_subject_is_refused_before_anything_runs(server, bu
     from personalize.demo.client import HostError
 
     before = runs(server)
-    with pytest.raises(HostError, match="No prompt to score has the subject in it: write prompts with {}"):
+    with pytest.raises(HostError, match="The prompts to score have no place for the subject: write {}"):
         server.run(build(0.5, prompts="a dog in the snow"))
     assert runs(server) == before

@@ -115,7 +115,7 @@ def test_stages_chained_through_a_graph(server, attndreambooth):
 
 def test_a_later_stage_alone_says_that_it_needs_the_word(server, attndreambooth):
     prompt = override(attndreambooth, {"PersonalizeAttnDreamBooth": {"preset.run_stages": "3"}})
-    with pytest.raises(api.HostError, match="Stage 3 goes on from a learned word, .* know <concept>"):
+    with pytest.raises(api.HostError, match="Stage 3 continues from a learned placeholder token, .* know <concept>"):
         server.run(prompt)
 
 

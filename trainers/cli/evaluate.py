@@ -1,10 +1,10 @@
-"""`python -m trainers evaluate`: pictures by what a run learned, or by the untrained model, and their scores.
+"""`python -m trainers evaluate`: generate images with a trained run or the untrained model, and score them.
 
     python -m trainers evaluate RUN --checkpoint FILE --out DIR [--unseen DIR ...]
     python -m trainers evaluate none --images DIR --class-word dog --checkpoint FILE --out DIR
 
-RUN is the folder of a finished run, as Train and `python -m trainers` write it; "none" is the untrained model, which is
-asked for the class word. DIR gets report.html, report.csv, report.json, table.png, grid.png and scatter.png.
+RUN is the folder of a finished run, as Train and `python -m trainers` write it; "none" is the untrained model, whose
+prompts have the class word. DIR gets report.html, report.csv, report.json, table.png, grid.png and scatter.png.
 """
 
 import argparse
@@ -46,36 +46,36 @@ NONE = "none"
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the flags of `evaluate`."""
     command = new_parser(" evaluate", __doc__)
     command.add_argument("run", metavar=f"RUN|{NONE}", help="the folder of a finished run; none: the untrained model")
     model_flags(command)
     command.add_argument("--out", type=Path, required=True, help="the folder of the report")
-    command.add_argument("--label", default="", help="what the report calls it; if not given, the method")
-    command.add_argument(
-        "--unseen", type=Path, metavar="DIR", help="pictures of the subject that it did not learn from"
-    )
+    command.add_argument("--label", default="", help="the model's name in the report; by default the method")
+    command.add_argument("--unseen", type=Path, metavar="DIR", help="images of the subject that were not trained on")
     command.add_argument(
         "--text-weight", type=float, metavar="0..1",
-        help="of a run with Pick by Score: its state with most likeness (0), or the one that follows words best (1); "
-        "if not given, the last",
+        help="for a run with Pick by Score: its state with the best identity (0) or text alignment (1); "
+        "by default the last",
     )  # fmt: skip
     protocol_flags(command)
     untrained = command.add_argument_group(f"where {NONE} is given")
-    untrained.add_argument("--images", type=Path, metavar="DIR", help="pictures of the subject")
+    untrained.add_argument("--images", type=Path, metavar="DIR", help="images of the subject")
     word_flags(untrained, leave=("placeholder_token", "initializer_token", "crop"))
     precision_flag(untrained)
     return command
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Run `evaluate`."""
     evaluate(parser().parse_args(arguments))
 
 
 def evaluate(given: argparse.Namespace) -> None:
-    """Draw, score and write; what is there with the same settings stays.
+    """Generate, score and write; a report with the same settings stays as it is.
 
     Raises:
-        ValueError: something is missing or does not fit.
+        ValueError: a file is missing, or a setting does not fit.
     """
     run, result = _untrained(given) if given.run == NONE else _finished(Path(given.run), given.text_weight)
     concept, device = run.concept, torch.device(given.device)
@@ -83,7 +83,7 @@ def evaluate(given: argparse.Namespace) -> None:
     subject = run.recipe.subject(concept) if result else "C"
     prompts = chosen.prompts(own_prompts(given), kind_of(concept.class_word), concept, subject)
     unseen = read_folder(given.unseen)[0] if given.unseen else ()
-    extractors, scorer_config = extractor_cache(given), settings_of(ScorerConfig, given, "the judges")
+    extractors, scorer_config = extractor_cache(given), settings_of(ScorerConfig, given, "the metric models")
     extractor_weights = protocol.load_extractors(scorer_config, extractors)
     models = loader(given)().to("cpu", run.dtype)
     model = fingerprint(models)
@@ -96,35 +96,35 @@ def evaluate(given: argparse.Namespace) -> None:
     label = given.label or (result.settings["method"] if result else "untrained")
     digest = evaluation.digest(f"{label}: {f'{run.digest(model)} {result.picked}' if result else model}")
     if report_folder.read(given.out, digest):
-        print("complete with these settings, and not drawn again")
+        print("complete with these settings, not repeated")
         return
     models = models.to(device, run.dtype)
     if result:
         restore.put(result, models)
-    drawn = evaluation.drawn(models, print)
-    del models  # the judges need the room
-    report = evaluation.report(label, drawn, extractors, given.device, print)
+    generated = evaluation.generated(models, print)
+    del models  # frees memory for the metric models
+    report = evaluation.report(label, generated, extractors, given.device, print)
     facts = {"checkpoint": given.checkpoint.name, "run": result.folder.name if result else NONE, "digest": digest}
     report_folder.write(given.out, [replace(report, settings=report.settings | facts)])
     print(report.summary())
 
 
 def _finished(folder: Path, text_weight: float | None) -> tuple[Run, RunResult]:
-    """A run's settings and pictures, and what it learned."""
+    """Read a run's settings and images, and its result."""
     folder = folder.parent if folder.name == "run.json" else folder
     run = replay.read(folder / "run.json")
     result = RunFolder(folder).result()
     if result is None:
-        raise ValueError(f"The run {folder.name} holds no complete result: train it to its end first.")
+        raise ValueError(f"The run {folder.name} has no complete result: train it to its end first.")
     if text_weight is None:
         return run, result
     return run, picked(result, **checked(PickByScore, {"text_weight": text_weight}))
 
 
 def _untrained(given: argparse.Namespace) -> tuple[Run, None]:
-    """A run that trains nothing."""
+    """Return a run that trains nothing."""
     if given.images is None:
-        raise ValueError("There is no picture of the subject: name a folder of pictures with --images.")
+        raise ValueError("There is no image of the subject: give a folder of images with --images.")
     images, _ = read_folder(given.images)
     concept = Concept(images=images, class_word=given.class_word, resolution=given.resolution)
     return Run(concept=concept, recipe=None, dtype=training_dtype(given.precision, torch.device(given.device))), None

@@ -1,4 +1,4 @@
-"""What the commands of `python -m trainers` share: flags, each defined once, and the models of a checkpoint."""
+"""Flags that the commands of `python -m trainers` share, each defined once, and the loading of a checkpoint."""
 
 import argparse
 import dataclasses
@@ -36,6 +36,7 @@ Say = Callable[[str], None]
 
 
 def new_parser(prog: str, description: str | None, epilog: str = "") -> argparse.ArgumentParser:
+    """Return a parser whose help keeps the description's lines."""
     return argparse.ArgumentParser(
         prog=f"python -m trainers{prog}", description=description, epilog=epilog, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -43,31 +44,47 @@ def new_parser(prog: str, description: str | None, epilog: str = "") -> argparse
 
 
 def model_flags(command: argparse._ActionsContainer) -> None:
+    """Add the flags of the checkpoint and of the device."""
     command.add_argument("--checkpoint", type=Path, required=True, help="a .safetensors file of SD 1.x, SD 2.x or SDXL")
-    command.add_argument("--layout", type=Path, help='of a model in other sizes: a JSON of {"unet": {...}, "heads": n}')
-    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    command.add_argument("--clip-folder", type=Path, default=[], action="append", help="holds judges' files")
+    command.add_argument("--layout", type=Path, help='JSON of a model of another size: {"unet": {...}, "heads": n}')
+    command.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="of torch, such as cuda:1; [%(default)s]",
+    )
+    command.add_argument(
+        "--clip-folder", type=Path, default=[], action="append", help="a folder of metric models' files"
+    )
 
 
 def training_flags(command: argparse._ActionsContainer) -> None:
-    command.add_argument("--micro-batch-size", type=int, default=0, metavar="N", help="pictures at once; 0: as fit")
-    command.add_argument("--checkpoint-every", type=int, default=50, metavar="N", help="in steps")
+    """Add the flags of a training that do not change its result."""
+    command.add_argument(
+        "--micro-batch-size", type=int, default=0, metavar="N", help="images in memory at once; 0: as many as fit"
+    )
+    command.add_argument("--checkpoint-every", type=int, default=50, metavar="N", help="steps between checkpoints [50]")
 
 
 def method_flags(command: argparse._ActionsContainer) -> None:
-    command.add_argument("--preset", help="of the method; by default its first")
-    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the method")
-    command.add_argument("--stopper", default="[]", metavar="JSON", help='[{"monitor": "DVAR", "window": 80}]')
-    command.add_argument("--seed", type=int, default=0)
+    """Add the flags of a method, its monitors, seed and precision."""
+    command.add_argument("--preset", help="settings to start from; by default the method's first preset")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the method; may be repeated"
+    )
+    command.add_argument(
+        "--stopper", default="[]", metavar="JSON", help='monitors, such as [{"monitor": "DVAR", "window": 80}]'
+    )
+    command.add_argument("--seed", type=int, default=0, help="of all random numbers [0]")
     precision_flag(command)
 
 
 def precision_flag(command: argparse._ActionsContainer) -> None:
+    """Add the flag of the precision."""
     command.add_argument("--precision", choices=["auto", *PRECISIONS], default="auto", help=OFFER)
 
 
 def word_flags(command: argparse._ActionsContainer, leave: Sequence[str] = ()) -> None:
-    """Of a concept, all but some."""
+    """Add a flag for each text and number of a concept, without those in `leave`."""
     for word in WORDS:
         if word.name not in leave:
             command.add_argument(
@@ -77,11 +94,11 @@ def word_flags(command: argparse._ActionsContainer, leave: Sequence[str] = ()) -
 
 
 def protocol_flags(command: argparse.ArgumentParser) -> None:
-    """What is drawn, and who judges."""
-    drawn = command.add_argument_group("what is drawn")
-    setting_flags(drawn, Protocol)
-    drawn.add_argument("--prompts", type=Path, metavar="FILE", help="your own: one per line, {} is the subject")
-    scorer_config = command.add_argument_group("who judges")
+    """Add the flags of generation and of the metric models."""
+    generation = command.add_argument_group("generated images")
+    setting_flags(generation, Protocol)
+    generation.add_argument("--prompts", type=Path, metavar="FILE", help="your own: one per line, {} is the subject")
+    scorer_config = command.add_argument_group("metric models")
     setting_flags(scorer_config, ScorerConfig)
     scorer_config.add_argument(
         "--vqa-download", action="store_true",
@@ -90,7 +107,7 @@ def protocol_flags(command: argparse.ArgumentParser) -> None:
 
 
 def setting_flags(command: argparse._ActionsContainer, settings: type) -> None:
-    """A flag for every field of a dataclass of settings."""
+    """Add a flag for every field of a dataclass of settings."""
     for each in dataclasses.fields(settings):
         flag, text = f"--{each.name.replace('_', '-')}", each.metadata["help"].replace("%", "%%")
         if type(each.default) is bool:
@@ -106,12 +123,12 @@ def setting_flags(command: argparse._ActionsContainer, settings: type) -> None:
 
 
 def settings_of(settings: type, given: argparse.Namespace, what: str):
-    """The dataclass that those flags describe."""
+    """Return the dataclass that its flags describe; `what` names it in errors."""
     return changed(settings, {each.name: getattr(given, each.name) for each in dataclasses.fields(settings)}, what)
 
 
 def own_prompts(given: argparse.Namespace) -> str:
-    """The text of --prompts; "" without.
+    """Read the file of --prompts; "" without one.
 
     Raises:
         ValueError: the file cannot be read as text.
@@ -120,12 +137,12 @@ def own_prompts(given: argparse.Namespace) -> str:
 
 
 def extractor_cache(given: argparse.Namespace) -> ExtractorCache:
-    """The feature extractors whose files lie in the folders that --clip-folder names."""
+    """Return a cache of feature extractors whose files lie in the folders of --clip-folder."""
     return ExtractorCache(folders=lambda: given.clip_folder)
 
 
 def settings_help(methods: Iterable[str]) -> str:
-    """Every setting of these methods: the first preset's default, and those of other presets that differ."""
+    """Return lines with every setting of these methods: the first preset's default, and others that differ."""
     lines = []
     for method in methods:
         presets = METHOD_NAMES[method]
@@ -136,7 +153,7 @@ def settings_help(methods: Iterable[str]) -> str:
 
 
 def _defaults(name: str, presets: dict[str, Recipe]) -> str:
-    """`250 (style: 150)`; presets without the setting are left out."""
+    """Return a text such as `250 (style: 150)`; presets without the setting are left out."""
     shown = {preset: _shown(getattr(recipe, name)) for preset, recipe in presets.items() if hasattr(recipe, name)}
     first = next(iter(shown.values()))
     others = ", ".join(f"{preset}: {value}" for preset, value in shown.items() if value != first)
@@ -148,7 +165,7 @@ def _shown(default: object) -> str:
 
 
 def recipe_of(method: str, preset: str | None, changes: Iterable[str]) -> Recipe:
-    """The preset of a method, by default its first, with `changes` of the form NAME=VALUE.
+    """Return a preset of a method, by default its first, with `changes` of the form NAME=VALUE.
 
     Raises:
         ValueError: there is no such preset or setting, or a value does not fit.
@@ -163,7 +180,7 @@ def recipe_of(method: str, preset: str | None, changes: Iterable[str]) -> Recipe
 
 
 def value_of(default: object, text: str) -> object:
-    """`text` as a setting with this default holds it; text that does not fit stays text, and is refused later."""
+    """Convert text to the type of a default; text that does not fit stays text, and is refused later."""
     if isinstance(default, tuple):
         return captions_of(Path(text).read_text(encoding="utf-8"))
     if isinstance(default, str):
@@ -175,6 +192,7 @@ def value_of(default: object, text: str) -> object:
 
 
 def progress(say: Say, steps: int, report: StepReport) -> None:
+    """Report the first and every tenth step."""
     if report.step == 1 or report.step % 10 == 0:
         say(f"{report.stage}: step {report.step} of {steps}, loss {report.loss:.4f}")
 
@@ -182,7 +200,7 @@ def progress(say: Say, steps: int, report: StepReport) -> None:
 def train_command(
     run: Run, models: Models, folder: RunFolder, device: SingleDevice, say: Say, *, micro_batch_size: int, **options
 ) -> RunResult:
-    """A training with its progress in lines, on a device whose free memory is watched where it is a card."""
+    """Train with progress in lines of text; on a card the plan fits its free memory."""
     card = device.device.type == "cuda"
     return train(
         run, models, folder,
@@ -195,6 +213,6 @@ def train_command(
 
 
 def loader(given: argparse.Namespace) -> Callable[[], Models]:
-    """Reads the checkpoint."""
+    """Return the function that reads the checkpoint."""
     layout = json.loads(given.layout.read_text(encoding="utf-8")) if given.layout else {}
     return partial(load_models, given.checkpoint, layout.get("unet"), layout.get("heads"))

@@ -39,10 +39,10 @@ from .options import (
 
 
 def parser(method: str = "") -> argparse.ArgumentParser:
-    """Flags of `train`.
+    """Return the flags of `train`.
 
     Args:
-        method: whose settings the help lists; empty for all methods'.
+        method: the method whose settings the help lists; empty for all.
     """
     command = new_parser(" train", __doc__, settings_help([method] if method in METHOD_NAMES else METHOD_NAMES))
     command.add_argument("method", metavar="METHOD", choices=METHOD_NAMES, help=", ".join(METHOD_NAMES))
@@ -57,7 +57,7 @@ def parser(method: str = "") -> argparse.ArgumentParser:
 
 
 def rerun_parser() -> argparse.ArgumentParser:
-    """Flags of `rerun`."""
+    """Return the flags of `rerun`."""
     command = new_parser(" rerun", __doc__)
     command.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its run.json")
     _run_flags(command)
@@ -68,31 +68,44 @@ def _run_flags(command: argparse.ArgumentParser) -> None:
     model_flags(command)
     command.add_argument("--out", type=Path, required=True, help="the folder that holds the folders of runs")
     training_flags(command)
-    command.add_argument("--preview", action="append", default=[], metavar="PROMPT", help="generated during training")
-    command.add_argument("--preview-every", type=int, default=50, metavar="N", help="in steps")
+    command.add_argument(
+        "--preview",
+        action="append",
+        default=[],
+        metavar="PROMPT",
+        help="generate this prompt during training; may be repeated",
+    )
+    command.add_argument("--preview-every", type=int, default=50, metavar="N", help="steps between previews [50]")
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Run `train`."""
     given = parser(arguments[0] if arguments else "").parse_args(arguments)
     run_training(given, run_of(given))
 
 
 def rerun_main(arguments: Sequence[str]) -> None:
+    """Run `rerun`."""
     given = rerun_parser().parse_args(arguments)
     run_training(given, replay.read(given.run if given.run.suffix == ".json" else given.run / "run.json"))
 
 
 def run_of(given: argparse.Namespace) -> Run:
-    """The run that the flags of `train` describe.
+    """Return the run that the flags of `train` describe.
 
     Raises:
-        ValueError: an image, a setting or a word that does not do.
+        ValueError: an image, a setting or a word cannot be used.
     """
     images, captions = read_folder(given.images)
     class_images, class_captions = read_folder(given.class_images) if given.class_images else ((), ())
-    pictures = {"images": images, "captions": captions, "class_images": class_images, "class_captions": class_captions}
+    data = {
+        "images": images,
+        "captions": captions,
+        "class_images": class_images,
+        "class_captions": class_captions,
+    }
     return Run(
-        concept=Concept(**pictures, **{word.name: getattr(given, word.name) for word in WORDS}),
+        concept=Concept(**data, **{word.name: getattr(given, word.name) for word in WORDS}),
         recipe=recipe_of(given.method, given.preset, given.set),
         stopper=replay.monitors(json.loads(given.stopper)),
         seed=given.seed,
@@ -101,7 +114,7 @@ def run_of(given: argparse.Namespace) -> Run:
 
 
 def run_training(given: argparse.Namespace, run: Run) -> RunResult:
-    """Train, or find the run trained, in this process or as one of several that share it."""
+    """Train in this process or as one of several that share it; a complete run is returned as it is."""
     device = torch.device(given.device)
     if not launched():
         return _run_training(given, run, device, SingleDevice, RunFolder, say=print)

@@ -1,4 +1,4 @@
-"""What one step learns from, as tensors."""
+"""The samples of one step, as tensors."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -11,10 +11,10 @@ from ..models.diffusion import Encoding
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one step learns from; B samples and, for losses on the text encoder alone, P preservation prompts.
+    """Samples of one step: B of them and, for losses on the text encoder alone, P preservation prompts.
 
-    Samples may be of two kinds, pictures of the instance and, for prior preservation, of its class. `weights` says how
-    much each counts as the one and as the other, so that means over shares of a batch add up to those over the whole.
+    Samples are images of the instance and, for prior preservation, of its class. `weights` says how much each counts
+    as the one and as the other, so that means over shares of a batch add up to those over the whole batch.
     """
 
     latents: Tensor  # [B, 4, h, w], scaled as the U-Net sees them
@@ -30,24 +30,24 @@ class Batch:
         return len(self.latents)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        """The batch with `function` applied to every tensor it holds."""
+        """Return the batch with `function` applied to every tensor."""
         held = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
         mapped = {n: v.map(function) if isinstance(v, Encoding) else function(v) for n, v in held.items()}
         return replace(self, **mapped)
 
     @classmethod
     def joined(cls, batches: Sequence["Batch"]) -> "Batch":
-        """One batch of several that hold the same kinds of tensors, of the same shapes."""
+        """Join several batches that have the same tensors, of the same shapes."""
         held = [f.name for f in fields(cls) if getattr(batches[0], f.name) is not None]
         return cls(**{name: torch.cat([getattr(batch, name) for batch in batches]) for name in held})
 
     def instances(self) -> "Batch":
-        """The pictures of the subject alone, without class pictures and preservation prompts."""
+        """Return the images of the subject alone, without class images and preservation prompts."""
         plain = replace(self, preservation_ids=None, preservation_targets=None, weights=None)
         return plain if self.weights is None else plain.map(lambda t: t[self.weights[:, 0] > 0])
 
     def with_class(self, classes: "Batch") -> "Batch":
-        """This batch of the subject's pictures, and behind them those of `classes`, which count as a whole as much."""
+        """Append the class images `classes`, which together count as much as the subject's images together."""
         sizes = len(self), len(classes)
         masks = None if self.masks is None else self.masks.new_ones(len(classes), *self.masks.shape[1:])
         kinds = zip((self.instances(), replace(classes, masks=masks)), sizes, torch.eye(2), strict=True)
@@ -56,5 +56,5 @@ class Batch:
         return replace(Batch.joined(both), **preserved)
 
     def split(self, parts: int) -> list["Batch"]:
-        """`parts` equal shares, so that means over the shares add up to the mean over the whole."""
+        """Split into `parts` shares, so that means over the shares add up to the mean over the batch."""
         return [self.map(lambda t, i=i: t.tensor_split(parts)[i]) for i in range(parts)]

@@ -1,4 +1,4 @@
-"""What a training needs beside its models, its data and its random numbers."""
+"""Services that a training uses besides its models, its data and its random numbers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ class Context:
     """Services for a recipe while it prepares its stages, and for monitors while they evaluate.
 
     Attributes:
-        cache: a folder for what is costly to compute again; `None` keeps nothing.
-        notice: is told in a sentence how far something is; may end the training by raising.
+        cache: a folder for what is costly to compute; `None` caches nothing.
+        notice: receives a sentence about progress; may end the training by raising.
         extractors: the feature extractors that a recipe or a monitor names in its settings.
     """
 

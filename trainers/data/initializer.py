@@ -1,4 +1,4 @@
-"""The word that a new token starts from, chosen by CLIP: the vocabulary's most or least fitting one, or any.
+"""The initializer of a placeholder token, chosen from the vocabulary: best or worst by CLIP score, or random.
 
 Textual Inversion in the DVAR paper's comparison (arXiv 2302.04841) starts from a word given by hand, drawn at random,
 or the best or worst of the vocabulary by CLIP score. Ours scores every word of the text encoder's vocabulary that is
@@ -30,7 +30,7 @@ from .context import Context
 
 STRATEGIES = ("given", "random", "best", "worst")
 TEMPLATE = "a photo of a {}"
-KEPT = 10  # of the best and of the worst words, in the file: the first one counts, the others are worth a look
+KEPT = 10  # best and worst words in the file; only the first is used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Word:
 
 @lru_cache(maxsize=1)
 def vocabulary() -> tuple[Word, ...]:
-    """The candidates, in the order of their ids."""
+    """Return the candidates, in the order of their ids."""
     from open_clip.tokenizer import SimpleTokenizer
 
     entries = SimpleTokenizer().encoder.items()
@@ -59,7 +59,7 @@ def starting_word(
     generator: Generator,
     context: Context,
 ) -> Word:
-    """What the new token starts from by "random", "best" or "worst"; "given" is the concept's own initializer.
+    """Return the initializer by "random", "best" or "worst"; "given" is the concept's own.
 
     Args:
         images: the references, `[3, h, w]` in 0..1.
@@ -76,7 +76,7 @@ def starting_word(
 def words(
     strategy: str, models: Models, concept: Concept, clip: ClipConfig | None, generator: Generator, context: Context
 ) -> str:
-    """What the new token starts from, as `trainables.add_tokens` reads it, by any of `STRATEGIES`."""
+    """Return the initializer as `trainables.add_tokens` reads it, by any of `STRATEGIES`."""
     if strategy == "given":
         return concept.initializer
     found = starting_word(strategy, models, concept.images, clip, generator, context)
@@ -85,13 +85,13 @@ def words(
 
 
 def ranking(models: Models, images: Sequence[Tensor], clip: ClipConfig, context: Context) -> dict[str, list[Word]]:
-    """The `KEPT` best and worst words for these pictures, the extreme ones first; kept in the context's cache."""
+    """Return the `KEPT` best and worst words for these images, the extreme ones first; cached."""
     with context.extractors.on(models.device, clip) as extractor:
         file = _file(context.cache, extractor, images)
         found = _read(file)
         if found is None:
-            pictures = [to_pil(image) for image in images]
-            found = _ranked(word_scores(extractor, pictures, vocabulary(), context.notice))
+            references = [to_pil(image) for image in images]
+            found = _ranked(word_scores(extractor, references, vocabulary(), context.notice))
             _write(file, found)
     return found
 
@@ -104,14 +104,14 @@ def word_scores(
     notice: Callable[[str], None] = lambda sentence: None,
     batch_size: int = 256,
 ) -> Tensor:
-    """`cosine(m, CLIP text of "a photo of a {word}")` of each word, `[words]`.
+    """Return `cosine(m, CLIP text of "a photo of a {word}")` of each word, `[words]`.
 
-    `m` is the mean of the pictures' CLIP features, each of length 1 before, so that every picture counts the same.
+    `m` is the mean of the images' CLIP features, each of length 1 before, so that every image counts the same.
     """
     mean = F.normalize(unit_features(clip.image_features, images).mean(dim=0), dim=0)
     prompts, scores = [TEMPLATE.format(word.word) for word in words], []
     for start in range(0, len(prompts), batch_size):
-        notice(f"words to start from: {start} of {len(prompts)}")
+        notice(f"initializers scored: {start} of {len(prompts)}")
         scores.append(unit_features(clip.text_features, prompts[start : start + batch_size]) @ mean)
     return torch.cat(scores)
 
@@ -123,7 +123,7 @@ def _ranked(scores: Tensor) -> dict[str, list[Word]]:
 
 
 def _file(cache: Path | None, extractor: FeatureExtractor, images: Sequence[Tensor]) -> Path | None:
-    """Named by the pictures and the CLIP's own weights: under a file's name there may be another file tomorrow."""
+    """Cache file, named by the images and the CLIP's weights: its file's name may stand for other weights tomorrow."""
     if cache is None:
         return None
     weights = [sampled(parameter) for parameter in extractor.module.parameters()]
@@ -131,7 +131,7 @@ def _file(cache: Path | None, extractor: FeatureExtractor, images: Sequence[Tens
 
 
 def _read(file: Path | None) -> dict[str, list[Word]] | None:
-    """`None` where there is none, or somebody wrote something else."""
+    """Read a ranking; `None` where there is none, or the file contains something else."""
     known = {(word.word, word.id) for word in vocabulary()}
     try:
         found = json.loads(file.read_text(encoding="utf-8")) if file else {}
@@ -143,9 +143,11 @@ def _read(file: Path | None) -> dict[str, list[Word]] | None:
 
 
 def _write(file: Path | None, ranked: dict[str, list[Word]]) -> None:
-    """A disk without room must not cost what was found."""
+    """Write a ranking; a full disk is no reason to lose it."""
     if file:
         with contextlib.suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
-            with files.replaced(file) as beside:
-                beside.write_text(json.dumps({name: [asdict(word) for word in each] for name, each in ranked.items()}))
+            with files.replaced(file) as temporary:
+                temporary.write_text(
+                    json.dumps({name: [asdict(word) for word in each] for name, each in ranked.items()})
+                )

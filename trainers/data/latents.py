@@ -14,37 +14,38 @@ from ..models.encoding import Encoder
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One augmented picture and the names of what was done to it."""
+    """One augmented image, its mask and the names of the operations it went through."""
 
     pixels: Tensor  # [3, h, w] in 0..1
     mask: Tensor | None  # [1, h, w]
     operations: tuple[str, ...] = ()
-    picture: int = 0  # which reference picture it shows
+    image: int = 0  # index of the reference image that it shows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latents:
-    """Encoded views. Where the autoencoder has a deviation, every use draws the latents anew from it."""
+    """Encoded views. Where the autoencoder has a deviation, every use samples the latents again from it."""
 
     mean: Tensor  # [n, 4, h, w]
     std: Tensor | None
     masks: Tensor | None  # [n, 1, h, w]
     operations: tuple[tuple[str, ...], ...]
-    pictures: tuple[int, ...]  # which reference picture each view shows
+    images: tuple[int, ...]  # index of the reference image that each view shows
 
     def sample(self, indices: Tensor, generator: Generator) -> Tensor:
+        """Return latents `[n, 4, h, w]` of the views `indices`."""
         mean = self.mean[indices]
         return mean if self.std is None else mean + self.std[indices] * torch.randn(mean.shape, generator=generator)
 
     def posterior(self, indices: Tensor) -> Tensor | None:
-        """Mean and deviation `[n, 8, h, w]` that `sample` draws with; `None` where it does not draw."""
+        """Return mean and deviation `[n, 8, h, w]` of the views; `None` without a deviation."""
         return None if self.std is None else torch.cat([self.mean[indices], self.std[indices]], dim=1)
 
 
 @torch.no_grad()
 def encode_views(models: Models, views: Iterator[View], count: int, batch_size: int = 8) -> Latents:
     """Encode the next `count` views, all of one size, with the model's autoencoder, onto the CPU."""
-    means, stds, masks, operations, pictures = [], [], [], [], []
+    means, stds, masks, operations, images = [], [], [], [], []
     with contextlib.ExitStack() as stack:
         encode = Encoder(models, stack)
         for start in range(0, count, batch_size):
@@ -54,11 +55,11 @@ def encode_views(models: Models, views: Iterator[View], count: int, batch_size: 
             stds += [] if std is None else [std]
             masks += [F.interpolate(v.mask[None], mean.shape[-2:], mode="area") for v in chunk if v.mask is not None]
             operations += [view.operations for view in chunk]
-            pictures += [view.picture for view in chunk]
+            images += [view.image for view in chunk]
     return Latents(
         mean=torch.cat(means),
         std=torch.cat(stds) if stds else None,
         masks=torch.cat(masks).cpu() if masks else None,
         operations=tuple(operations),
-        pictures=tuple(pictures),
+        images=tuple(images),
     )

@@ -1,10 +1,10 @@
-"""Batches of augmented views with prompts that describe them, and of class pictures beside them.
+"""Batches of augmented views with prompts that describe them, joined by class images for prior preservation.
 
 The views are encoded ahead, so that no autoencoder runs inside a step.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle, repeat
 
@@ -14,7 +14,7 @@ from torch import Generator
 from ..digest import choose
 from ..models.diffusion import Models
 from . import augmentation
-from .augmentation import Picture
+from .augmentation import ImageAndMask, Phrases
 from .batch import Batch
 from .class_images import ClassImages
 from .concept import Concept, Cuts
@@ -24,52 +24,52 @@ from .preservation import PreservationPrompts
 
 @dataclass(frozen=True, kw_only=True)
 class PairedViews:
-    """How a picture and its prompt change together.
+    """Augmentation of images together with their prompts.
 
     Attributes:
-        templates: prompts with `{}` for the subject, for pictures without a caption.
+        templates: prompts with `{}` for the subject, for images without a caption.
         subject: what `{}` stands for.
-        augment: a picture and its mask to one view of it, drawn from a generator.
-        pool: views that are encoded ahead and shown again and again; 0 encodes fresh ones for every step.
-        naming: how a prompt names what was done to its picture: "tokens", "words" or "none".
-        tokens: the augmentations' own tokens that prompts may then hold, each with its initializer.
+        augment: an image and its mask to one view of it, drawn from a generator.
+        pool: views that are encoded ahead and used again and again; 0 encodes fresh ones for every step.
+        phrases: what names an operation in the prompt, see `augmentation.describe`.
+        tokens: the operations' own tokens among these phrases, each with its initializer.
     """
 
     templates: Sequence[str]
     subject: str
-    augment: Callable[[Picture, Generator], View]
+    augment: Callable[[ImageAndMask, Generator], View]
     pool: int
     batch_size: int
-    naming: str = "none"
+    phrases: Phrases = field(default_factory=dict)
     tokens: tuple[tuple[str, str], ...] = ()
 
     def check(self, concept: Concept) -> None:
-        """Raise `ValueError` where the concept's placeholder is one of those tokens."""
+        """Raise `ValueError` where the concept's placeholder is one of `tokens`."""
         if concept.placeholder_token in dict(self.tokens):
             raise ValueError(
-                f"The placeholder {concept.placeholder_token} is already taken by an augmentation: choose another name."
+                f"The placeholder {concept.placeholder_token} is the token of an augmentation: choose another one."
             )
 
     def pools(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Latents]:
-        """Encoded views for one step after the other, each time of one size: from a pool for each size, or fresh ones.
+        """Yield encoded views for one step after the other, all of one size: a pool for each size, or fresh ones.
 
-        A pool shows the pictures of its size in turn. Fresh ones draw theirs, and every step draws its size, so that
-        the generator alone knows what comes next.
+        A pool shows the images of its size in turn. Fresh views draw their images, and every step draws its size, so
+        that the generator alone decides what comes next.
         """
         sizes = concept.sizes(models.resolution)
-        pictures = {size: [i for i, other in enumerate(sizes) if other == size] for size in dict.fromkeys(sizes)}
-        drawn, cuts = partial(choose, generator=generator), Cuts(concept, models.device)
+        images = {size: [i for i, other in enumerate(sizes) if other == size] for size in dict.fromkeys(sizes)}
+        one_of, cuts = partial(choose, generator=generator), Cuts(concept, models.device)
 
         def encoded(size: tuple[int, int], order: Iterator[int], n: int) -> Latents:
             views = augmentation.views(concept, order, size, generator, self.augment, cuts)
             return encode_views(models, views, n)
 
-        # A size as often as it has pictures. The only one is not drawn.
-        steps = map(drawn, repeat(sizes)) if len(pictures) > 1 else repeat(sizes[0])
+        # A size is as likely as it has images. A single size is not drawn.
+        steps = map(one_of, repeat(sizes)) if len(images) > 1 else repeat(sizes[0])
         if not self.pool:
-            return (encoded(size, map(drawn, repeat(pictures[size])), self.batch_size) for size in steps)
-        counts = {size: max(1, round(self.pool * len(own) / len(sizes))) for size, own in pictures.items()}
-        pools = {size: encoded(size, cycle(own), counts[size]) for size, own in pictures.items()}
+            return (encoded(size, map(one_of, repeat(images[size])), self.batch_size) for size in steps)
+        counts = {size: max(1, round(self.pool * len(own) / len(sizes))) for size, own in images.items()}
+        pools = {size: encoded(size, cycle(own), counts[size]) for size, own in images.items()}
         return (pools[size] for size in steps)
 
     def batches(
@@ -81,10 +81,10 @@ class PairedViews:
         preserved: PreservationPrompts | None = None,
         classes: ClassImages | None = None,
     ) -> Iterator[Batch]:
-        """A batch per step, with `preserved` prompts and as many pictures of the class where there are any."""
+        """Yield a batch per step, with `preserved` prompts and as many of `classes` where they are given."""
         for pool in pools:
             index = torch.randint(len(pool.mean), (self.batch_size,), generator=generator)
-            views = [(pool.pictures[i], pool.operations[i]) for i in index.tolist()]
+            views = [(pool.images[i], pool.operations[i]) for i in index.tolist()]
             prompts = [self._prompt(concept, *view, generator) for view in views]
             ids, targets = preserved.sample(self.batch_size, generator) if preserved else (None, None)
             batch = Batch(
@@ -97,7 +97,7 @@ class PairedViews:
             )
             yield batch.with_class(classes.sample(batch, generator)) if classes else batch
 
-    def _prompt(self, concept: Concept, picture: int, operations: tuple[str, ...], generator: Generator) -> str:
-        template = concept.caption(picture) or choose(self.templates, generator)
+    def _prompt(self, concept: Concept, image: int, operations: tuple[str, ...], generator: Generator) -> str:
+        template = concept.caption(image) or choose(self.templates, generator)
         prompt = template.replace("{}", self.subject)
-        return augmentation.describe(prompt, operations, self.naming, generator)
+        return augmentation.describe(prompt, operations, self.phrases, generator)

@@ -1,6 +1,7 @@
 """Prompts whose text encoding must not change, with the frozen encoder's outputs (TextBoost)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,14 +11,27 @@ from ..models.diffusion import Models
 from ..text import captions_of
 
 
+@dataclass(frozen=True, kw_only=True)
+class PromptMix:
+    """Probabilities of the kinds of preservation prompts; the rest are captions."""
+
+    empty: float  # the empty prompt
+    class_word: float  # a template with the class word
+
+
 class PreservationPrompts:
     """Prompts whose text encoding must not change, with the frozen encoder's outputs, each computed once.
 
-    A draw gives the empty prompt in 10 % of the cases, a template with the class word in 10 %, else a caption.
+    Args:
+        templates: prompts with `{}` for the class word.
+        captions: prompts as they are.
+        mix: how often each kind is drawn.
     """
 
-    def __init__(self, models: Models, class_word: str, templates: Sequence[str], captions: Sequence[str]):
-        self.templates, self.captions = len(templates), len(captions)
+    def __init__(
+        self, models: Models, class_word: str, templates: Sequence[str], captions: Sequence[str], mix: PromptMix
+    ):
+        self.templates, self.captions, self.mix = len(templates), len(captions), mix
         prompts = ["", *(template.format(class_word) for template in templates), *captions]
         self.ids = models.tokenize(prompts)
         with torch.no_grad():
@@ -26,14 +40,15 @@ class PreservationPrompts:
             )
 
     def sample(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        """`n` prompts: ids `[n, E, 77]` and frozen outputs `[n, 77, d]`."""
+        """Draw `n` prompts: ids `[n, E, 77]` for E text encoders, and frozen outputs `[n, 77, d]`."""
         kind = torch.rand(n, generator=generator)
         template = torch.randint(1, 1 + self.templates, (n,), generator=generator)
         caption = torch.randint(1 + self.templates, len(self.ids), (n,), generator=generator)
-        index = torch.where(kind < 0.1, 0, torch.where(kind < 0.2, template, caption))
+        empty, other = self.mix.empty, self.mix.empty + self.mix.class_word
+        index = torch.where(kind < empty, 0, torch.where(kind < other, template, caption))
         return self.ids[index], self.targets[index]
 
 
 def shipped_captions() -> tuple[str, ...]:
-    """The captions for knowledge preservation that come with this package."""
+    """Read the captions for knowledge preservation that come with this package."""
     return captions_of((Path(__file__).parent / "preservation_captions.txt").read_text(encoding="utf-8"))

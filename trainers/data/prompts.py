@@ -6,13 +6,13 @@ SUBJECT = "{}"
 
 
 def prompts_of(text: str, subject: str, first: int = 0) -> list[str]:
-    """The lines of `text` with `subject` for each `{}`; empty lines do not count.
+    """Return the lines of `text` with `subject` for each `{}`; empty lines do not count.
 
     Args:
         first: how many to take, 0 for all.
 
     Raises:
-        ValueError: there is no line, or a line names a subject that is empty.
+        ValueError: there is no line, or a line has `{}` for an empty subject.
     """
     lines = captions_of(text)[: first or None]
     if not lines:

@@ -31,8 +31,8 @@ IMAGENET_SMALL = (
     "a photo of a small {}",
 )
 PLAIN = ("{}", "a {}", "one {}", "the {}", "photo of a {}")
-# The same 27 and what becomes of those that begin with "a photo of" as an illustration and as a depiction: the
-# distinct ones of Textual Inversion's full list, which DVAR's code trains with (arXiv 2302.04841).
+# IMAGENET_SMALL, and its templates that begin with "a photo of" with "an illustration of" and "a depiction of" instead:
+# the distinct ones of Textual Inversion's full list, which DVAR's code trains with (arXiv 2302.04841).
 IMAGENET = IMAGENET_SMALL + tuple(
     template.replace("a photo of", kind)
     for kind in ("an illustration of", "a depiction of")

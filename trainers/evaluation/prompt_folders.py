@@ -1,10 +1,10 @@
-"""Prompts from lines of text, and a folder name for each that every file system takes. No files are touched here."""
+"""Folder names for prompts that every file system accepts. No files are touched here."""
 
 import re
 
 from ..text import quoted
 
-LONGEST_NAME = 48  # of a prompt's folder: Windows allows 260 characters from the drive to the end of a picture's name
+LONGEST_NAME = 48  # of a prompt's folder: Windows allows 260 characters from the drive to the end of an image's name
 LONGEST_PREFIX = 100
 
 
@@ -14,13 +14,13 @@ RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 def folder_names(prompts: list[str]) -> list[str]:
-    """`01_a_photo_of_concept`: what sorts and tells the prompts apart, even where their first words are the same."""
+    """Return names like `01_a_photo_of_concept`, sorted as the prompts and always distinct."""
     digits = max(2, len(str(len(prompts))))
     return [_folder_name(f"{number:0{digits}}", prompt) for number, prompt in enumerate(prompts, 1)]
 
 
 def _folder_name(number: str, prompt: str) -> str:
-    """As many whole words as have room; letters and digits of any language only."""
+    """Return as many whole words as fit; letters and digits of any language only."""
     name = number
     for word in re.findall(r"[^\W_]+", prompt):
         if len(name) + 1 + len(word) > LONGEST_NAME:
@@ -30,7 +30,7 @@ def _folder_name(number: str, prompt: str) -> str:
 
 
 def folder_of(prefix: str) -> str:
-    """A prefix as a path below the output folder, with `/` between its folders.
+    """Return a prefix as a path below the output folder, with `/` between its folders.
 
     Raises:
         ValueError: it leads elsewhere, or some system takes no such name.
@@ -46,12 +46,12 @@ def folder_of(prefix: str) -> str:
 
 
 def _is_name(part: str) -> bool:
-    """What is no name: nothing, `..`, what ends in a dot or a space, a device of Windows."""
+    """Return whether a name is unusable: empty, `..`, ending in a dot or a space, a device of Windows."""
     return (
         bool(part) and part == part.strip(" ").rstrip(".") and not REFUSED.search(part) and not RESERVED.fullmatch(part)
     )
 
 
 def table(prompts: list[str], folders: list[str]) -> str:
-    """What prompts.txt says: a folder and its prompt per line, with a tab between."""
+    """Return the contents of prompts.txt: a folder and its prompt per line, with a tab between."""
     return "".join(f"{folder}\t{prompt}\n" for folder, prompt in zip(folders, prompts, strict=True))

@@ -1,4 +1,4 @@
-"""Which prompts an evaluation draws, how the subject stands in them, and what CLIP-T reads instead.
+"""Prompts of an evaluation, the subject in them, and the texts that CLIP-T compares with.
 
 Prompts are templates with `{}` for the subject. The published sets are data, with their sources: prompt_sets.json.
 """
@@ -19,12 +19,12 @@ FILE = Path(__file__).parent / "prompt_sets.json"
 
 
 def published() -> dict[str, list[str]]:
-    """The templates of every published set, by its name."""
+    """Read the templates of every published set, by its name."""
     return {name: entry["prompts"] for name, entry in json.loads(FILE.read_text(encoding="utf-8")).items()}
 
 
 def templates(prompt_set: str, own: str, first: int = 0) -> list[str]:
-    """The templates of a set, or the lines of `own`; the first so many of them, 0 for all.
+    """Return the first templates of a set, or lines of `own`; all of them where `first` is 0.
 
     Raises:
         ValueError: there is no prompt, or no set of that name.
@@ -40,15 +40,15 @@ def templates(prompt_set: str, own: str, first: int = 0) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One of them as the model and as CLIP-T read it."""
+    """A prompt: its template, the text to generate from and the text that CLIP-T compares with."""
 
     template: str
-    drawn: str
+    prompt: str
     text: str
 
 
 def prompts(lines: list[str], concept: Concept, token_format: str, compare_with: str) -> list[Prompt]:
-    """The templates with the subject filled in.
+    """Fill the subject into templates.
 
     Args:
         token_format: V is the placeholder, C the class word, as in "V C" and "sks C"; or any text with {} for the
@@ -64,7 +64,7 @@ def prompts(lines: list[str], concept: Concept, token_format: str, compare_with:
     return [
         Prompt(
             template=line,
-            drawn=line.replace(SUBJECT, subject),
+            prompt=line.replace(SUBJECT, subject),
             text=" ".join(line.replace(SUBJECT, other).split()),
         )
         for line in lines
@@ -72,7 +72,7 @@ def prompts(lines: list[str], concept: Concept, token_format: str, compare_with:
 
 
 def subject_of(token_format: str, placeholder: str, class_word: str) -> str:
-    """The subject as it stands in a prompt that is drawn."""
+    """Return the subject as it stands in a prompt."""
     check_format(token_format)
     if SUBJECT in token_format:
         return token_format.strip().replace(SUBJECT, placeholder)
@@ -81,6 +81,8 @@ def subject_of(token_format: str, placeholder: str, class_word: str) -> str:
 
 
 def check_format(token_format: str) -> None:
-    """Raises ValueError: it is empty."""
+    """Raise `ValueError` if the format is empty."""
     if not token_format.strip():
-        raise ValueError("The token format is empty: write V for the new word, V C with the class word, or sks C.")
+        raise ValueError(
+            "The token format is empty: write V for the placeholder token, V C with the class word, or sks C."
+        )

@@ -1,6 +1,7 @@
-"""How a model is evaluated outside the editor: which prompts are drawn, how, and who judges; and the report of it.
+"""Evaluation outside the editor: prompts, sampling, scoring, and the report.
 
-It knows models and pictures. Whose they are, and where the files go, is the commands' business.
+Differences to published protocols: DINO and CLIP-I count negative cosines as 0 and average over all references.
+TextBoost's first version and DVAR do not clip at 0; TextBoost's second version clips, and takes the best reference.
 """
 
 import dataclasses
@@ -27,12 +28,12 @@ from .scorer import GeneratedImage, References, Scorer, ScorerConfig
 
 PROMPT_SETS = {"live": "DreamBooth live subjects", "object": "DreamBooth objects"}  # by the kind of a subject
 BY_KIND = "by kind"
-DRAWING_FORMAT = 1  # raised only when the same settings draw or score otherwise; part of every report's digest
+GENERATION_FORMAT = 1  # raised only when the same settings give other images or scores; part of every report's digest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What is drawn; the defaults are the DreamBooth paper's prompts and TextBoost's sampler."""
+    """Settings of generation; the defaults are the DreamBooth paper's prompts and TextBoost's sampler."""
 
     prompt_set: str = setting(
         BY_KIND,
@@ -57,18 +58,18 @@ class Protocol:
     first_seed: int = setting(0, "The others follow it.", min=0, max=2**63 - 257)
     steps: int = setting(25, "Sampler steps (DPM-Solver++ 2M).", min=1, max=1000)
     cfg: float = setting(7.5, "Guidance.", min=0.0, max=100.0)
-    pictures_at_once: int = setting(4, "Pictures that are drawn together; more need more memory.", min=1, max=64)
+    batch_size: int = setting(4, "Pictures that are drawn together; more need more memory.", min=1, max=64)
 
     @property
     def all_seeds(self) -> range:
         return range(self.first_seed, self.first_seed + self.seeds)
 
     def templates(self, own: str, kind: str) -> list[str]:
-        """The prompts' templates.
+        """Return the prompts' templates.
 
         Args:
-            own: lines of the user's own; "" for none.
-            kind: of the subject, live or object.
+            own: the user's own lines; "" for none.
+            kind: kind of the subject, live or object.
         """
         chosen = self.prompt_set
         if chosen == BY_KIND:
@@ -76,39 +77,39 @@ class Protocol:
         return prompt_sets.templates(chosen, own, self.first)
 
     def prompts(self, own: str, kind: str, concept: Concept, subject: str) -> list[Prompt]:
-        """The same with the subject in them, which the method calls `subject`."""
+        """Return the prompts; `subject` is the method's own form of the subject, such as `<dog> dog`."""
         return prompt_sets.prompts(self.templates(own, kind), concept, self.token_format or subject, self.compare_with)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One evaluation as data, whatever is drawn with."""
+    """An evaluation as data, for any model."""
 
     protocol: Protocol
     scorer_config: ScorerConfig
-    extractor_weights: str  # a digest of the judges' weights, which a name does not tell
+    extractor_weights: str  # a digest of the metric models' weights, which a name does not identify
     prompts: tuple[Prompt, ...]
     references: References
-    side: int  # of the pictures, in pixels
+    side: int  # of the images in pixels
     dtype: torch.dtype = torch.float32
     vqa_download: bool = False
 
     def digest(self, what: str) -> str:
-        """Of all that decides the scores; `what` is a digest of what is drawn with."""
-        told = {
-            "format": DRAWING_FORMAT,
+        """Return a digest of all that decides the scores; `what` is a digest of the model."""
+        decides = {
+            "format": GENERATION_FORMAT,
             "what": what,
             "protocol": dataclasses.asdict(self.protocol),
-            "judges": [decisive(self.scorer_config), self.extractor_weights],
+            "metric_models": [decisive(self.scorer_config), self.extractor_weights],
             "prompts": [dataclasses.asdict(each) for each in self.prompts],
             "numbers": [self.side, str(self.dtype), vqa.missing(self.vqa_download)],
         }
-        pictures = [[*images] for images in self.references.named().values()]
-        words = [json.dumps(told, sort_keys=True), *(str(len(images)) for images in pictures)]
-        return digest_of([_bytes(image) for images in pictures for image in images], words)
+        references = [[*images] for images in self.references.named().values()]
+        words = [json.dumps(decides, sort_keys=True), *(str(len(images)) for images in references)]
+        return digest_of([_bytes(image) for images in references for image in images], words)
 
     def settings(self) -> dict[str, str | int | float]:
-        """What a report says of how it came about."""
+        """Return the settings that a report shows."""
         protocol = self.protocol
         return {
             "compared with": protocol.compare_with,
@@ -120,44 +121,44 @@ class Evaluation:
             vqa.VQA: vqa.missing(self.vqa_download) or vqa.MODEL,
         }
 
-    def drawn(self, models: Models, say: Callable[[str], None]) -> tuple[list[GeneratedImage], float]:
-        """Every prompt's seeds, prompt after prompt, and the seconds that a picture took."""
+    def generated(self, models: Models, say: Callable[[str], None]) -> tuple[list[GeneratedImage], float]:
+        """Generate every prompt's seeds, prompt after prompt; return the images and the seconds per image."""
         pairs = [(prompt, seed) for prompt in self.prompts for seed in self.protocol.all_seeds]
-        found, size, start = [], self.protocol.pictures_at_once, time.perf_counter()
+        found, size, start = [], self.protocol.batch_size, time.perf_counter()
         for first in range(0, len(pairs), size):
             found += self._chunk(models, pairs[first : first + size])
-            say(f"drawn {len(found)} of {len(pairs)}")
+            say(f"generated {len(found)} of {len(pairs)} images")
         return found, (time.perf_counter() - start) / len(found)
 
     def _chunk(self, models: Models, pairs: Sequence[tuple[Prompt, int]]) -> list[GeneratedImage]:
-        texts, seeds = [prompt.drawn for prompt, _ in pairs], [seed for _, seed in pairs]
+        texts, seeds = [prompt.prompt for prompt, _ in pairs], [seed for _, seed in pairs]
         with SingleDevice(device=models.device, dtype=self.dtype).autocast():
             pixels = sampler.sample(
                 models, texts, seeds, size=(self.side, self.side), steps=self.protocol.steps,
                 guidance=self.protocol.cfg, batch_size=len(pairs),
             )  # fmt: skip
         return [
-            GeneratedImage(prompt=prompt.drawn, text=prompt.text, seed=seed, image=to_pil(picture))
-            for (prompt, seed), picture in zip(pairs, pixels, strict=True)
+            GeneratedImage(prompt=prompt.prompt, text=prompt.text, seed=seed, image=to_pil(image))
+            for (prompt, seed), image in zip(pairs, pixels, strict=True)
         ]
 
     def report(
         self,
         label: str,
-        drawn: tuple[list[GeneratedImage], float],
+        generated: tuple[list[GeneratedImage], float],
         extractors: ExtractorCache,
         device: str,
         say: Callable,
     ) -> Report:
-        """Scores of what `drawn` gave. The models that drew may have left the device."""
+        """Score what `generated` returned. The diffusion model may have left the device."""
         scoring = Scorer(scorer_config=self.scorer_config, extractors=extractors, device=device, on_extractor=say)
-        report = scoring.report(label, drawn[0], self.references)
-        report = vqa.added(replace(report, drawing_seconds=drawn[1]), self.vqa_download, device)
+        report = scoring.report(label, generated[0], self.references)
+        report = vqa.added(replace(report, generation_seconds=generated[1]), self.vqa_download, device)
         return replace(report, settings=self.settings())
 
 
 def load_extractors(scorer_config: ScorerConfig, extractors: ExtractorCache) -> str:
-    """Read them now: a wrong file costs little before anything was trained or drawn. Returns a digest of their weights.
+    """Load all feature extractors, so that a wrong file is found before training, and return a digest of their weights.
 
     Raises:
         ValueError: one cannot be loaded.

@@ -1,6 +1,6 @@
-"""Scores of pictures by judges that a user named: one judge after the other, each on the device while it is asked.
+"""Scores of images by metric models: one after the other, each on the device only while it computes.
 
-Pictures and words in, a Report out; how the pictures came about is the caller's business.
+Images and texts in, a Report out; the caller generates the images.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ GRAY = (128, 128, 128)
 
 @dataclass(frozen=True, kw_only=True)
 class ScorerConfig:
-    """Which backbones score."""
+    """Settings of the metric models."""
 
     clip_model: str = same(ClipConfig, "clip_model")
     clip_weights: str = same(ClipConfig, "clip_weights")
@@ -45,30 +45,33 @@ class ScorerConfig:
 
     @property
     def clip(self) -> ClipConfig:
+        """Settings of CLIP-T's and CLIP-I's model."""
         return part(ClipConfig, self)
 
     @property
     def dino(self) -> DinoConfig:
+        """Settings of DINO's model."""
         return part(DinoConfig, self)
 
     @property
     def lpips(self) -> LpipsConfig:
+        """Settings of LPIPS."""
         return LpipsConfig(lpips_weights=self.lpips_weights)
 
     def choices(self, extractors: ExtractorCache) -> list[ExtractorConfig]:
-        """Those that will be asked; LPIPS only where it can measure."""
+        """Return the metric models that will be used; LPIPS only where it can be measured."""
         with_lpips = self.diversity == LPIPS and not self.lpips.missing(extractors.folders())
         return [self.clip, self.dino, *([self.lpips] if with_lpips else [])]
 
     def check(self, extractors: ExtractorCache) -> None:
-        """Raise `ValueError` where one cannot be loaded, as far as names and folders tell; quick."""
+        """Raise `ValueError` where one cannot be loaded, as far as names and folders show; quick."""
         for choice in self.choices(extractors):
             extractors.check(choice)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedImage:
-    """A picture, what it was drawn from and what CLIP-T is to compare it with."""
+    """A generated image, its prompt and the text that CLIP-T compares it with."""
 
     prompt: str
     text: str
@@ -79,57 +82,58 @@ class GeneratedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class References:
-    """The subject: pictures of the training, and others."""
+    """Images of the subject: those of the training, and others."""
 
     seen: Sequence[Image.Image] = ()
     unseen: Sequence[Image.Image] = ()
 
     def named(self) -> dict[str, Sequence[Image.Image]]:
+        """Return both kinds by name."""
         return {"seen": self.seen, "unseen": self.unseen}
 
 
 @dataclass(kw_only=True)
 class Scorer:
-    """The judges of a report, and where they compute.
+    """Scores images with the metric models of a config, on a device.
 
     Args:
-        on_judge: told whom is asked next; may raise to break off.
-        on_pictures: told how many pictures a judge has looked at since the last call; may raise to break off.
-        make_room: told a judge's bytes before it moves to the device.
+        on_extractor: called with the name of the metric model that comes next; may raise to interrupt.
+        on_images: called with the number of images scored since the last call; may raise to interrupt.
+        make_room: called with a metric model's bytes before it moves to the device.
     """
 
     scorer_config: ScorerConfig
     extractors: ExtractorCache
     device: torch.device | str = "cpu"
     on_extractor: Callable[[str], None] = lambda name: None
-    on_pictures: Callable[[int], None] = lambda count: None
+    on_images: Callable[[int], None] = lambda count: None
     make_room: Callable[[int], None] = lambda size: None
     _known: dict[ExtractorConfig, dict] = field(default_factory=dict, init=False)  # of the report in progress
 
-    def report(self, label: str, drawn: Sequence[GeneratedImage], references: References) -> Report:
-        """Every picture's scores, and each prompt's diversity.
+    def report(self, label: str, generated: Sequence[GeneratedImage], references: References) -> Report:
+        """Return every image's scores, and each prompt's diversity.
 
         Raises:
-            ValueError: there is no picture, or a judge cannot be loaded.
+            ValueError: there is no image, or a metric model cannot be loaded.
         """
-        if not drawn:
-            raise ValueError("There is no picture to score: connect some.")
+        if not generated:
+            raise ValueError("There is no image to score: connect some.")
         self._load()
         self._known.clear()
         start = time.perf_counter()
-        columns, names = self._likeness(drawn, references)
-        distances, missing = self._diversity(drawn, names)
-        for kind, pictures in references.named().items():
-            if not pictures:
+        columns, names = self._similarities(generated, references)
+        distances, missing = self._diversity(generated, names)
+        for kind, given in references.named().items():
+            if not given:
                 missing |= {f"{score} {kind}": f"no {kind} references" for score in ("CLIP-I", "DINO")}
         return Report(
             label=label,
-            pictures=_scored(drawn, columns),
+            images=_scored(generated, columns),
             diversity=distances,
             missing=missing,
             metric_models={column: name for column, name in names.items() if column not in missing},
             references={kind: tuple(images) for kind, images in references.named().items() if images},
-            scoring_seconds=(time.perf_counter() - start) / len(drawn),
+            scoring_seconds=(time.perf_counter() - start) / len(generated),
         )
 
     def _load(self) -> None:
@@ -138,61 +142,61 @@ class Scorer:
             self.extractors.load(choice)
 
     @contextlib.contextmanager
-    def _asked(self, choice: ExtractorConfig) -> Iterator[FeatureExtractor]:
-        """A judge on the device, which looks at no picture twice."""
+    def _extractor(self, choice: ExtractorConfig) -> Iterator[FeatureExtractor]:
+        """Yield a metric model on the device that encodes no image twice."""
         self.on_extractor(f"scoring with {described(choice)}")
         self.make_room(_bytes(self.extractors.load(choice)))
         with self.extractors.on(self.device, choice) as extractor:
             known = self._known.setdefault(choice, {})
-            yield remembering(extractor, known, self.on_pictures) if extractor.image_features else extractor
+            yield remembering(extractor, known, self.on_images) if extractor.image_features else extractor
 
-    def _likeness(self, drawn, references) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """CLIP-T, CLIP-I and DINO as column -> `[pictures]`, and column -> judge."""
-        images, texts = [each.image for each in drawn], [each.text for each in drawn]
-        subjects = [each.image if each.mask is None else foreground(each.image, each.mask) for each in drawn]
-        with self._asked(self.scorer_config.clip) as clip:
+    def _similarities(self, generated, references) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Return CLIP-T, CLIP-I and DINO as column -> `[images]`, and column -> metric model."""
+        images, texts = [each.image for each in generated], [each.text for each in generated]
+        subjects = [each.image if each.mask is None else foreground(each.image, each.mask) for each in generated]
+        with self._extractor(self.scorer_config.clip) as clip:
             columns = {CLIP_T: metrics.clip_text(clip, images, texts)}
             for kind, others in references.named().items():
                 columns |= {f"CLIP-I {kind}": metrics.clip_image(clip, subjects, others)} if others else {}
         names = dict.fromkeys(columns, described(self.scorer_config.clip))
-        with self._asked(self.scorer_config.dino) as encoder:
+        with self._extractor(self.scorer_config.dino) as encoder:
             for kind, others in references.named().items():
                 columns |= {f"DINO {kind}": metrics.dino(encoder, subjects, others)} if others else {}
         return columns, dict.fromkeys(columns, described(self.scorer_config.dino)) | names
 
-    def _diversity(self, drawn, names: dict[str, str]) -> tuple[dict[str, float], dict[str, str]]:
-        """Prompt -> distance, and why there is none; who measured it goes into `names`."""
-        if why := self._no_diversity(drawn):
+    def _diversity(self, generated, names: dict[str, str]) -> tuple[dict[str, float], dict[str, str]]:
+        """Return prompt -> distance, and the reason where there is none; add the metric model to `names`."""
+        if why := self._no_diversity(generated):
             return {}, {DIVERSITY: why}
         by_lpips = self.scorer_config.diversity == LPIPS
         found: dict[str, float] = {}
-        with self._asked(self.scorer_config.lpips if by_lpips else self.scorer_config.dino) as extractor:
+        with self._extractor(self.scorer_config.lpips if by_lpips else self.scorer_config.dino) as extractor:
             measure = extractor if by_lpips else metrics.feature_distances(extractor)
-            for prompt, images in _by_prompt(drawn).items():
+            for prompt, images in _by_prompt(generated).items():
                 if len(images) > 1:
                     found[prompt] = metrics.diversity(measure, images)
-                self.on_pictures(len(images) * by_lpips)
+                self.on_images(len(images) * by_lpips)
         names[DIVERSITY] = LPIPS_NAME if by_lpips else f"1 - cosine of {described(self.scorer_config.dino)}"
         return found, {}
 
-    def _no_diversity(self, drawn) -> str:
-        """Why it cannot be measured; "" if it can."""
-        groups = _by_prompt(drawn).values()
+    def _no_diversity(self, generated) -> str:
+        """Say why diversity cannot be measured; "" if it can."""
+        groups = _by_prompt(generated).values()
         if self.scorer_config.diversity == OFF:
             return "switched off"
         if all(len(images) < 2 for images in groups):
-            return "no prompt has two pictures"
+            return "no prompt has two images"
         if self.scorer_config.diversity == LPIPS and any(
             len({image.size for image in images}) > 1 for images in groups
         ):
-            return "pictures of one prompt differ in size"
+            return "images of one prompt differ in size"
         return (
             self.scorer_config.lpips.missing(self.extractors.folders()) if self.scorer_config.diversity == LPIPS else ""
         )
 
 
 def described(choice: ExtractorConfig) -> str:
-    """A judge by the names that the user gave."""
+    """Return a metric model's name for users."""
     kind = {ClipConfig: "clip", DinoConfig: "dino"}.get(type(choice))
     if kind is None:
         return LPIPS_NAME
@@ -203,40 +207,40 @@ def described(choice: ExtractorConfig) -> str:
 def remembering(
     extractor: FeatureExtractor,
     known: dict[int, tuple[object, Tensor]],
-    on_pictures: Callable[[int], None] = lambda count: None,
+    on_images: Callable[[int], None] = lambda count: None,
 ) -> FeatureExtractor:
-    """The same judge, which encodes each picture (the very object) once: CLIP-T and CLIP-I read the same features.
+    """Return the extractor with a memory that encodes each image object once: CLIP-T and CLIP-I share features.
 
     Args:
-        known: what it has encoded, by the picture's identity; it keeps the pictures, so that none takes another's.
+        known: features by `id` of the image; it references the images, so that no id is used again.
     """
 
     def image_features(images: Sequence) -> Tensor:
         new = [*{id(image): image for image in images if id(image) not in known}.values()]
         if new:
             known.update((id(image), (image, row)) for image, row in zip(new, extractor.image_features(new).cpu()))
-            on_pictures(len(new))
+            on_images(len(new))
         return torch.stack([known[id(image)][1] for image in images])
 
     return replace(extractor, image_features=image_features)
 
 
 def foreground(image: Image.Image, mask: Tensor) -> Image.Image:
-    """The picture where `mask` `[h, w]`, 0..1, of any size, is 1; mid-gray around it."""
+    """Return the image where `mask` `[h, w]`, 0..1, of any size, is 1; mid-gray around it."""
     shape = Image.fromarray((mask.clamp(0, 1) * 255).round().byte().cpu().numpy())
     shape = shape.resize(image.size, Image.Resampling.BILINEAR)
     return Image.composite(image.convert("RGB"), Image.new("RGB", image.size, GRAY), shape)
 
 
-def _by_prompt(drawn: Sequence[GeneratedImage]) -> dict[str, list[Image.Image]]:
-    return {each.prompt: [other.image for other in drawn if other.prompt == each.prompt] for each in drawn}
+def _by_prompt(generated: Sequence[GeneratedImage]) -> dict[str, list[Image.Image]]:
+    return {each.prompt: [other.image for other in generated if other.prompt == each.prompt] for each in generated}
 
 
-def _scored(drawn: Sequence[GeneratedImage], columns: dict[str, Tensor]) -> tuple[Scored, ...]:
-    rows = [{name: float(values[i]) for name, values in columns.items()} for i in range(len(drawn))]
+def _scored(generated: Sequence[GeneratedImage], columns: dict[str, Tensor]) -> tuple[Scored, ...]:
+    rows = [{name: float(values[i]) for name, values in columns.items()} for i in range(len(generated))]
     return tuple(
         Scored(prompt=each.prompt, text=each.text, seed=each.seed, image=each.image, scores=scores)
-        for each, scores in zip(drawn, rows, strict=True)
+        for each, scores in zip(generated, rows, strict=True)
     )
 
 

@@ -1,8 +1,8 @@
-"""The VQA score of TextBoost's revision: does a large model answer that the picture shows its prompt?
+"""VQA score of TextBoost's revision: does a large model answer that the image shows its prompt?
 
 A thin adapter to the package t2v_metrics (Lin et al., arXiv 2404.01291), which no other part of this pack needs: it
-reads pictures from files, and fetches the weights of clip-flant5-xxl, tens of gigabytes, by itself. So it is asked only
-where it is installed and the user has said that it may.
+reads images from files, and downloads the weights of clip-flant5-xxl, tens of gigabytes, by itself. So it is used only
+where it is installed and the user has allowed it.
 """
 
 import importlib.util
@@ -19,35 +19,35 @@ VQA, PACKAGE, MODEL = "VQA", "t2v_metrics", "clip-flant5-xxl"
 
 
 def missing(download: bool) -> str:
-    """Why it is not asked; "" where it is."""
+    """Say why VQA is not measured; "" where it is."""
     if importlib.util.find_spec(PACKAGE) is None:
         return f"the package {PACKAGE} is not installed"
     return "" if download else f"{PACKAGE} downloads its weights by itself, and --vqa-download is not given"
 
 
 def added(report: Report, download: bool, device: str) -> Report:
-    """The report with each picture's score beside the others, or with the reason why there is none."""
+    """Return the report with each image's VQA score, or with the reason why there is none."""
     if why := missing(download):
         return replace(report, missing={**report.missing, VQA: why})
-    found = scores(report.pictures, device)
-    pictures = tuple(
-        replace(each, scores={**each.scores, VQA: score}) for each, score in zip(report.pictures, found, strict=True)
+    found = scores(report.images, device)
+    images = tuple(
+        replace(each, scores={**each.scores, VQA: score}) for each, score in zip(report.images, found, strict=True)
     )
-    return replace(report, pictures=pictures, scorer_config={**report.scorer_config, VQA: MODEL})
+    return replace(report, images=images, metric_models={**report.metric_models, VQA: MODEL})
 
 
-def scores(pictures: Sequence[Scored], device: str) -> list[float]:
-    """Each picture's with the text that CLIP-T compares it with."""
+def scores(images: Sequence[Scored], device: str) -> list[float]:
+    """Return each image's score with the text that CLIP-T compares it with."""
     found: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for text in dict.fromkeys(each.text for each in pictures):
-            numbers = [i for i, each in enumerate(pictures) if each.text == text]
+        for text in dict.fromkeys(each.text for each in images):
+            numbers = [i for i, each in enumerate(images) if each.text == text]
             files = [str(Path(folder, f"{i}.png")) for i in numbers]
             for i, file in zip(numbers, files, strict=True):
-                save_png(pictures[i].image, Path(file))
-            answers = _model(device)(images=files, texts=[text])  # [pictures, texts]
+                save_png(images[i].image, Path(file))
+            answers = _model(device)(images=files, texts=[text])  # [images, texts]
             found |= dict(zip(numbers, answers[:, 0].tolist(), strict=True))
-    return [found[i] for i in range(len(pictures))]
+    return [found[i] for i in range(len(images))]
 
 
 @cache

@@ -28,12 +28,12 @@ OTHERS = {
 }
 STOCK = "use ComfyUI's own Load LoRA for this one"
 NO_SCALE = f"This LoRA's description of its scale cannot be read: {STOCK}."
-NOT_WHOLE = "The layer {} of this LoRA is not whole: download or save the file again."
-DAMAGED = "This is no whole file of Save Personalized: save the result once more."
+NOT_WHOLE = "The layer {} of this LoRA is incomplete: download or save the file again."
+DAMAGED = "This file of Save Personalized is incomplete: save the result again."
 
 
 def lora(state: dict[str, Tensor], header: dict[str, str]) -> dict[str, Tensor]:
-    """A LoRA in kohya's names with an alpha for every layer, from kohya's, diffusers' or PEFT's names.
+    """Convert a LoRA to kohya's names with an alpha for every layer, from kohya's, diffusers' or PEFT's names.
 
     Raises:
         ValueError: the file holds something else, or more.
@@ -46,7 +46,7 @@ def lora(state: dict[str, Tensor], header: dict[str, str]) -> dict[str, Tensor]:
 
 
 def _whole(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Adds the alphas that are missing, each its layer's rank: a scale of one."""
+    """Add missing alphas, each its layer's rank, for a scale of 1."""
     _refuse_unknown([key for key in state if key.partition(".")[2] not in PARTS], state)
     for name in {key.partition(".")[0] for key in state}:
         has = {part for part in PARTS if f"{name}.{part}" in state}
@@ -81,13 +81,13 @@ def _from_diffusers(state: dict[str, Tensor], header: dict[str, str]) -> dict[st
         mine = {key.partition(".")[2]: value for key, value in config.items() if key.partition(".")[0] == component}
         named = _in_pefts_names(part, component)
         if len(named) < len(part):
-            raise ValueError(f"This LoRA holds a layer twice, in two spellings: {STOCK}.")
+            raise ValueError(f"This LoRA contains a layer twice, in two spellings: {STOCK}.")
         found |= _component(prefix, named, mine) if part else {}
     return found
 
 
 def _in_pefts_names(part: dict[str, Tensor], component: str) -> dict[str, Tensor]:
-    """`<layer>.lora_A.weight` and `.lora_B.weight`, whichever of its three spellings diffusers used."""
+    """Return `<layer>.lora_A.weight` and `.lora_B.weight`, whichever of its three spellings diffusers used."""
     from diffusers.utils import state_dict_utils as spellings
 
     if component == "unet":
@@ -99,7 +99,7 @@ def _in_pefts_names(part: dict[str, Tensor], component: str) -> dict[str, Tensor
 
 
 def _component(prefix: str, part: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
-    """One component's layers in kohya's names."""
+    """Convert one component's layers to kohya's names."""
     layers = sorted(key.removesuffix(".lora_A.weight") for key in part if key.endswith(".lora_A.weight"))
     known = {f"{name}.{end}" for name in layers for end in ("lora_A.weight", "lora_B.weight", "alpha")}
     _refuse_unknown([key for key in part if key not in known or key.endswith("alpha") and part[key].numel() > 1], part)
@@ -113,7 +113,7 @@ def _component(prefix: str, part: dict[str, Tensor], config: dict) -> dict[str, 
 
 
 def _config(header: dict[str, str]) -> dict:
-    """PEFT's settings as diffusers writes them into the header, `unet.lora_alpha` and so on."""
+    """Read PEFT's settings as diffusers writes them into the header, `unet.lora_alpha` and so on."""
     try:
         config = json.loads(header.get("lora_adapter_metadata", "{}"))
     except (ValueError, RecursionError):
@@ -124,7 +124,7 @@ def _config(header: dict[str, str]) -> dict:
 
 
 def _check_config(config: dict) -> None:
-    """PEFT allows regular expressions as patterns, which are not run here: a file is no place to take them from."""
+    """Return PEFT's value of a layer; regular expressions, which PEFT allows as patterns, are never run from a file."""
     patterns = config.get("alpha_pattern") or {}
     if config.get("use_dora"):
         raise ValueError(f"This LoRA is a DoRA, which cannot be read here: {STOCK}.")
@@ -139,7 +139,7 @@ def _matches(pattern: str, name: str) -> bool:
 
 
 def _alpha(name: str, rank: int, config: dict) -> float:
-    """PEFT's alpha of a layer; its rank, and so a scale of one, where nothing is said."""
+    """Return PEFT's alpha of a layer; without one its rank, for a scale of 1."""
     patterns = config.get("alpha_pattern") or {}
     alpha = next((value for pattern, value in patterns.items() if _matches(pattern, name)), config.get("lora_alpha"))
     alpha = rank if alpha is None else float(alpha)
@@ -147,22 +147,22 @@ def _alpha(name: str, rank: int, config: dict) -> float:
 
 
 def embedding(state: dict[str, Tensor], widths: dict[str, int]) -> tuple[Tensor, ...]:
-    """Learned vectors `[n, d]` per text encoder, from A1111's, diffusers' or the host's names.
+    """Return learned vectors `[n, d]` per text encoder, from A1111's, diffusers' or the host's names.
 
     Args:
-        widths: the host's names of the text encoders and how wide their words are.
+        widths: the host's names of the text encoders and the width of their embeddings.
 
     Raises:
-        ValueError: the file holds something else, or is made for another family.
+        ValueError: the file contains something else, or is made for another family.
     """
-    # A1111's numbers of the words within its own vocabulary mean nothing elsewhere.
+    # A1111's ids within its own vocabulary mean nothing elsewhere.
     state = {key: value for key, value in state.items() if not key.startswith("string_to_token")}
     if len(state) == len(widths) == 1:
         state = dict(zip(widths, state.values(), strict=True))
     if state.keys() != widths.keys():
         found = ", ".join(sorted(state)[:4]) or "nothing"
         raise ValueError(
-            f"This embedding holds {found[:120]} but this CLIP needs {' and '.join(widths)}: use one that was made for "
+            f"This embedding contains {found[:120]} but this CLIP needs {' and '.join(widths)}: use one made for "
             "this family of models."
         )
     return tuple(_vectors(state[name], width) for name, width in widths.items())
@@ -173,7 +173,7 @@ def _vectors(tensor: Tensor, width: int) -> Tensor:
     if vectors.ndim != 2 or not vectors.is_floating_point() or not len(vectors) or vectors.shape[1] != width:
         shape = " x ".join(map(str, tensor.shape)) or "a single number"
         raise ValueError(
-            f"This embedding is {shape} but this CLIP's words are {width} wide: use one that was made for this family "
+            f"This embedding is {shape} but this CLIP's embeddings are {width} wide: use one made for this family "
             "of models."
         )
     return vectors.float()

@@ -1,4 +1,4 @@
-"""Names under which other programs load what was trained. The only file that knows key names."""
+"""Names of tensors in files, under which other programs load what was trained. The only file with key names."""
 
 from collections.abc import Iterator
 
@@ -8,17 +8,17 @@ from torch import Tensor, nn
 from ..models.diffusion import Models
 
 UNET_PREFIX = "lora_unet_"
-# What stock loaders call the LoRA of each text encoder: one encoder is "te", two are "te1" and "te2".
+# Stock loaders' names of each text encoder's LoRA: one encoder is "te", two are "te1" and "te2".
 TEXT_ENCODER_PREFIXES = {1: ("lora_te_",), 2: ("lora_te1_", "lora_te2_")}
-DIFFERENCES = {"weight": "diff", "bias": "diff_b"}  # of a weight that trained whole
+DIFFERENCES = {"weight": "diff", "bias": "diff_b"}  # of a weight that trained itself
 LORA = "lora."  # before a LoRA's names in a complete file
 ENCODERS = ("clip_l", "clip_g")  # in an embedding for SDXL
 
 
 def lora(models: Models) -> dict[str, Tensor]:
-    """LoRA of the U-Net and the text encoders in kohya's names, with alpha: ComfyUI and diffusers load it.
+    """Return LoRA of U-Net and text encoders in kohya's names, with alpha: ComfyUI and diffusers load it.
 
-    Of weights that trained whole their difference, which ComfyUI loads like a LoRA.
+    Weights that trained themselves are saved as differences, which ComfyUI loads like a LoRA.
 
     Without the `.alpha` entry a loader would take the scale alpha / rank to be 1.
     """
@@ -31,13 +31,13 @@ def lora(models: Models) -> dict[str, Tensor]:
         for path, *weights in layers:
             state |= kohya(f"{prefix}text_model_", path, *weights)
         for _, down, up, alpha in layers[-1:]:
-            # diffusers tells kohya's names by an out_proj among them; this one adds nothing.
+            # diffusers recognizes kohya's names by an out_proj among them; this one adds nothing.
             state |= kohya(f"{prefix}text_model_", "encoder.layers.0.self_attn.out_proj", down * 0, up * 0, alpha)
     return state
 
 
 def _differences(models: Models) -> dict[str, Tensor]:
-    """What whole weights of the U-Net have become less what they were, in half precision."""
+    """Return trained minus initial weights of the U-Net, in half precision."""
     state, now = {}, dict(models.unet.named_parameters())
     for name, base in models.base_weights.items():
         state[difference_key(name)] = (_detached(now[name]) - base.float()).half()
@@ -45,13 +45,13 @@ def _differences(models: Models) -> dict[str, Tensor]:
 
 
 def difference_key(name: str) -> str:
-    """The name in a file of the difference of one of the U-Net's weights."""
+    """Return the name in a file of the difference of one of the U-Net's weights."""
     path, _, kind = name.rpartition(".")
     return f"{UNET_PREFIX}{path.replace('.', '_')}.{DIFFERENCES[kind]}"
 
 
 def _lora_layers(module: nn.Module) -> Iterator[tuple[str, Tensor, Tensor, float]]:
-    """Path, A `[rank, in]`, B `[out, rank]` and alpha of every LoRA in `module`."""
+    """Yield path, A `[rank, in]`, B `[out, rank]` and alpha of every LoRA in `module`."""
     for path, layer in module.named_modules():
         if hasattr(layer, "lora_A"):
             down, up = (_detached(part["default"].weight) for part in (layer.lora_A, layer.lora_B))
@@ -59,13 +59,13 @@ def _lora_layers(module: nn.Module) -> Iterator[tuple[str, Tensor, Tensor, float
 
 
 def kohya(prefix: str, path: str, down: Tensor, up: Tensor, alpha: float) -> dict[str, Tensor]:
-    """One layer in kohya's names."""
+    """Return one layer in kohya's names."""
     name = prefix + path.replace(".", "_")
     return {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(float(alpha))}
 
 
 def token_vectors(models: Models) -> dict[str, tuple[Tensor, ...]]:
-    """Placeholder to its learned vectors `[n, d]`, one tensor per text encoder."""
+    """Return, by placeholder token, the learned vectors `[n, d]`, one tensor per text encoder."""
     tables = []
     for encoder in models.text_encoders:
         rows, first = _detached(encoder.embedding.rows), encoder.tokenizer.vocab_size
@@ -77,7 +77,7 @@ def token_vectors(models: Models) -> dict[str, tuple[Tensor, ...]]:
 def carried(
     tokens: dict[str, tuple[Tensor, ...]], fixed_outputs: tuple[Tensor, ...], adapters: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """What a CLIP carries beside its LoRA, flat.
+    """Flatten what a CLIP carries besides its LoRA.
 
     `tokens.<encoder>.<placeholder>`, `fixed.<encoder>` and `adapters.<name>.down` or `.up`.
     """
@@ -89,7 +89,7 @@ def carried(
 def read_carried(
     state: dict[str, Tensor],
 ) -> tuple[dict[str, tuple[Tensor, ...]], tuple[Tensor, ...], dict[str, Tensor]]:
-    """The inverse of `carried`."""
+    """Invert `carried`."""
     tokens: dict[str, tuple[Tensor, ...]] = {}
     for key in sorted(key for key in state if key.startswith("tokens.")):
         token = key.split(".", 2)[2]
@@ -99,18 +99,18 @@ def read_carried(
 
 
 def complete(lora: dict[str, Tensor], learned: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A LoRA and what `carried` gives, in one file."""
+    """Join a LoRA and what `carried` returns for one file."""
     return {f"{LORA}{name}": value for name, value in lora.items()} | learned
 
 
 def read_complete(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The inverse of `complete`."""
+    """Invert `complete`."""
     lora = {name.removeprefix(LORA): value for name, value in state.items() if name.startswith(LORA)}
     return lora, {name: value for name, value in state.items() if not name.startswith(LORA)}
 
 
 def embedding(token: str, vectors: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """The file of a learned word.
+    """Return the tensors of an embedding file.
 
     One tensor under the placeholder's name: the host takes the first tensor, diffusers also reads the name. Of a model
     with two text encoders, one under the host's and diffusers' name of each.

@@ -1,7 +1,7 @@
-"""What the files say about themselves, in the words of sd-scripts (`ss_`) and of modelspec, which LoRA browsers read.
+"""Headers of files, in the keys of sd-scripts (`ss_`) and of modelspec, which LoRA browsers read.
 
-Every value is a string, as a safetensors header wants it. Only what is known is said: there are no epochs here, and
-no times, because a run may have been resumed.
+Every value is a string, as a safetensors header requires. There are no epochs here, and no times, because a run may
+have been resumed.
 """
 
 import json
@@ -28,7 +28,7 @@ FIELDS = {
     "batch_size": "ss_total_batch_size",
     "max_grad_norm": "ss_max_grad_norm",
 }
-# The same, where layers of that kind were trained.
+# A recipe's field -> the layers it holds for, and sd-scripts' name where such layers were trained.
 LAYER_FIELDS = {
     "lora_learning_rate": ("lora_te", "ss_text_encoder_lr"),
     "unet_lora_learning_rate": ("lora_unet_", "ss_unet_lr"),
@@ -38,7 +38,7 @@ OPTIMIZERS = {"adamw": "torch.optim.adamw.AdamW", "adamw8bit": "bitsandbytes.opt
 
 
 class Described(Protocol):
-    """What a file's metadata tells of a training: `runs.result.RunResult` has it."""
+    """A training as `describe` reads it; `runs.result.RunResult` is one."""
 
     settings: dict
     origin: dict[str, str]
@@ -54,7 +54,7 @@ class Described(Protocol):
 
 
 def origin(models: Models, images: int, size: int) -> dict[str, str]:
-    """What is known when a run begins and is no setting of it: the base model, the images, the layer that is read.
+    """Return facts of a run's begin that are not settings: the base model, the images, the layer that is read.
 
     Args:
         images: number of reference images.
@@ -77,7 +77,7 @@ def origin(models: Models, images: int, size: int) -> dict[str, str]:
 
 
 def describe(result: Described, name: str, kind: str) -> dict[str, str]:
-    """The header of a file.
+    """Return the header of a file.
 
     Args:
         name: of the file, without its ending; empty for a run's own files.

@@ -1,8 +1,7 @@
-"""Which CLIP judges pictures and words: named by the user, looked for in given folders only; and the shelf on which it
-and the judges of encoders.py are loaded once.
+"""CLIP as a feature extractor: the settings that name one, and the search for its weights in given folders.
 
-Nothing is unpickled, and nothing is downloaded unless the choice says so. How features become scores is
-evaluation.py's business; which folders are allowed is the caller's (in the graph, the host's).
+Nothing is unpickled, and nothing is downloaded unless the settings allow it. The caller decides which folders are
+allowed; scores are computed in metrics.py.
 """
 
 import json
@@ -27,7 +26,7 @@ WEIGHTS = (PUBLISHED_FILE, "open_clip_pytorch_model.safetensors")  # of a folder
 
 @dataclass(frozen=True, kw_only=True)
 class ClipConfig:
-    """A CLIP by name; the default is the DVAR paper's judge."""
+    """Settings that name a CLIP; the default is the DVAR paper's."""
 
     clip_model: str = setting(
         "ViT-B-32",
@@ -50,24 +49,28 @@ class ClipConfig:
 
     @property
     def key(self) -> "ClipConfig":
-        """What is loaded, however it came here."""
+        """Identity of what is loaded, however it was obtained."""
         return replace(self, clip_download=False)
 
     def check(self, folders: Iterable[str | Path]) -> None:
-        """Raise `ValueError` where it cannot be loaded, as far as names and folders tell; quick."""
+        """Raise `ValueError` where it cannot be loaded, as far as names and folders show; quick."""
         if self.clip_weights.strip() or not self.clip_download:
             _find(self, folders)
-        else:  # whether it can be downloaded only a download tells
+        else:  # only a download shows whether it can be downloaded
             _check_architecture(self.clip_model)
             _repository(self.clip_model)
 
     def read(self, folders: Iterable[str | Path]) -> FeatureExtractor:
-        """Raises ValueError: there is no such file or architecture, or the two do not belong together."""
+        """Load the model.
+
+        Raises:
+            ValueError: there is no such file or architecture, or the two do not belong together.
+        """
         return _load(self, _find(self, folders))
 
 
 class ExtractorConfig(Protocol):
-    """A judge by name: ClipChoice, and those of encoders.py."""
+    """Settings that name a feature extractor: `ClipConfig`, `DinoConfig` and `LpipsConfig`."""
 
     @property
     def key(self) -> Hashable: ...
@@ -77,7 +80,7 @@ class ExtractorConfig(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """What `load_clip` is to load."""
+    """Arguments for `load_clip`."""
 
     name: str
     weights: Path
@@ -97,7 +100,7 @@ def _find(choice: ClipConfig, folders: Iterable[str | Path]) -> _Found:
 
 
 def _config_of(folder: Path) -> dict:
-    """The architecture in an open_clip folder."""
+    """Read the architecture in an open_clip folder."""
     try:
         return dict(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_cfg"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
@@ -110,7 +113,7 @@ def _config_of(folder: Path) -> dict:
 def _weights_in(folder: Path) -> Path:
     found = [folder / name for name in WEIGHTS if (folder / name).is_file()] or sorted(folder.glob("*.safetensors"))
     if not found:
-        raise ValueError(f"The folder {quoted(folder.name)} holds no .safetensors file: put the CLIP's weights there.")
+        raise ValueError(f"The folder {quoted(folder.name)} has no .safetensors file: put the CLIP's weights there.")
     return found[0]
 
 
@@ -120,12 +123,14 @@ def _check_architecture(name: str) -> None:
     known = open_clip.list_models()
     if name not in known:
         close = get_close_matches(name, known) or ["ViT-B-32", "ViT-L-14-336"]
-        raise ValueError(f"open_clip knows no model {quoted(name)}: write its name there, such as {', '.join(close)}.")
+        raise ValueError(
+            f"The CLIP {quoted(name)} is not a model of open_clip: write a name such as {', '.join(close)}."
+        )
     _check_config(open_clip.get_model_config(name), name)
 
 
 def _check_config(config: dict, name: str) -> None:
-    """Towers of the transformers library, and timm's by address, are fetched from the hub when they are built."""
+    """Refuse towers of transformers, and timm's by address: they are fetched from the hub when they are built."""
     text, vision = (config.get(part) or {} for part in ("text_cfg", "vision_cfg"))
     if "hf_model_name" in text or "hf_tokenizer_name" in text or ":" in str(vision.get("timm_model_name")):
         raise ValueError(
@@ -135,17 +140,19 @@ def _check_config(config: dict, name: str) -> None:
 
 
 def _repository(name: str) -> tuple[str, bool]:
-    """Where the hub has OpenAI's weights of an architecture, and whether they need the quick GELU."""
+    """Return the hub's repository of OpenAI's weights of an architecture, and whether they need the quick GELU."""
     from open_clip.pretrained import get_pretrained_cfg
 
     known = get_pretrained_cfg(name, PUBLISHED)
     if not known.get("hf_hub"):
-        raise ValueError(f"OpenAI published no weights for {name}: name its file below {WHERE} as clip_weights.")
+        raise ValueError(
+            f"The CLIP {name} has no weights published by OpenAI: name its file below {WHERE} as clip_weights."
+        )
     return known["hf_hub"].strip("/"), known.get("quick_gelu", False)
 
 
 def _published(name: str, download: bool) -> _Found:
-    """OpenAI's weights as safetensors, from the hub's cache on this computer or, if allowed, from the hub."""
+    """Find OpenAI's weights as safetensors in the hub's cache on this computer or, if allowed, on the hub."""
     repository, quick_gelu = _repository(name)
     (path,) = from_hub("CLIP", name, repository, [PUBLISHED_FILE], download)
     return _Found(name=name, weights=path, quick_gelu=quick_gelu)

@@ -1,6 +1,6 @@
-"""The other judges by name: a DINO, which compares subjects, and LPIPS, which tells pictures apart.
+"""DINO and other image encoders as feature extractors: the settings that name one, and the search for its weights.
 
-As in backbones.py nothing is unpickled, and nothing is downloaded unless the choice says so.
+Nothing is unpickled, and nothing is downloaded unless the settings allow it.
 """
 
 import json
@@ -24,7 +24,7 @@ PARTS = ("config.json", "preprocessor_config.json", "model.safetensors")  # of o
 
 @dataclass(frozen=True, kw_only=True)
 class DinoConfig:
-    """An image encoder by name; the default is the DreamBooth and DVAR papers' DINO ViT-S/16."""
+    """Settings that name an image encoder; the default is the DreamBooth and DVAR papers' DINO ViT-S/16."""
 
     dino_model: str = setting(
         "vit_small_patch16_224.dino",
@@ -46,24 +46,29 @@ class DinoConfig:
 
     @property
     def key(self) -> "DinoConfig":
+        """Identity of what is loaded, however it was obtained."""
         return replace(self, dino_download=False)
 
     def check(self, folders: Iterable[str | Path]) -> None:
-        """Raise `ValueError` where it cannot be loaded, as far as names and folders tell; quick."""
+        """Raise `ValueError` where it cannot be loaded, as far as names and folders show; quick."""
         if self.dino_weights.strip() or not self.dino_download:
             self._find(folders)
-        else:  # whether it can be downloaded only a download tells
+        else:  # only a download shows whether it can be downloaded
             _check_name(self.dino_model)
 
     def read(self, folders: Iterable[str | Path]) -> FeatureExtractor:
-        """Raises ValueError: there is no such file or model, or the two do not belong together."""
+        """Load the model.
+
+        Raises:
+            ValueError: there is no such file or model, or the two do not belong together.
+        """
         model, file = self._find(folders)
         name = quoted(self.dino_weights.strip() or self.dino_model)
         try:
-            with torch.random.fork_rng(devices=[]):  # it draws weights before it has any
+            with torch.random.fork_rng(devices=[]):  # it initializes weights at random before it reads them
                 found = load_image_encoder(model, file)
         except SafetensorError as error:
-            raise ValueError(f"The DINO weights {name} cannot be read ({reason(error)}): save them anew.") from error
+            raise ValueError(f"The DINO weights {name} cannot be read ({reason(error)}): save them again.") from error
         except (OSError, RuntimeError, LookupError, TypeError, ValueError, AssertionError) as error:
             if "allocate memory" in str(error):
                 raise
@@ -74,7 +79,7 @@ class DinoConfig:
         return replace(found, name=self.dino_weights.strip() or self.dino_model)
 
     def _find(self, folders: Iterable[str | Path]) -> tuple[str, Path | None]:
-        """What `load_image_encoder` is to load."""
+        """Return name and checkpoint for `load_image_encoder`."""
         if not self.dino_weights.strip():
             return _published(self.dino_model, self.dino_download)
         path = below(self.dino_weights.strip(), folders, "DINO")
@@ -86,8 +91,8 @@ class DinoConfig:
         if not timm.is_model(self.dino_model):
             close = get_close_matches(self.dino_model, timm.list_models()) or ["vit_small_patch16_224.dino"]
             raise ValueError(
-                f"timm knows no model {quoted(self.dino_model)}, which a single file needs: write its name there, such "
-                f"as {', '.join(close)}, or name a folder of the transformers library."
+                f"The DINO {quoted(self.dino_model)} is not a model of timm, which a single file needs: write a "
+                f"name such as {', '.join(close)}, or name a folder of the transformers library."
             )
         return self.dino_model, path
 
@@ -102,18 +107,20 @@ def _check_folder(folder: Path) -> None:
     try:
         json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        raise ValueError(f"The config.json of {quoted(folder.name)} describes no model: save it there again.") from None
+        raise ValueError(
+            f"The config.json of {quoted(folder.name)} does not describe a model: save it there again."
+        ) from None
 
 
 def _check_name(name: str) -> None:
-    """A timm model with published weights, or an owner's name and a model's, as the hub writes them."""
+    """Accept a timm model with published weights, or `owner/model` as on the hub."""
     import timm
 
     on_hub = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name)
     if not on_hub and not (timm.is_model(name) and _timm_repository(name)):
         close = get_close_matches(name, timm.list_pretrained()) or ["vit_small_patch16_224.dino"]
         raise ValueError(
-            f"timm publishes no weights for a model {quoted(name)}: write a name such as {', '.join(close)}, or one of "
+            f"The DINO {quoted(name)} has no weights published by timm: use {', '.join(close)}, or one of "
             f"the hub such as facebook/dinov2-large, or name a file below {WHERE} as dino_weights."
         )
 
@@ -126,7 +133,7 @@ def _timm_repository(name: str) -> str:
 
 
 def _published(name: str, download: bool) -> tuple[str, Path | None]:
-    """From the hub's cache on this computer or, if allowed, from the hub."""
+    """Find weights in the hub's cache on this computer or, if allowed, on the hub."""
     import timm
 
     _check_name(name)

@@ -13,34 +13,34 @@ from .feature_extractors import FeatureExtractor
 
 @dataclass
 class ExtractorCache:
-    """The judges of a process, each loaded once, on the CPU between uses; `clear` forgets them.
+    """Feature extractors of a process, each loaded once, on the CPU between uses.
 
     Args:
-        folders: where weights may lie, asked anew each time.
+        folders: folders of weights, called again each time.
     """
 
     folders: Callable[[], Iterable[str | Path]] = tuple
     loaded: dict[Hashable, FeatureExtractor] = field(default_factory=dict)
 
-    def check(self, choice: ExtractorConfig) -> None:
-        """Raise `ValueError` where the choice cannot be loaded, as far as names and folders tell; quick."""
-        choice.check(self.folders())
+    def check(self, config: ExtractorConfig) -> None:
+        """Raise `ValueError` where it cannot be loaded, as far as names and folders show; quick."""
+        config.check(self.folders())
 
-    def load(self, choice: ExtractorConfig) -> FeatureExtractor:
-        """The judge of a choice.
+    def load(self, config: ExtractorConfig) -> FeatureExtractor:
+        """Return the feature extractor of these settings, loaded if it is not.
 
         Raises:
             ValueError: there is no such file or architecture, or the two do not belong together.
         """
-        if choice.key not in self.loaded:
+        if config.key not in self.loaded:
             with torch.inference_mode(False):  # a tensor made in inference mode cannot be moved outside of it
-                self.loaded[choice.key] = choice.read(self.folders())
-        return self.loaded[choice.key]
+                self.loaded[config.key] = config.read(self.folders())
+        return self.loaded[config.key]
 
     @contextlib.contextmanager
-    def on(self, device: torch.device | str, choice: ExtractorConfig) -> Iterator[FeatureExtractor]:
-        """The judge of a choice on `device`, back on the CPU afterwards; on the CPU where the device has no room."""
-        extractor = self.load(choice)
+    def on(self, device: torch.device | str, config: ExtractorConfig) -> Iterator[FeatureExtractor]:
+        """Yield a feature extractor on `device`, or on the CPU where the device has no room; on the CPU afterwards."""
+        extractor = self.load(config)
         try:
             _move(extractor, device)
             yield extractor

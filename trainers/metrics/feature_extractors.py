@@ -1,9 +1,7 @@
-"""How alike two pictures are, how well a picture fits its prompt, and how different pictures of one prompt are: CLIP-T,
-CLIP-I and DINO as cosines of a backbone's features, diversity as a mean distance.
+"""Feature extractors: loaded open_clip, timm and transformers models as functions of Pillow images and prompts.
 
-Plain functions of pictures (PIL images) and prompts, plus the loaders of any open_clip, timm or transformers backbone.
-Which backbone a user named and where its file lies is backbones.py's and encoders.py's business; which pictures to
-compare and what to do with the scores is the caller's: no host, no reports here.
+Which model a user names and where its file lies is decided in clip.py, dino.py and lpips.py; scores are computed in
+metrics.py.
 """
 
 import contextlib
@@ -18,9 +16,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureExtractor:
-    """A loaded model as functions: pictures -> features, and (CLIP only) prompts -> features, both [N, dim] before
-    normalising, or (LPIPS only) two equally long rows of pictures -> distances [N]; computed where the module's
-    weights are.
+    """A loaded model as functions, computed on the device of its weights.
+
+    Attributes:
+        image_features: images to features `[N, dim]`, not normalized.
+        text_features: prompts to features `[N, dim]`, not normalized; CLIP only.
+        distances: two equally long sequences of images to distances `[N]`; LPIPS only.
+        module: its weights.
     """
 
     name: str
@@ -31,23 +33,23 @@ class FeatureExtractor:
 
 
 def load_clip(name: str, weights: str | Path, device: str = "cpu", *, quick_gelu: bool = False) -> FeatureExtractor:
-    """An open_clip model with the weights of a .safetensors file; nothing is unpickled, nothing downloaded.
+    """Load an open_clip model with the weights of a .safetensors file; nothing is unpickled, nothing downloaded.
 
     Args:
         name: an architecture of open_clip ("ViT-B-32"), or "local-dir:" and a folder that holds open_clip_config.json.
-        quick_gelu: as OpenAI's weights need it, whatever the architecture's name says.
+        quick_gelu: use it whatever the architecture's name says, as OpenAI's weights need it.
 
     Raises:
         OSError, SafetensorError: the file cannot be read.
         RuntimeError: its weights are not exactly those of the architecture. open_clip's own loader would stretch
-            position embeddings of another picture size or context length without a word.
+            position embeddings of another image size or context length without a word.
     """
     import open_clip
     from safetensors.torch import load_file
 
-    # Of a folder open_clip would take the weights itself, pickled ones among them.
+    # From a folder open_clip would read the weights itself, pickled ones among them.
     options = {"load_weights": False} if name.startswith("local-dir:") else {}
-    # It draws weights before it has any, and warns of that and of files it would have taken: of no account here.
+    # It initializes weights at random first, and warns of that and of files it would have read: irrelevant here.
     with torch.random.fork_rng(devices=[]), _unheard("initialized randomly", "Multiple checkpoints"):
         model, _, preprocess = open_clip.create_model_and_transforms(name, force_quick_gelu=quick_gelu, **options)
     model.load_state_dict(load_file(weights))
@@ -58,7 +60,7 @@ def load_clip(name: str, weights: str | Path, device: str = "cpu", *, quick_gelu
 
 @contextlib.contextmanager
 def _unheard(*words: str) -> Iterator[None]:
-    """What is logged meanwhile with one of these words, with no logger of its own, is not shown."""
+    """Hide records of the root logger that contain one of these words."""
     log = logging.getLogger()
 
     def keep(record: logging.LogRecord) -> bool:
@@ -72,7 +74,7 @@ def _unheard(*words: str) -> Iterator[None]:
 
 
 def clip_extractor(name: str, model: nn.Module, preprocess: Callable, tokenize: Callable) -> FeatureExtractor:
-    """An open_clip model with its transform and its tokenizer."""
+    """Wrap an open_clip model with its transform and its tokenizer."""
 
     def device():
         return model.logit_scale.device
@@ -98,11 +100,11 @@ class _TextTower(nn.Module):
 
 
 def encode_text(model: nn.Module, ids: Tensor) -> Tensor:
-    """`model.encode_text(ids)` for ids `[N, context]`, without the padding behind the longest prompt.
+    """Return `model.encode_text(ids)` for ids `[N, context]`, without the padding behind the longest prompt.
 
     CLIP's text mask is causal and the feature is read at the end token, which has the largest id, so that nothing
-    behind it can matter: 77 positions for a prompt of 7 are eleven times the work. Text towers of another make get
-    the whole.
+    behind it can matter: 77 positions for a prompt of 7 are eleven times the work. Other text towers get
+    the padding as well.
     """
     if getattr(model, "text_pool_type", "") != "argmax" or getattr(model, "attn_mask", None) is None:
         return model.encode_text(ids)
@@ -115,7 +117,7 @@ def encode_text(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 def load_image_encoder(name: str, checkpoint: str | Path | None = None, device: str = "cpu") -> FeatureExtractor:
-    """A DINO-like encoder: a timm name (weights from `checkpoint`, else timm's own), or a transformers name or folder.
+    """Load an image encoder: a timm name (weights of `checkpoint`, else timm's own), or a transformers name or folder.
 
     Raises:
         OSError, SafetensorError: the file cannot be read.
@@ -127,7 +129,7 @@ def load_image_encoder(name: str, checkpoint: str | Path | None = None, device: 
         return _load_timm(name, checkpoint, device)
     if checkpoint:
         raise ValueError(
-            f"{name} is no timm model; for transformers give the folder itself as the name, without a checkpoint"
+            f"{name} is not a model of timm: for transformers give its folder as the name, without a checkpoint."
         )
     return _load_transformers(name, device)
 

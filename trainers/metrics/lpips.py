@@ -1,4 +1,4 @@
-"""LPIPS by name: which weights, where they may lie, and how they are read."""
+"""LPIPS as a feature extractor: the settings that name its weights, the search for them, and their loading."""
 
 import importlib.util
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ LPIPS_NAME = "LPIPS (AlexNet)"
 
 @dataclass(frozen=True, kw_only=True)
 class LpipsConfig:
-    """LPIPS with AlexNet, by the package `lpips` (Zhang et al., arXiv 1801.03924)."""
+    """Settings of LPIPS with AlexNet, by the package `lpips` (Zhang et al., arXiv 1801.03924)."""
 
     lpips_weights: str = setting(
         "lpips_alex.safetensors",
@@ -32,7 +32,7 @@ class LpipsConfig:
         return self
 
     def missing(self, folders: Iterable[str | Path]) -> str:
-        """Why it cannot measure; "" if it can. A report says so: nothing else may stand in its place unnamed."""
+        """Say why LPIPS cannot be measured, for a report; "" if it can."""
         if not importlib.util.find_spec("lpips"):
             return "the package lpips is not installed"
         try:
@@ -42,11 +42,16 @@ class LpipsConfig:
         return ""
 
     def check(self, folders: Iterable[str | Path]) -> None:
+        """Raise `ValueError` where it cannot be loaded; quick."""
         if why := self.missing(folders):
-            raise ValueError(f"LPIPS cannot measure because {why}.")
+            raise ValueError(f"LPIPS cannot be measured: {why}.")
 
     def read(self, folders: Iterable[str | Path]) -> FeatureExtractor:
-        """Raises ValueError: it is not there, or the file holds another model's weights."""
+        """Load the model.
+
+        Raises:
+            ValueError: the weights are not there, or are another model's.
+        """
         self.check(folders)
         import lpips
 
@@ -57,21 +62,22 @@ class LpipsConfig:
 
 
 def _fill(model: torch.nn.Module, file: Path) -> None:
-    """The package holds its linear layers twice, under `lin0` and `lins.0`; a file needs them once."""
+    """Load a file's weights; the package has its linear layers twice, as `lin0` and `lins.0`, a file once."""
     try:
         keys = model.load_state_dict(load_file(file), strict=False)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"The LPIPS weights {quoted(file.name)} cannot be read ({reason(error)}).") from error
+        raise ValueError(
+            f"The LPIPS weights {quoted(file.name)} cannot be read ({reason(error)}): save them again."
+        ) from error
     except RuntimeError as error:
         keys = str(error)
     known = ("lins.", "scaling_layer.")
     if isinstance(keys, str) or keys.unexpected_keys or any(not key.startswith(known) for key in keys.missing_keys):
-        raise ValueError(f"The LPIPS weights {quoted(file.name)} are not those of LPIPS with AlexNet: make them anew.")
+        raise ValueError(f"The LPIPS weights {quoted(file.name)} are not those of LPIPS with AlexNet: make them again.")
 
 
 def lpips_extractor(model: torch.nn.Module) -> FeatureExtractor:
-    """A loaded `lpips.LPIPS`."""
-
+    """Wrap a loaded `lpips.LPIPS`."""
     from torchvision.transforms.functional import to_tensor
 
     def distances(ones, others):

@@ -12,47 +12,49 @@ from .feature_extractors import FeatureExtractor
 
 @torch.no_grad()
 def features(encode: Callable, items: Sequence, batch_size: int = 32) -> Tensor:
-    """Features of pictures or prompts as the backbone gives them, [N, dim] on the CPU; batch_size items are encoded
-    at a time.
-    """
+    """Return features of images or prompts, `[N, dim]` on the CPU, encoding `batch_size` items at a time."""
     return torch.cat([encode(items[start : start + batch_size]).cpu() for start in range(0, len(items), batch_size)])
 
 
 def unit_features(encode: Callable, items: Sequence) -> Tensor:
-    """The same, each of length 1."""
+    """Return features of images or prompts, `[N, dim]` on the CPU, each of Euclidean length 1."""
     return F.normalize(features(encode, items), dim=-1)
 
 
 def image_similarity(extractor: FeatureExtractor, images: Sequence, references: Sequence) -> Tensor:
-    """cosine(picture, reference) of every pair, [images, references]. CLIP-I or DINO, by the backbone."""
+    """Return `cosine(image, reference)` of every pair, `[images, references]`."""
     return unit_features(extractor.image_features, images) @ unit_features(extractor.image_features, references).T
 
 
 def clip_image(clip: FeatureExtractor, images: Sequence, references: Sequence) -> Tensor:
-    """CLIP-I of each picture, [images]: its mean cosine to the references (seen or held-out ones), negative cosines
-    counted as 0.
-    """
+    """Return CLIP-I of each image, `[images]`: its mean cosine to the references, negative cosines counted as 0."""
     return image_similarity(clip, images, references).clamp(min=0).mean(1)
 
 
 def dino(encoder: FeatureExtractor, images: Sequence, references: Sequence) -> Tensor:
-    """The same on a DINO encoder's class-token (or, for convolutional ones, pooled) features, [images]."""
+    """Return DINO of each image, `[images]`: its mean cosine to the references, negative cosines counted as 0.
+
+    Features are those of the class token, or pooled ones of a convolutional encoder.
+    """
     return image_similarity(encoder, images, references).clamp(min=0).mean(1)
 
 
 def clip_text(clip: FeatureExtractor, images: Sequence, prompts: Sequence[str]) -> Tensor:
-    """CLIP-T of each picture with its own prompt, [images].
+    """Return CLIP-T of each image with its own prompt, `[images]`: the cosine of both features.
 
-    A placeholder must already be the class word: see plain_prompt.
+    Prompts have no placeholder token: see `plain_prompt`.
+
+    Raises:
+        ValueError: there are more or fewer prompts than images.
     """
     if len(images) != len(prompts):
-        raise ValueError(f"{len(images)} pictures but {len(prompts)} prompts: CLIP-T needs one prompt for each picture")
+        raise ValueError(f"{len(images)} images but {len(prompts)} prompts: give one prompt for each image.")
     return (unit_features(clip.image_features, images) * unit_features(clip.text_features, prompts)).sum(1)
 
 
 @torch.no_grad()
 def diversity(lpips: FeatureExtractor, images: Sequence) -> float | None:
-    """DIV of one prompt's pictures, all of one size: the mean distance over all pairs; `None` of fewer than two."""
+    """Return the mean distance over all pairs of one prompt's images, all of one size; `None` for fewer than two."""
     pairs = list(combinations(images, 2))
     if not pairs:
         return None
@@ -60,7 +62,7 @@ def diversity(lpips: FeatureExtractor, images: Sequence) -> float | None:
 
 
 def feature_distances(encoder: FeatureExtractor) -> FeatureExtractor:
-    """An image encoder in LPIPS's place: 1 - cosine of two pictures' features; a report has to name it so."""
+    """Return an extractor whose distance is `1 - cosine` of two images' features: diversity without LPIPS."""
 
     def distances(ones, others):
         one, other = (unit_features(encoder.image_features, images) for images in (ones, others))
@@ -70,8 +72,9 @@ def feature_distances(encoder: FeatureExtractor) -> FeatureExtractor:
 
 
 def plain_prompt(prompt: str, placeholder: str, class_word: str) -> str:
-    """The prompt that CLIP-T compares with: the placeholder becomes the class word ("V C" must not become "C C"); an
-    empty class word removes it, as the DVAR paper does.
+    """Return the prompt that CLIP-T compares with: the class word in the placeholder's place, "V C" as "C".
+
+    An empty class word removes the placeholder, as in the DVAR paper.
     """
     words = prompt.replace(f"{placeholder} {class_word}" if class_word else placeholder, placeholder)
     return " ".join(words.replace(placeholder, class_word).split())

@@ -1,4 +1,4 @@
-"""Where a judge's weights lie: below the allowed folders, in the cache of the hub or, if a user says so, on the hub."""
+"""Search for a feature extractor's weights: below allowed folders, in the hub's cache or, if allowed, on the hub."""
 
 import re
 from collections.abc import Iterable
@@ -10,14 +10,14 @@ WHERE = "models/clip_vision or models/personalize"
 
 
 def below(name: str, folders: Iterable[str | Path], extractor: str) -> Path:
-    """The file or folder of that name in the first of the folders that has it.
+    """Find the file or folder of that name in the first of the folders that has it.
 
     Raises:
-        ValueError: there is none, it leads elsewhere, or the file is of another kind; `judge` is what it should hold.
+        ValueError: there is none, it leads out of the folders, or it is not a .safetensors file.
     """
     parts = re.split(r"[\\/]", name)
     if "\0" in name or ".." in parts or not parts[0] or ":" in parts[0]:
-        raise ValueError(f"{quoted(name)} is no name of {extractor} weights: write it as the file lies below {WHERE}.")
+        raise ValueError(f"{quoted(name)} is not a name of {extractor} weights: write the path below {WHERE}.")
     path = next((path for folder in folders if (path := Path(folder, *parts)).exists()), None)
     if path is None:
         raise ValueError(
@@ -32,13 +32,13 @@ def below(name: str, folders: Iterable[str | Path], extractor: str) -> Path:
 
 
 def from_hub(extractor: str, name: str, repository: str, files: Iterable[str], download: bool) -> list[Path]:
-    """Files of a repository, as they lie in one folder of this computer.
+    """Return files of a repository in one folder of this computer, downloaded if allowed.
 
     Args:
-        judge: "CLIP" or "DINO"; its widgets are named so.
+        extractor: "CLIP" or "DINO"; its widgets are named so.
 
     Raises:
-        ValueError: they are not here and must not be fetched, or cannot be.
+        ValueError: they are not here and must not be downloaded, or cannot be.
     """
     kind = extractor.lower()
     found = [
@@ -53,7 +53,7 @@ def from_hub(extractor: str, name: str, repository: str, files: Iterable[str], d
 
 
 def _cached(repository: str, file: str) -> Path | None:
-    """Without `hf_hub_download`, which may ask the network even when told to look at local files only."""
+    """Find cached files without `hf_hub_download`, which may ask the network even with `local_files_only`."""
     from huggingface_hub import try_to_load_from_cache
 
     path = try_to_load_from_cache(repository, file)

@@ -7,7 +7,7 @@ from .diffusion import DecodeLatents, EncodeImages
 
 
 def build_vae(state: dict[str, Tensor], latent_scale: float) -> tuple[EncodeImages, DecodeLatents]:
-    """From weights in the original (LDM) key names, without a prefix: an `AutoencoderKL`, or a TAESD."""
+    """Build encoder and decoder from weights in LDM's key names, without a prefix: an `AutoencoderKL`, or a TAESD."""
     return (_tiny_vae if "taesd_decoder.1.weight" in state else _kl_vae)(state, latent_scale)
 
 

@@ -53,7 +53,7 @@ SDXL_UNET = {
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where a family's files keep what."""
+    """Layout of a family's files."""
 
     family: Family
     unet: dict  # the U-Net's configuration in LDM's words
@@ -72,22 +72,22 @@ LAYOUTS = (
 
 
 def load_models(path: str | Path, unet_config: dict | None = None, heads: int | None = None) -> Models:
-    """Read a checkpoint; its family and what it predicts are found from its keys.
+    """Read a checkpoint; its family and prediction type follow from its keys.
 
     Args:
         unet_config: the U-Net's layout in LDM's words; by default the family's.
         heads: attention heads of every text encoder; by default one per 64 of its width.
 
     Raises:
-        ValueError: the file is no SD 1.x, SD 2.x or SDXL checkpoint that can be trained; it says why.
+        ValueError: the file is not an SD 1.x, SD 2.x or SDXL checkpoint that can be trained.
     """
     try:
         return _models(load_file(path), unet_config, heads)
     except SafetensorError as error:
-        reason = f"it is no safetensors file ({error})"
+        reason = f"it is not a safetensors file ({error})"
     except ValueError as error:
         reason = str(error).rstrip(".")
-    raise ValueError(f"{Path(path).name} is no checkpoint that can be trained: {reason}.")
+    raise ValueError(f"{Path(path).name} cannot be trained: {reason}.")
 
 
 def _models(state: dict[str, Tensor], unet_config: dict | None, heads: int | None) -> Models:
@@ -109,20 +109,20 @@ def _models(state: dict[str, Tensor], unet_config: dict | None, heads: int | Non
 
 
 def find_layout(state: dict[str, Tensor]) -> Layout:
-    """The layout whose keys a file has.
+    """Return the layout whose keys a file has.
 
     Raises:
-        ValueError: no layout's, or a relative's that cannot be trained.
+        ValueError: it is none of these, or a relative that cannot be trained.
     """
 
     def has(prefix: str) -> bool:
         return any(key.startswith(prefix) for key in state)
 
     if any("lora" in key for key in state):
-        raise ValueError("it is a LoRA, which changes a model and is none by itself")
+        raise ValueError("it is a LoRA, not a whole model")
     first = state.get(f"{UNET}input_blocks.0.0.weight")
     if first is None:
-        raise ValueError("it holds no U-Net of SD 1.x, SD 2.x or SDXL")
+        raise ValueError("it has no U-Net of SD 1.x, SD 2.x or SDXL")
     if first.shape[1] != 4:
         raise ValueError(f"its U-Net reads {first.shape[1]} channels instead of 4, as for inpainting and editing")
     if "edm_mean" in state or "edm_vpred.sigma_max" in state:
@@ -143,8 +143,8 @@ def _unet(state: dict[str, Tensor], config: dict, family: Family) -> nn.Module:
 
 
 def schedule(state: dict[str, Tensor]) -> tuple[str, Tensor]:
-    """What a checkpoint predicts and its cumulative alphas, as its keys and, for SD 2.x, one of its weights say."""
-    # No key tells SD 2.x from SD 2.x-base. ComfyUI's criterion: after training on v this bias is an order wider.
+    """Return prediction type and cumulative alphas, from the keys and, for SD 2.x, one of the weights."""
+    # No key distinguishes SD 2.x from SD 2.x-base. ComfyUI's criterion: training on v makes this bias ten times wider.
     bias = state.get(f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias")
     is_sd2 = any(key.startswith("cond_stage_model.model.") for key in state)
     wide = is_sd2 and bias is not None and bias.float().std(unbiased=False) > 0.09
@@ -154,19 +154,19 @@ def schedule(state: dict[str, Tensor]) -> tuple[str, Tensor]:
 
 
 def scaled_linear(start: float = 0.00085, end: float = 0.012, steps: int = 1000) -> Tensor:
-    """Stable Diffusion's cumulative alphas: betas evenly spaced in their square root."""
+    """Return Stable Diffusion's cumulative alphas `[steps]`: betas evenly spaced in their square root."""
     betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
-    return _as_kept(torch.cumprod(1 - betas, dim=0))
+    return _rounded(torch.cumprod(1 - betas, dim=0))
 
 
-def _as_kept(alphas_cumprod: Tensor) -> Tensor:
-    """Rounded as in ComfyUI, which keeps sigmas in float32: a run from a file is then the graph's, bit for bit."""
+def _rounded(alphas_cumprod: Tensor) -> Tensor:
+    """Round as in ComfyUI, which stores sigmas in float32: a run from a file then equals the graph's, bit for bit."""
     sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt().float()
     return (1 / (sigmas.double() ** 2 + 1)).float()
 
 
 def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
-    """Cumulative alphas shifted and scaled to end in pure noise (arXiv 2305.08891, algorithm 1).
+    """Shift and scale cumulative alphas `[T]` to end in pure noise (arXiv 2305.08891, algorithm 1).
 
     The last one is ComfyUI's tiny number instead of 0, so that its sigma is finite.
     """
@@ -177,7 +177,7 @@ def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
 
 
 def text_encoder(state: dict[str, Tensor], family: Family, heads: int | None, *, open_clip: bool) -> TextEncoder:
-    """One of a family's text encoders from its part of a file, without the prefix."""
+    """Build one of a family's text encoders from its part of a file, without the prefix."""
     state = from_open_clip(state) if open_clip else _nested(state)
     width = state["text_model.final_layer_norm.weight"].shape[0]
     module = build_text_encoder(
@@ -196,7 +196,7 @@ def text_encoder(state: dict[str, Tensor], family: Family, heads: int | None, *,
 
 
 def from_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """OpenCLIP's names and joined projections in transformers' words, by diffusers' own converter."""
+    """Convert OpenCLIP's names and joined projections to transformers', by diffusers' own converter."""
     from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
 
     # It drops the last layer of what has SD 2's own prefix, because diffusers never reads it. The host keeps it.
@@ -207,7 +207,7 @@ def from_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _nested(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Old SD 1.x files leave out the first word of the text encoder's names."""
+    """Add the prefix `text_model.` that old SD 1.x files leave out."""
     if any(key.startswith("text_model.") for key in state):
         return state
     return {f"text_model.{key}": value for key, value in state.items()}

@@ -1,7 +1,7 @@
 """The models that train, rebuilt as diffusers and transformers modules from plain state dicts.
 
-With text_encoder.py the only file that knows those libraries' attribute names. It neither trains nor reads files (see
-checkpoint.py), and it never sees the host: the graph's own modules are copied from, not used.
+This and text_encoder.py are the only files with those libraries' attribute names. Nothing is trained or read from
+files here (see checkpoint.py), and the host is not known: the graph's own modules are copied, not used.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ DecodeLatents = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """Prompts as the U-Net reads them."""
+    """Encoded prompts, as the U-Net reads them."""
 
     parts: tuple[Tensor, ...]  # hidden states [n, 77, d] of each text encoder
     pooled: Tensor | None = None  # [n, p], where the family reads it
@@ -31,20 +31,20 @@ class Encoding:
 
     @property
     def hidden_states(self) -> Tensor:
-        """`[n, 77, d]`, the encoders joined along the last axis."""
+        """Hidden states `[n, 77, d]`, the encoders joined along the last axis."""
         return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts, dim=-1)
 
     def __getitem__(self, rows: slice) -> "Encoding":
         return self.map(lambda tensor: tensor[rows])
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Encoding":
-        """The encoding with `function` applied to every tensor."""
+        """Return the encoding with `function` applied to every tensor."""
         pooled, mask = (None if tensor is None else function(tensor) for tensor in (self.pooled, self.mask))
         return Encoding(parts=tuple(map(function, self.parts)), pooled=pooled, mask=mask)
 
     @classmethod
     def joined(cls, encodings: Sequence["Encoding"]) -> "Encoding":
-        """One encoding of the prompts of several."""
+        """Join several encodings into one."""
         parts = zip(*(encoding.parts for encoding in encodings), strict=True)
         pooled, masks = ([getattr(e, name) for e in encodings] for name in ("pooled", "mask"))
         pooled, mask = (None if rows[0] is None else torch.cat(rows) for rows in (pooled, masks))
@@ -53,7 +53,7 @@ class Encoding:
 
 @dataclass(kw_only=True)
 class Models:
-    """Everything a method needs of a diffusion model. Frozen and in eval mode until a stage says otherwise."""
+    """A diffusion model's weights and mathematics. Frozen and in eval mode until a stage declares what trains."""
 
     family: Family
     text_encoders: tuple[TextEncoder, ...]
@@ -64,7 +64,7 @@ class Models:
     decode_latents: DecodeLatents
     known_adapters: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # learned earlier, by placeholder
     subject: Subject | None = None
-    base_weights: dict[str, Tensor] = field(default_factory=dict)  # of the U-Net, those that train whole, as they were
+    base_weights: dict[str, Tensor] = field(default_factory=dict)  # the U-Net's weights that train, as they began
     precision: torch.dtype = field(init=False)  # that a U-Net whose own weights train computes in
     schedule: tuple[Tensor, Tensor] | None = None  # `alphas_cumprod`, and the same on the device
 
@@ -72,7 +72,7 @@ class Models:
         self.precision = self.unet_dtype
 
     def follow(self, placeholder: str) -> None:
-        """From now on every encoding says where `placeholder` acts; all text encoders must know it."""
+        """Give every encoding from now on the mask of `placeholder`, which all text encoders must have."""
         self.subject = Subject(ids=tuple(self.text_encoders[-1].tokenizer.placeholders[placeholder]))
         for encoder in self.text_encoders:
             encoder.subject = self.subject
@@ -89,7 +89,7 @@ class Models:
 
     @contextlib.contextmanager
     def unet_aside(self) -> Iterator[None]:
-        """The U-Net on the CPU, so that something else has its room on the device."""
+        """Move the U-Net to the CPU while the block lasts, to free its memory on the device."""
         device = self.device
         nn.Module.to(self.unet, "cpu")
         try:
@@ -98,14 +98,14 @@ class Models:
             nn.Module.to(self.unet, device)
 
     def save_memory(self, checkpointing: bool) -> None:
-        """Gradient checkpointing: activations are computed a second time instead of being kept."""
+        """Turn gradient checkpointing on or off."""
         (self.unet.enable_gradient_checkpointing if checkpointing else self.unet.disable_gradient_checkpointing)()
         self.unet.train(checkpointing)  # older diffusers checkpoints in training mode only; there is no dropout
         for encoder in self.text_encoders:
             encoder.save_memory(checkpointing)
 
     def empty_unet(self, checkpointing: bool) -> nn.Module:
-        """The U-Net's layout without memory, on the meta device, for counting."""
+        """Return the U-Net's layout on the meta device, without memory, for counting."""
         with torch.device("meta"):
             unet = type(self.unet).from_config(self.unet.config)
         nn.Module.to(unet, dtype=self.unet.dtype).requires_grad_(False)
@@ -128,20 +128,21 @@ class Models:
         return self.family.resolutions[self.prediction_type]
 
     def tokenize(self, prompts: list[str]) -> Tensor:
-        """Ids `[len(prompts), number of text encoders, 77]`: encoders pad differently, so each has its own."""
+        """Return ids `[len(prompts), number of text encoders, 77]`: encoders pad differently, so each has its own."""
         return torch.stack([encoder.tokenizer(prompts) for encoder in self.text_encoders], dim=1)
 
     def encode_ids(self, input_ids: Tensor) -> Encoding:
-        """What the U-Net reads of prompts, from their ids `[n, E, 77]`."""
+        """Encode ids `[n, E, 77]` of E text encoders."""
         outputs = [encoder(input_ids[:, i]) for i, encoder in enumerate(self.text_encoders)]
         mask = self.subject and self.subject.mask
         return Encoding(parts=tuple(hidden for hidden, _ in outputs), pooled=outputs[-1][1], mask=mask)
 
     def encode_prompts(self, prompts: list[str]) -> Encoding:
+        """Tokenize and encode prompts."""
         return self.encode_ids(self.tokenize(prompts).to(self.device))
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, encoding: Encoding) -> Tensor:
-        """The U-Net's output, epsilon or v, `[n, 4, h, w]` in the U-Net's precision."""
+        """Return the U-Net's output, epsilon or v, `[n, 4, h, w]` in the U-Net's precision."""
         if self.subject:
             self.subject.mask = encoding.mask
         half = self._half()
@@ -161,17 +162,17 @@ class Models:
         return contextlib.nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
     def _half(self) -> torch.dtype | None:
-        """The half precision that the U-Net computes in as a whole, also where what trains is kept in float32."""
+        """Return the half precision that the whole U-Net computes in, even where trained weights are float32."""
         dtype = self.precision if self.base_weights else self.unet_dtype
         return None if dtype == torch.float32 or (self.base_weights and self.unet.training) else dtype
 
     def unet_inputs(
         self, noisy_latents: Tensor, timesteps: Tensor, encoding: Encoding, dtype: torch.dtype | None = None
     ) -> dict:
-        """The U-Net's arguments, in its precision or a given one.
+        """Return the U-Net's arguments, in its precision or a given one.
 
-        Where the family reads the picture's size, it is told that of the picture at hand, uncropped, as the host does
-        when it draws one of that size.
+        A family that reads the image's size gets that of these latents, uncropped, as from the host when it generates
+        an image of that size.
         """
         dtype = dtype or self.unet_dtype
         inputs = {"sample": noisy_latents.to(dtype), "timestep": timesteps}
@@ -197,12 +198,12 @@ class Models:
         return alphas.sqrt().to(like), (1 - alphas).sqrt().to(like)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """`sqrt(a_t) x + sqrt(1 - a_t) e` with the cumulative alpha `a_t`."""
+        """Return `sqrt(a_t) x + sqrt(1 - a_t) e` with the cumulative alpha `a_t`, `[n, 4, h, w]`."""
         signal, sigma = self._signal_and_noise(timesteps, latents)
         return signal * latents + sigma * noise
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the U-Net should predict: the noise, or `v = sqrt(a_t) e - sqrt(1 - a_t) x`."""
+        """Return the target of the prediction: the noise e, or `v = sqrt(a_t) e - sqrt(1 - a_t) x`."""
         if self.prediction_type == "epsilon":
             return noise
         signal, sigma = self._signal_and_noise(timesteps, latents)
@@ -210,7 +211,7 @@ class Models:
 
 
 def build_unet(ldm_state: dict[str, Tensor], ldm_config: dict) -> nn.Module:
-    """A frozen diffusers U-Net from weights in the original (LDM) key names, without a prefix."""
+    """Build a frozen diffusers U-Net from weights in LDM's key names, without a prefix."""
     from diffusers import UNet2DConditionModel
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
@@ -223,7 +224,7 @@ def build_unet(ldm_state: dict[str, Tensor], ldm_config: dict) -> nn.Module:
 
 
 def diffusers_unet_config(ldm: dict) -> dict:
-    """`UNet2DConditionModel` arguments for an LDM configuration, as the host detects it from a checkpoint.
+    """Return `UNet2DConditionModel`'s arguments for an LDM configuration, as the host detects it from a checkpoint.
 
     Raises:
         ValueError: a layout that diffusers cannot express, such as SSD-1B's.
@@ -255,7 +256,7 @@ def diffusers_unet_config(ldm: dict) -> dict:
 
 
 def _size_embedding(width: int | None) -> dict:
-    """SDXL's U-Net also reads the pooled text and six numbers about the picture's size, 256 values each."""
+    """Return the arguments for SDXL's U-Net, which also reads the pooled text and six numbers of the image's size."""
     if width is None:
         return {}
     return dict(

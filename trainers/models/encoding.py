@@ -1,4 +1,4 @@
-"""Pictures through the autoencoder where memory is short."""
+"""Encoding of images by the autoencoder, also where memory is short."""
 
 import contextlib
 
@@ -10,10 +10,10 @@ from .diffusion import Models
 
 
 class Encoder:
-    """The models' autoencoder, and how it makes do where memory runs out.
+    """Encodes with the models' autoencoder.
 
-    It then takes half of the pictures after the other; for one picture the U-Net leaves the device, until `stack` is
-    left.
+    Where memory runs out, it encodes half of the images after the other; for a single image the U-Net leaves the
+    device until `stack` is left.
     """
 
     def __init__(self, models: Models, stack: contextlib.ExitStack):
@@ -21,7 +21,7 @@ class Encoder:
         self.alone = False
 
     def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mean and deviation, on the CPU."""
+        """Return mean and deviation `[B, 4, H / 8, W / 8]` of pixels `[B, 3, H, W]`, on the CPU."""
         try:
             mean, std = self.models.encode_images(pixels.to(self.device))
             return mean.float().cpu(), None if std is None else std.float().cpu()

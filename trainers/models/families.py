@@ -1,17 +1,17 @@
-"""The kinds of Stable Diffusion that can be trained, one row of data each."""
+"""Families of Stable Diffusion that can be trained, one row of data each."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What distinguishes one kind of Stable Diffusion from another, as data."""
+    """A family of Stable Diffusion, as data."""
 
     name: str
     text_encoders: tuple[str, ...]  # the host's names for them
     layer: int | None  # the hidden state that the U-Net reads; `None` for the last
     final_norm: bool = True  # whether the final norm follows a hidden state that is not the last
-    pooled: bool = False  # the U-Net also reads the last encoder's pooled output, and the picture's size
+    pooled: bool = False  # the U-Net also reads the last encoder's pooled output, and the image's size
     resolutions: dict[str, int]  # pixels on a side that models were trained at, by what they predict
     latent_scale: float
 

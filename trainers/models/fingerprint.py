@@ -5,7 +5,7 @@ from .diffusion import Models
 
 
 def fingerprint(models: Models) -> str:
-    """A digest of the weights that a run starts from, and of what was learned earlier in the graph."""
+    """Return a digest of the weights that a run starts from, and of what was learned earlier in the graph."""
     words = [models.family.name, models.prediction_type, models.device.type]
     words += [str(encoder.layer) for encoder in models.text_encoders]
     tensors = [models.alphas_cumprod]

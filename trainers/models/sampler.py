@@ -12,7 +12,7 @@ LEAST_ALPHA = 2**-25  # below what ComfyUI (4.9e-8) and diffusers (6e-8) put in 
 
 
 def schedule(alphas_cumprod: Tensor, steps: int) -> Tensor:
-    """`steps` timesteps from the noisiest down, evenly spaced."""
+    """Return `steps` timesteps from the noisiest down, evenly spaced."""
     last = len(alphas_cumprod) - 1
     return torch.linspace(last, last / steps, steps).round().long()
 
@@ -28,9 +28,9 @@ def sample(
     guidance: float = 7.5,
     batch_size: int = 8,
 ) -> Tensor:
-    """Pictures `[n, 3, *size]` in 0..1 on the CPU, one per prompt and seed.
+    """Generate images `[n, 3, *size]` in 0..1 on the CPU, one per prompt and seed.
 
-    The noise of a picture depends on its seed alone, never on its neighbours or on the global random state.
+    The noise of an image depends on its seed alone, never on its neighbours or on the global random state.
     """
     input_ids = models.tokenize([*prompts])
     options = {"size": size, "steps": steps, "guidance": guidance}
@@ -48,9 +48,9 @@ def sample_ids(
     guidance: float,
     batch_size: int,
 ) -> Tensor:
-    """The same of prompts as ids `[n, E, 77]`, such as training batches hold."""
+    """Generate images as `sample` does, from prompts as ids `[n, E, 77]`, such as those of training batches."""
     if len(input_ids) != len(seeds):
-        raise ValueError(f"{len(input_ids)} prompts but {len(seeds)} seeds: each picture needs one of its own")
+        raise ValueError(f"{len(input_ids)} prompts but {len(seeds)} seeds: give one seed for each image.")
     parts = [slice(start, start + batch_size) for start in range(0, len(seeds), batch_size)]
     return torch.cat([_sample_chunk(models, input_ids[part], seeds[part], size, steps, guidance) for part in parts])
 
@@ -58,7 +58,7 @@ def sample_ids(
 def sample_as_fits(
     models: Models, input_ids: Tensor, seeds: Sequence[int], batch_size: int | None = None, **options
 ) -> Tensor:
-    """The same, `batch_size` or all at once; half as many at once, and so on, where memory runs out."""
+    """Generate images as `sample_ids` does; where memory runs out, with half the batch size, and so on."""
     at_once = batch_size or len(seeds)
     while True:
         try:
@@ -86,13 +86,13 @@ def _sample_chunk(models, input_ids, seeds, size: tuple[int, int], steps: int, g
 
 
 def _signal_and_noise(alphas: Tensor) -> tuple[Tensor, Tensor]:
-    """Both shares of noisy latents, in float64. A zero terminal SNR has no logarithm: it gets a little signal."""
+    """Return signal and noise shares in float64. A zero terminal SNR has no logarithm: it gets a little signal."""
     alphas = alphas.double().clamp(min=LEAST_ALPHA)
     return alphas.sqrt(), (1 - alphas).sqrt()
 
 
 def clean(models: Models, x: Tensor, output: Tensor, t: Tensor) -> Tensor:
-    """The picture that an epsilon or v output implies."""
+    """Return the clean latents that an epsilon or v output implies."""
     signal, sigma = (part.item() for part in _signal_and_noise(models.alphas_cumprod[t]))
     if models.prediction_type == "epsilon":
         return (x - sigma * output) / signal
@@ -100,9 +100,9 @@ def clean(models: Models, x: Tensor, output: Tensor, t: Tensor) -> Tensor:
 
 
 def dpm_solver_2m(alphas_cumprod: Tensor, x: Tensor, denoised, steps: int) -> Tensor:
-    """DPM-Solver++ (2M), data prediction, in `lambda = log(signal / sigma)` (Lu et al., arXiv 2211.01095, alg. 2).
+    """Sample by DPM-Solver++ (2M), data prediction, in `lambda = log(signal / sigma)` (arXiv 2211.01095, algorithm 2).
 
-    Ends with one first-order step to the clean picture.
+    Ends with one first-order step to the clean latents.
     """
     timesteps = schedule(alphas_cumprod, steps)
     signal, sigma = (part.tolist() for part in _signal_and_noise(alphas_cumprod[timesteps]))

@@ -1,6 +1,6 @@
-"""CLIP's text encoder as the host reads it: which hidden state, what is pooled, what stays fixed, where a word acts.
+"""CLIP's text encoder as the host reads it: hidden state, pooled output, fixed outputs, mask of the placeholder token.
 
-With models.py the only file that knows transformers' attribute names.
+This and diffusion.py are the only files with transformers' attribute names.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from .tokenizer import END, Tokenizer
 
 @dataclass(kw_only=True)
 class Subject:
-    """The learned word that adapters follow, and where it acts in the prompts at hand."""
+    """The placeholder token that adapters follow, and its mask in the current prompts."""
 
     ids: tuple[int, ...]
     mask: Tensor | None = None  # [n, 77, 1]
 
     def find(self, input_ids: Tensor) -> Tensor:
-        """1 from the word's first position on up to the first end token, 0 elsewhere; `[n, 77, 1]` for `[n, 77]`.
+        """Set the mask `[n, 77, 1]` for ids `[n, 77]`: 1 from the token to the first end token, else 0.
 
         What follows the end is padding, whatever it is called: CLIP-L pads with the end token itself.
         """
@@ -33,7 +33,7 @@ class Subject:
 
 
 def one_of(input_ids: Tensor, wanted: tuple[int, ...]) -> Tensor:
-    """Where ids are among the wanted ones; `torch.isin` would have to bring those to the device in every step."""
+    """Return a mask of the wanted ids; `torch.isin` would copy those to the device in every step."""
     return torch.stack([input_ids == token for token in wanted]).any(dim=0)
 
 
@@ -70,7 +70,7 @@ class TextEncoder(nn.Module):
 
     @property
     def text_model(self) -> nn.Module:
-        """The transformer itself: transformers 4 nests it, 5 does not."""
+        """The transformer itself, which transformers 4 nests and 5 does not."""
         return getattr(self.module, "text_model", self.module)
 
     @property
@@ -91,7 +91,7 @@ class TextEncoder(nn.Module):
         return self.text_model.final_layer_norm.weight.device
 
     def save_memory(self, checkpointing: bool) -> None:
-        """Gradient checkpointing of every layer; not the library's own, whose name changes from version to version."""
+        """Turn gradient checkpointing of every layer on or off; the library's own changes its name between versions."""
         self.checkpointing = checkpointing
         for layer in self.text_model.encoder.layers:
             vars(layer).pop("forward", None)  # back to the class's
@@ -99,7 +99,7 @@ class TextEncoder(nn.Module):
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Hidden states `[n, 77, d]` for ids `[n, 77]`, and the pooled output `[n, p]` where there is a projection."""
+        """Return hidden states `[n, 77, d]` for ids `[n, 77]`, and with a projection the pooled output `[n, p]`."""
         if self.subject:
             self.subject.find(input_ids)
         output = self.module(input_ids=input_ids, output_hidden_states=self.layer is not None)
@@ -111,7 +111,7 @@ class TextEncoder(nn.Module):
         return self.text_model.final_layer_norm(hidden) if self.final_norm else hidden
 
     def _pooled(self, last_hidden_state: Tensor, ends: Tensor) -> Tensor | None:
-        """The last hidden state at each prompt's end, projected."""
+        """Return the last hidden state at each prompt's end token, projected, `[n, p]`."""
         if self.projection is None:
             return None
         rows = torch.arange(len(ends), device=ends.device)
@@ -130,7 +130,7 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def fix_special_outputs(self) -> None:
-        """From now on the start token and the empty prompt keep the output that they have at this moment.
+        """Fix the current outputs of the start token and of the empty prompt.
 
         `fixed_outputs` holds them for every layer, `[layers + 1, 77, d]`, because a graph may read another one later;
         after the final norm where that follows whatever layer is read.
@@ -141,7 +141,7 @@ class TextEncoder(nn.Module):
 
 
 def build_text_encoder(state: dict[str, Tensor], *, heads: int, activation: str = "quick_gelu") -> nn.Module:
-    """A frozen `CLIPTextModel` from weights named `text_model.*`, sized by their shapes."""
+    """Build a frozen `CLIPTextModel` from weights named `text_model.*`, sized by their shapes."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     prefix = "text_model."
@@ -166,5 +166,8 @@ def build_text_encoder(state: dict[str, Tensor], *, heads: int, activation: str 
     state = {key: value.float() for key, value in state.items()}
     missing, unexpected = text_model.load_state_dict(state, strict=False, assign=True)
     if missing or unexpected:
-        raise ValueError(f"This is no CLIP text model: {len(missing)} weights are missing, {len(unexpected)} unknown.")
+        raise ValueError(
+            f"The weights are not those of a CLIP text model ({len(missing)} missing, {len(unexpected)} unknown): use "
+            "another file."
+        )
     return model.requires_grad_(False).eval()

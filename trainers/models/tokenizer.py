@@ -1,4 +1,4 @@
-"""CLIP's tokenizer plus placeholder tokens. It turns prompts into ids; it holds no embedding vectors."""
+"""CLIP's tokenizer plus placeholder tokens: prompts to ids, without embedding vectors."""
 
 import re
 from collections.abc import Callable
@@ -12,7 +12,7 @@ LENGTH = 77
 
 
 class Tokenizer:
-    """Prompts to `[n, 77]` ids, where each placeholder stands for one or more rows behind the vocabulary.
+    """Maps prompts to ids `[n, 77]`, where a placeholder stands for one or more rows behind the vocabulary.
 
     Args:
         encode_words: text to CLIP byte-pair ids, without start, end or padding.
@@ -27,13 +27,13 @@ class Tokenizer:
         self.placeholders: dict[str, list[int]] = {}
 
     def add_placeholder(self, token: str, vectors: int) -> list[int]:
-        """Reserve `vectors` new ids for `token`; wherever a prompt holds it, exactly these ids appear."""
+        """Reserve `vectors` new ids for `token`; wherever a prompt contains it, exactly these ids appear."""
         first = self.vocab_size + sum(map(len, self.placeholders.values()))
         self.placeholders[token] = list(range(first, first + vectors))
         return self.placeholders[token]
 
     def words(self, text: str) -> list[int]:
-        """Ids of `text` alone, placeholders expanded, without start, end or padding."""
+        """Return ids of `text` alone, placeholders expanded, without start, end or padding."""
         if not self.placeholders:
             return list(self.encode_words(text))
         longest_first = sorted(self.placeholders, key=len, reverse=True)
@@ -41,7 +41,7 @@ class Tokenizer:
         return [i for piece in pieces for i in self.placeholders.get(piece) or self.encode_words(piece)]
 
     def __call__(self, prompts: list[str]) -> Tensor:
-        """Ids `[len(prompts), 77]`; what does not fit into 75 tokens is cut off."""
+        """Return ids `[len(prompts), 77]`; what does not fit into 75 tokens is cut off."""
         return torch.tensor([self._padded(self.words(prompt)) for prompt in prompts], dtype=torch.long)
 
     def _padded(self, ids: list[int]) -> list[int]:
@@ -51,7 +51,7 @@ class Tokenizer:
 
 @lru_cache(maxsize=1)
 def bundled_words() -> Callable[[str], list[int]]:
-    """CLIP's byte-pair encoding from the vocabulary that open_clip carries in its package: nothing is downloaded."""
+    """Return CLIP's byte-pair encoding, from the vocabulary in open_clip's package: nothing is downloaded."""
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer().encode

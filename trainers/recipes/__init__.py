@@ -1,10 +1,10 @@
 """The methods, one file each."""
 
-from . import attndreambooth, custom_diffusion, dreambooth_lora, textboost, textboost2026, textual_inversion
+from . import attndreambooth, custom_diffusion, dreambooth_lora, textboost, textboost_2026, textual_inversion
 
 # Display name of a node -> its presets, the first of which is the default.
 METHODS = {
-    "TextBoost": textboost.PRESETS | textboost2026.PRESETS,
+    "TextBoost": textboost.PRESETS | textboost_2026.PRESETS,
     "AttnDreamBooth": attndreambooth.PRESETS,
     "Textual Inversion": textual_inversion.PRESETS,
     "DreamBooth-LoRA": dreambooth_lora.PRESETS,

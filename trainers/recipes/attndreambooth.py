@@ -1,15 +1,35 @@
-"""AttnDreamBooth: first the word, then what the cross-attention makes of it, then the subject itself.
+"""AttnDreamBooth: the placeholder token, then the cross-attention, then the whole U-Net, in three stages.
 
-Paper: "AttnDreamBooth: Towards Text-Aligned Personalized Text-to-Image Generation", arXiv 2406.05000. Authors'
-settings: SD 2.1-base, one prompt "a photo of a V C" throughout; stage 1 trains V's vector (60 steps, 1e-3), stage 2
-every weight of the cross-attentions (100 steps, 2e-5), stage 3 the whole U-Net (500 steps, 2e-6; preset "fast": 200
-steps of 4 at 1e-5). In every stage a regulariser draws the attention to V towards the attention to the class word C.
-Ours differs where the released code leaves black corners in turned pictures: they are filled by reflection. Whole
-weights need 16 bytes of memory each, 10 with `optimizer = adamw8bit`; `fine_tuning = lora` makes small files and fits
-small cards.
+Paper: "AttnDreamBooth: Towards Text-Aligned Personalized Text-to-Image Generation", arXiv 2406.05000.
+V is the placeholder token, C the class word behind it. One prompt throughout: "a photo of a V C".
+
+    stage  what trains                      steps  learning rate  weights of the regularizer (mean, variance)
+    1      V's vector                          60  1e-3           0.1, 0
+    2      every weight of cross-attention    100  2e-5           2, 5
+    3      the whole U-Net                    500  2e-6           2, 5      preset "fast": 200 steps of 4 images, 1e-5
+
+Each stage minimizes `L_denoising + w_mean R_mean + w_variance R_variance`. The regularizer draws the attention to V
+towards the attention to C, and both sides carry gradient:
+
+    R_s = mean over layers l of  sum over samples of (s_l(V) - s_l(C))^2
+
+with s_l(token) the mean or the unbiased variance of the token's cross-attention probabilities in layer l, over heads
+and positions of the image.
+
+Differences to the authors' code:
+- Rotation is in place, filled by reflection: up to 17 % of the image are cut off at 45 degrees. Theirs expands the
+  canvas, so that the subject shrinks (mean scale 0.794), and leaves black corners.
+- An initializer of several tokens gives V several vectors, whose statistics are averaged before the square. Theirs
+  has one vector. Of C both take the first token; `class_tokens = mean` takes all.
+- Views are encoded before training: a pool of 512, not a fresh one for every step.
+- SD 1.x and SDXL train as well; theirs is for SD 2.1-base.
+- `fine_tuning = lora`, `optimizer = adamw8bit`, `run_stages` and clipping of the gradient are ours; off by default.
+
+Whole weights need 16 bytes of memory each, 10 with `optimizer = adamw8bit`; `fine_tuning = lora` makes small files and
+fits small cards. Settings taken from TextBoost's: `weight_decay`.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,25 +39,28 @@ from torch.nn import Parameter
 from ..data import augmentation
 from ..data.concept import Concept
 from ..data.context import Context
+from ..data.latents import Latents
 from ..data.paired_views import PairedViews
 from ..models.diffusion import Models
 from ..settings import same, setting
 from ..training import cross_attention, losses, optimizers, timesteps, trainables
 from ..training.cross_attention import AttentionMaps
-from ..training.objective import Loss
 from ..training.stage import Stage
 from .textboost import TextBoost
 
 PROMPT = "a photo of a {}"
+# Setting `run_stages` -> the stages that run.
 RUNS = {"all": "123", "1": "1", "2": "2", "3": "3", "1+2": "12", "2+3": "23"}
+# Layers of the LoRA where `fine_tuning` is "lora": stage 2 has the first, stage 3 both.
 CROSS_ATTENTION = ["attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"]
 OTHER_LAYERS = ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2"]
+# Which tokens of the class word the regularizer counts.
 CLASS_TOKENS = {"first": slice(1), "mean": slice(None)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttnDreamBooth:
-    """Hyperparameters of AttnDreamBooth; the defaults are the authors'."""
+    """Settings of AttnDreamBooth; the defaults are the paper's."""
 
     run_stages: str = setting(
         "all", "Which stages to train; 2 and 3 go on from the word that an earlier training learned.",
@@ -87,82 +110,131 @@ class AttnDreamBooth:
 
     @property
     def steps(self) -> int:
-        """Of all stages that run."""
-        return sum(getattr(self, f"steps_{number}") for number in RUNS[self.run_stages])
+        """Optimizer steps of all stages that run."""
+        steps = {"1": self.steps_1, "2": self.steps_2, "3": self.steps_3}
+        return sum(steps[number] for number in RUNS[self.run_stages])
 
     def subject(self, concept: Concept) -> str:
-        """What `{}` in a prompt stands for."""
+        """Return what `{}` in a prompt stands for: `V C`."""
         return concept.subject(with_class_word=True)
 
     def check(self, concept: Concept, known: Collection[str] = ()) -> None:
         """Raise `ValueError` where these settings cannot learn this concept, or not on this machine.
 
         Args:
-            known: words that were learned earlier in the graph.
+            known: placeholder tokens that were learned earlier in the graph.
         """
         optimizers.check(self.optimizer)
         token = concept.placeholder_token
         first = RUNS[self.run_stages][0]
         if first != "1" and token not in known:
             raise ValueError(
-                f"Stage {first} goes on from a learned word, and this CLIP does not know {token}: run stage 1 before "
-                "it, or connect the CLIP that an earlier Train returned."
+                f"Stage {first} continues from a learned placeholder token, and this CLIP does not know {token}: run "
+                "stage 1 before it, or connect the CLIP that an earlier Train returned."
             )
 
     def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
+        """Yield the stages that run, each one below the other."""
         words = [(concept.placeholder_token, concept.initializer)]
-        rows = [trainables.add_tokens(encoder, words).rows for encoder in models.text_encoders]
-        random_rotation = partial(
-            augmentation.random_rotation, p=self.rotation_p, degrees=self.rotation_degrees, flip_p=self.flip_p
-        )
-        views = PairedViews(
-            templates=(PROMPT,), subject=self.subject(concept), augment=random_rotation, pool=self.views, batch_size=0
-        )
-        pools = views.pools(models, concept, generator)
+        vectors = [trainables.add_tokens(encoder, words).rows for encoder in models.text_encoders]
+        views = self._views(concept)
+        pools, run = views.pools(models, concept, generator), RUNS[self.run_stages]
         with cross_attention.record_cross_attention(models.unet) as maps:
-            for number in map(int, RUNS[self.run_stages]):
-                size = self._of(number, "batch_size")
-                params = rows if number == 1 else self._unet(models, number, generator)
-                rate = self._of(number, "learning_rate")
-                yield Stage(
-                    name=f"attndreambooth {number}",
-                    number=number,
-                    steps=self._of(number, "steps"),
-                    batch_size=size,
-                    params=[{"params": params, "lr": rate, "max_grad_norm": self.max_grad_norm}],
-                    weight_decay=self.weight_decay,
-                    moment_bits=optimizers.MOMENT_BITS[self.optimizer],
-                    batches=replace(views, batch_size=size).batches(models, concept, pools, generator),
-                    losses={"denoising": (1.0, losses.denoising), **self._regularizers(models, concept, maps, number)},
-                    timesteps=timesteps.uniform(models.alphas_cumprod, generator),
-                    after_pass=maps.clear,
+            new = partial(self._stage, models, concept, generator, views, pools, maps)
+            if "1" in run:
+                yield new(
+                    number=1,
+                    params=vectors,
+                    steps=self.steps_1,
+                    batch_size=self.batch_size_1,
+                    learning_rate=self.learning_rate_1,
+                    mean_weight=self.mean_weight_1,
+                    variance_weight=self.variance_weight_1,
+                )
+            if "2" in run:
+                yield new(
+                    number=2,
+                    params=self._weights(models, ".attn2.", CROSS_ATTENTION, generator),
+                    steps=self.steps_2,
+                    batch_size=self.batch_size_2,
+                    learning_rate=self.learning_rate_2,
+                    mean_weight=self.mean_weight_2,
+                    variance_weight=self.variance_weight_2,
+                )
+            if "3" in run:
+                yield new(
+                    number=3,
+                    params=self._weights(models, "", CROSS_ATTENTION + OTHER_LAYERS, generator),
+                    steps=self.steps_3,
+                    batch_size=self.batch_size_3,
+                    learning_rate=self.learning_rate_3,
+                    mean_weight=self.mean_weight_3,
+                    variance_weight=self.variance_weight_3,
                 )
 
-    def _of(self, number: int, name: str):
-        """A setting of one stage."""
-        return getattr(self, f"{name}_{number}")
+    def _views(self, concept: Concept) -> PairedViews:
+        """Return random rotations and flips, which the prompt does not name; every stage sets its batch size."""
+        augment = partial(
+            augmentation.random_rotation, p=self.rotation_p, degrees=self.rotation_degrees, flip_p=self.flip_p
+        )
+        return PairedViews(
+            templates=(PROMPT,), subject=self.subject(concept), augment=augment, pool=self.views, batch_size=0
+        )
 
-    def _unet(self, models: Models, number: int, generator: Generator) -> list[Parameter]:
-        """What stage 2 or 3 trains of the U-Net."""
+    def _weights(self, models: Models, pattern: str, targets: list[str], generator: Generator) -> list[Parameter]:
+        """Return the U-Net's weights whose names contain `pattern`, or LoRA on its layers `targets`."""
         if self.fine_tuning == "full":
-            return trainables.select(models, ".attn2." if number == 2 else "")
-        targets = CROSS_ATTENTION if number == 2 else CROSS_ATTENTION + OTHER_LAYERS
+            return trainables.select(models, pattern)
         return trainables.add_lora(models.unet, targets, self.lora_rank, self.lora_rank, generator)
 
-    def _regularizers(
-        self, models: Models, concept: Concept, maps: AttentionMaps, number: int
-    ) -> dict[str, tuple[float, Loss]]:
+    def _stage(
+        self,
+        models: Models,
+        concept: Concept,
+        generator: Generator,
+        views: PairedViews,
+        pools: Iterator[Latents],
+        maps: AttentionMaps,
+        *,
+        number: int,
+        params: list[Parameter],
+        steps: int,
+        batch_size: int,
+        learning_rate: float,
+        mean_weight: float,
+        variance_weight: float,
+    ) -> Stage:
+        """Return a stage; a term of the regularizer whose weight is 0 is not computed."""
+        regularizer = self._regularizer(models, concept, maps, batch_size)
+        terms = {
+            "attention_means": (mean_weight, regularizer(statistic="means")),
+            "attention_variances": (variance_weight, regularizer(statistic="variances")),
+        }
+        return Stage(
+            name=f"attndreambooth {number}",
+            number=number,
+            steps=steps,
+            batch_size=batch_size,
+            params=[{"params": params, "lr": learning_rate, "max_grad_norm": self.max_grad_norm}],
+            weight_decay=self.weight_decay,
+            moment_bits=optimizers.MOMENT_BITS[self.optimizer],
+            batches=replace(views, batch_size=batch_size).batches(models, concept, pools, generator),
+            losses={"denoising": (1.0, losses.denoising)} | {name: term for name, term in terms.items() if term[0]},
+            timesteps=timesteps.uniform(models.alphas_cumprod, generator),
+            after_pass=maps.clear,
+        )
+
+    def _regularizer(self, models: Models, concept: Concept, maps: AttentionMaps, batch_size: int) -> Callable:
+        """Return `AttentionRegularization` of V and C in these models, without its statistic."""
         tokenizer = models.text_encoders[-1].tokenizer
-        noun = tokenizer.encode_words(concept.class_word)[CLASS_TOKENS[self.class_tokens]]
-        alike = partial(
+        class_word = tokenizer.encode_words(concept.class_word)[CLASS_TOKENS[self.class_tokens]]
+        return partial(
             losses.AttentionRegularization,
             maps=maps,
             placeholder=tuple(tokenizer.placeholders[concept.placeholder_token]),
-            class_word=tuple(noun),
-            batch_size=self._of(number, "batch_size"),
+            class_word=tuple(class_word),
+            batch_size=batch_size,
         )
-        weights = {"means": self._of(number, "mean_weight"), "variances": self._of(number, "variance_weight")}
-        return {f"attention_{name}": (weight, alike(statistic=name)) for name, weight in weights.items() if weight}
 
 
 PAPER = AttnDreamBooth()

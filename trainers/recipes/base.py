@@ -1,4 +1,4 @@
-"""What the loop asks of a method: the contract that every recipe fulfils."""
+"""The contract that every recipe fulfils."""
 
 from collections.abc import Collection, Iterator
 from typing import Protocol

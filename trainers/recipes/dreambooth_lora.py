@@ -1,11 +1,22 @@
-"""DreamBooth-LoRA: a word's vector and a small LoRA on every attention of the U-Net.
+"""DreamBooth-LoRA: the placeholder token's vector, and a LoRA on every attention of the U-Net.
 
 Papers: "DreamBooth", arXiv 2208.12242, and LoRA, arXiv 2106.09685, with the settings of "Is This Loss Informative?"
-(DVAR), arXiv 2302.04841. Authors' settings: rank 4 on queries, keys, values and outputs of self- and cross-attention,
-2 pictures per step, mirrored at random, in 57 templates; 5e-4 times the batch size for all that trains, 1000 steps
-(preset "full"), or 450 by their "few iters" baseline (preset "short"); no prior preservation.
-Ours differs from DreamBooth in that V is a learned word and not a rare one, as in DVAR's code, and in that pictures
-are encoded ahead. Prior preservation and the library's LoRA on the feed-forward are options.
+(DVAR), arXiv 2302.04841. `y = W x + B A x` on queries, keys, values and outputs of self- and cross-attention, rank 4,
+A ~ normal(0, 1 / rank), B = 0; 2 images per step, flipped at random, in 57 templates; vector and LoRA learn at 5e-4
+times the batch size. Presets: "full" (1000 steps) and "short" (450, their "few iters" baseline). Without prior
+preservation, `prior_weight = 0`; with it
+
+    L = L_denoising(subject) + prior_weight * L_denoising(class)
+
+Settings of the names that TextBoost and Textual Inversion have are declared there (`same`), and have their defaults
+unless one is given here.
+
+Differences to the authors' code:
+- The LoRA is on attention only. Theirs is also on the feed-forward's gated half, GEGLU (64 % of the values at SD 1.5):
+  `feed_forward` adds it.
+- An initializer of several tokens gives V several vectors.
+- Views are encoded before training: a pool of 128, not a fresh one for every step.
+As in DVAR's code, and other than in DreamBooth, V is a learned token and not a rare word.
 """
 
 from collections.abc import Collection, Iterator
@@ -28,12 +39,12 @@ from .textboost import TextBoost
 from .textual_inversion import TextualInversion
 
 ATTENTION = [f"{layer}.{part}" for layer in ("attn1", "attn2") for part in ("to_q", "to_k", "to_v", "to_out.0")]
-FEED_FORWARD = ["ff.net.0.proj"]  # the gated half of it (GEGLU)
+FEED_FORWARD = ["ff.net.0.proj"]  # its gated half, GEGLU
 
 
 @dataclass(frozen=True, kw_only=True)
 class DreamBoothLoRA:
-    """Hyperparameters of DreamBooth-LoRA; the defaults are those of DVAR's authors."""
+    """Settings of DreamBooth-LoRA; the defaults are those of DVAR's authors, but for the feed-forward."""
 
     steps: int = same(TextualInversion, "steps", 1000)
     batch_size: int = same(TextualInversion, "batch_size")
@@ -65,13 +76,14 @@ class DreamBoothLoRA:
     weight_decay: float = same(TextBoost, "weight_decay")
 
     def subject(self, concept: Concept) -> str:
-        """What `{}` in a prompt stands for."""
+        """Return what `{}` in a prompt stands for: `V`."""
         return concept.subject(with_class_word=False)
 
     def check(self, concept: Concept, known: Collection[str] = ()) -> None:
-        """Raise `ValueError` where these settings cannot learn this concept; they always can."""
+        """Accept every concept: nothing about it depends on these settings."""
 
     def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
+        """Yield the only stage; with prior preservation, generate class images before it where none are given."""
         classes = class_images_of(
             models, concept, context,
             seed=generator.initial_seed(), count=self.class_images, steps=self.class_image_steps,
@@ -89,7 +101,7 @@ class DreamBoothLoRA:
         targets = ATTENTION + (FEED_FORWARD if self.feed_forward else [])
         lora = trainables.add_lora(models.unet, targets, self.lora_rank, self.lora_rank, generator)
         rate = self.learning_rate * (self.batch_size if self.scale_lr else 1)
-        kept = {"prior_preservation": (self.prior_weight, losses.prior_preservation)} if classes else {}
+        prior = {"prior_preservation": (self.prior_weight, losses.prior_preservation)} if classes else {}
         yield Stage(
             name="dreambooth-lora",
             steps=self.steps,
@@ -97,7 +109,7 @@ class DreamBoothLoRA:
             params=[{"params": [*rows, *lora], "lr": rate, "max_grad_norm": self.max_grad_norm}],
             weight_decay=self.weight_decay,
             batches=views.batches(models, concept, pools, generator, classes=classes),
-            losses={"denoising": (1.0, losses.denoising), **kept},
+            losses={"denoising": (1.0, losses.denoising), **prior},
             timesteps=timesteps.uniform(models.alphas_cumprod, generator),
         )
 

@@ -1,11 +1,27 @@
-"""TextBoost: personalise the text encoder from one picture; the U-Net stays as it is, unless it gets a LoRA, too.
+"""TextBoost: personalise the text encoder from one image; the U-Net stays frozen, unless it gets a LoRA, too.
 
 Paper: "TextBoost: Towards One-Shot Personalization of Text-to-Image Models via Fine-tuning Text Encoder",
-arXiv 2409.08248. Authors' settings: 250 steps of 8 pictures at 512 px on SD 1.5 / 2.1; presets "benchmark" (their 30
-subjects), "readme" (their example command) and "style" (150 steps of 4 pictures, each with a caption).
-Ours differs where the released code departs from the paper by accident: timesteps are really weighted by their
-signal-to-noise ratio, every augmentation token is really learned, only new token rows move, and the fixed outputs
-come from the model at hand. Views are encoded ahead, so that no autoencoder and no teacher runs inside a step.
+arXiv 2409.08248. V's vectors and a LoRA on queries, keys and values of the text encoder train; with y an image under
+an augmentation that its prompt names, t drawn with `p(t) ~ max(log SNR) - log SNR(t)`,
+
+    L = |epsilon - epsilon_theta(y_t, t, h(prompt))|^2 + 0.1 * mean(1 - cos(h(q), h_frozen(q)))
+
+over prompts q of PROMPT_MIX. After each step new vectors are scaled back to the vocabulary's mean length. Presets:
+"benchmark" (the authors' 30 subjects: 250 steps of 8 images, 512 px, SD 1.5 or 2.1), "readme" (their example command)
+and "style" (150 steps of 4 images, each with a caption).
+
+Differences to the authors' code:
+- Where it departs from the paper by accident, the paper is followed: timesteps are weighted by their signal-to-noise
+  ratio, every augmentation token is learned, only new token rows move, and the fixed outputs (start token, empty
+  prompt) come from the model at hand.
+- Views are encoded before training: a pool of 512, not a fresh one for every step.
+- Preset "style": augmentation_p 0.5, mixing off, only the flip and grayscale, plain templates. Theirs: 0.8, mixing on,
+  19 templates of the kind "in the style of {}".
+- Mixing: an object trains rows 1, 3, 5 of the LoRA's B and a style rows 0, 2, 4, in the U-Net's LoRA as well. Theirs:
+  an object 0, 2, 4 and a style 1, 3, 5, in the text encoder only.
+- With augmentation_prompt "words" the flip stays among the operations. Theirs flips only with learned tokens.
+- Vertical flip, rotation by 90 degrees, brightness and JPEG do not exist; they are off by default there.
+- An image that is not square is cut at its centre. Theirs is cut at random (`crop = random` in the concept).
 """
 
 from collections.abc import Collection, Iterator
@@ -19,7 +35,7 @@ from ..data import augmentation
 from ..data.concept import Concept
 from ..data.context import Context
 from ..data.paired_views import PairedViews
-from ..data.preservation import PreservationPrompts, shipped_captions
+from ..data.preservation import PreservationPrompts, PromptMix, shipped_captions
 from ..data.templates import TEMPLATES
 from ..models.diffusion import Models
 from ..settings import setting
@@ -28,16 +44,60 @@ from ..training.stage import Stage
 
 TEXT_TARGETS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
 UNET_TARGETS = ["attn2.to_k", "attn2.to_v"]
-# Of several text encoders; a model with one has the same whatever is chosen.
+LORA_INIT = trainables.gaussian  # A ~ normal(0, 1 / rank), B = 0
+# Shares of the prompts whose encoding is preserved: empty, templates with the class word; the others are captions.
+PROMPT_MIX = PromptMix(empty=0.1, class_word=0.1)
+
+# Setting `augmentations` -> geometric operations: with probability `augmentation_p` one of them is applied, all equally
+# likely. A style lies in strokes and proportions: it survives a horizontal flip, not a zoom.
+OPERATIONS = {
+    "all": (
+        partial(augmentation.scale, factors=(0.34, 1.4), named_outside=(0.6, 1.2)),
+        partial(augmentation.crop, areas=(0.08, 1.0)),
+        partial(augmentation.shift, shares=(0.15, 0.30)),
+        augmentation.flip,
+    ),
+    "flip": (augmentation.flip,),
+}
+# Tiles on a side of a collage, made with probability `augmentation_p`. Grayscale comes last, with `grayscale_p`.
+COLLAGES = {"all": (2, 3), "flip": ()}
+# Operation -> learned token and the words it starts from. "ktn", "pll" and "ucd" are rare strings without a meaning.
+TOKENS = {
+    "grayscale": ("<grayscale>", "grayscale"),
+    "zoom-in": ("<zoom-in>", "zoom in"),
+    "zoom-out": ("<zoom-out>", "far away"),
+    "collage": ("<collage>", "photo collage"),
+    "crop": ("<crop>", "crop"),
+    "hflip": ("<hflip>", "ktn"),
+    "left": ("<left>", "pll"),
+    "right": ("<right>", "ucd"),
+}
+NAMES = {"all": tuple(TOKENS), "flip": ("grayscale", "hflip")}  # of the operations that a view may have
+# Setting `augmentation_prompt` -> what names an operation in a prompt; of several phrases one is drawn.
+PHRASES = {
+    "tokens": {name: token for name, (token, _) in TOKENS.items()},
+    "words": {
+        "grayscale": ("grayscale",),
+        "zoom-in": ("zoomed in", "close up"),
+        "zoom-out": ("a far away", "very small"),
+        "collage": ("photo collage of",),
+        "crop": ("cropped",),
+        "hflip": ("horizontally flipped",),
+        "left": ("on the left",),
+        "right": ("on the right",),
+    },
+    "none": {},
+}
+# Setting `text_encoder` of SDXL; a model with one text encoder trains it whatever is chosen.
 WHICH = {"second": slice(-1, None), "first": slice(0, 1), "both": slice(None)}
-# Which rows of a LoRA's B train, counted from 0 along its outputs: an object's are odd, a style's even, so that the
-# two never change the same output.
+# Setting `mixing` -> rows of a LoRA's B that train, counted from 0 along its outputs: an object's are odd, a style's
+# even, so that the two never change the same output.
 MIXING = {"off": slice(None), "object": slice(1, None, 2), "style": slice(0, None, 2)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextBoost:
-    """Hyperparameters of TextBoost; the defaults are the authors' benchmark settings."""
+    """Settings of TextBoost; the defaults are the authors' for their benchmark."""
 
     steps: int = setting(250, "Optimizer steps. The paper uses 250 for objects, its revision 100.", min=1, max=100_000)
     batch_size: int = setting(8, "Pictures per step.", min=1, max=512)
@@ -89,7 +149,7 @@ class TextBoost:
     augmentations: str = setting(
         "all",
         "Changes a picture may undergo besides grayscale: scale, crop, shift, flip and collage, or only the flip.",
-        options=tuple(augmentation.GEOMETRY),
+        options=tuple(OPERATIONS),
         advanced=True,
     )
     mixing: str = setting(
@@ -113,7 +173,7 @@ class TextBoost:
     )
 
     def subject(self, concept: Concept) -> str:
-        """What `{}` in a prompt stands for."""
+        """Return what `{}` in a prompt stands for: `V`, or `V C` with the class word C."""
         return concept.subject(self.with_class_word)
 
     def check(self, concept: Concept, known: Collection[str] = ()) -> None:
@@ -121,13 +181,14 @@ class TextBoost:
         paired_views(self, concept).check(concept)
 
     def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
+        """Yield the only stage."""
         if self.fixed_outputs:
             for encoder in models.text_encoders:
                 encoder.fix_special_outputs()
         views = paired_views(self, concept)
         words = [(concept.placeholder_token, concept.initializer), *views.tokens]
         tokens = [trainables.add_tokens(encoder, words) for encoder in models.text_encoders][WHICH[self.text_encoder]]
-        preserved = self._preserved(models, concept)  # while the encoder still is the teacher
+        preserved = self._preserved(models, concept)  # while the encoder is the frozen one
         pools = views.pools(models, concept, generator)
         lora = self._lora(models, generator)
 
@@ -152,7 +213,7 @@ class TextBoost:
         """Optimizer groups: the text encoders' LoRA and, where it is on, the U-Net's, whose alpha is its rank."""
 
         def layers(module: Module, targets: list[str], rank: int, alpha: float) -> list[Parameter]:
-            return trainables.add_lora(module, targets, rank, alpha, generator, MIXING[self.mixing])
+            return trainables.add_lora(module, targets, rank, alpha, generator, MIXING[self.mixing], LORA_INIT)
 
         def group(params: list[Parameter], lr: float) -> dict:
             return {"params": params, "lr": lr, "max_grad_norm": self.max_grad_norm}
@@ -170,26 +231,32 @@ class TextBoost:
         if not self.knowledge_weight:
             return None
         captions = self.captions or shipped_captions()
-        return PreservationPrompts(models, concept.class_word, TEMPLATES[self.templates], captions)
+        return PreservationPrompts(models, concept.class_word, TEMPLATES[self.templates], captions, PROMPT_MIX)
 
 
 def paired_views(recipe: "TextBoost", concept: Concept) -> PairedViews:
-    """The paper's augmentation, which changes image and prompt together; the revision has the same fields."""
-    probabilities = {"p": recipe.augmentation_p, "grayscale_p": recipe.grayscale_p, "kinds": recipe.augmentations}
-    learned = augmentation.NAMES[recipe.augmentations] if recipe.augmentation_prompt == "tokens" else ()
+    """Return the paper's augmentation of images with their prompts; TextBoost2026 has the same settings."""
+    learned = NAMES[recipe.augmentations] if recipe.augmentation_prompt == "tokens" else ()
+    augment = partial(
+        augmentation.augment,
+        operations=OPERATIONS[recipe.augmentations],
+        collages=COLLAGES[recipe.augmentations],
+        p=recipe.augmentation_p,
+        grayscale_p=recipe.grayscale_p,
+    )
     return PairedViews(
         templates=TEMPLATES[recipe.templates],
         subject=recipe.subject(concept),
-        augment=partial(augmentation.augment, **probabilities),
+        augment=augment,
         pool=recipe.views,
         batch_size=recipe.batch_size,
-        naming=recipe.augmentation_prompt,
-        tokens=tuple(augmentation.TOKENS[name] for name in learned),
+        phrases=PHRASES[recipe.augmentation_prompt],
+        tokens=tuple(TOKENS[name] for name in learned),
     )
 
 
 BENCHMARK = TextBoost()
 README = replace(BENCHMARK, lora_learning_rate=5e-5, templates="plain", with_class_word=True, augmentation_p=0.8)
-# Where a picture has no caption, "a photo of" would contradict a painting: the plain templates.
+# An image without a caption gets a plain template: "a photo of" would contradict a painting.
 STYLE = replace(BENCHMARK, steps=150, batch_size=4, templates="plain", augmentations="flip")
 PRESETS = {"benchmark": BENCHMARK, "readme": README, "style": STYLE}

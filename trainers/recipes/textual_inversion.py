@@ -1,10 +1,15 @@
-"""Textual Inversion: a new word for the model as it is; nothing but the word's vector trains.
+"""Textual Inversion: the placeholder token's vector trains, and nothing else.
 
 Paper: "An Image is Worth One Word", arXiv 2208.01618, with the settings of "Is This Loss Informative?" (DVAR),
-arXiv 2302.04841, whose monitors make it fast. Authors' settings: 2 pictures per step, mirrored at random, in 57
-templates; 5e-3 times the batch size, 6100 steps (preset "full"), or 475 by their "few iters" baseline (preset
-"short"). The smallest of all results: a few hundred numbers, an embedding that every program reads.
-Ours differs in that pictures are encoded ahead, and that an initializer of several words gives several vectors.
+arXiv 2302.04841, whose monitors make it fast. 2 images per step, flipped at random, in 57 templates; denoising loss;
+learning rate 5e-3 times the batch size. Presets: "full" (6100 steps) and "short" (475, their "few iters" baseline).
+The smallest of all results: a few hundred numbers, an embedding that every program reads. `weight_decay` is declared
+by TextBoost, `clip_*` by the CLIP that chooses an initializer (`same`).
+
+Differences to the authors' code:
+- Views are encoded before training: a pool of 128, not a fresh one for every step.
+- An initializer of several tokens gives V several vectors.
+- There are no templates for styles; theirs has 19 of the kind "in the style of {}".
 """
 
 from collections.abc import Collection, Iterator
@@ -28,7 +33,7 @@ from .textboost import TextBoost
 
 @dataclass(frozen=True, kw_only=True)
 class TextualInversion:
-    """Hyperparameters of Textual Inversion; the defaults are those of DVAR's authors."""
+    """Settings of Textual Inversion; the defaults are those of DVAR's authors."""
 
     steps: int = setting(6100, "Optimizer steps.", min=1, max=100_000)
     batch_size: int = setting(2, "Pictures per step.", min=1, max=512)
@@ -60,21 +65,23 @@ class TextualInversion:
 
     @property
     def clip(self) -> ClipConfig | None:
-        """The CLIP that chooses the word to start from; `None` where none is asked."""
+        """The CLIP that chooses the initializer by score; `None` where the strategy needs none."""
         return part(ClipConfig, self) if self.initializer_strategy in ("best", "worst") else None
 
     @property
     def extractor_configs(self) -> tuple[ClipConfig, ...]:
+        """Configs of the feature extractors that must be loaded before the stages."""
         return (self.clip,) if self.clip else ()
 
     def subject(self, concept: Concept) -> str:
-        """What `{}` in a prompt stands for."""
+        """Return what `{}` in a prompt stands for: `V`."""
         return concept.subject(with_class_word=False)
 
     def check(self, concept: Concept, known: Collection[str] = ()) -> None:
-        """Raise `ValueError` where these settings cannot learn this concept; they always can."""
+        """Accept every concept: nothing about it depends on these settings."""
 
     def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
+        """Yield the only stage."""
         start = initializer.words(self.initializer_strategy, models, concept, self.clip, generator, context)
         words = [(concept.placeholder_token, start)]
         rows = [trainables.add_tokens(encoder, words).rows for encoder in models.text_encoders]

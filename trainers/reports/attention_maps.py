@@ -1,6 +1,6 @@
-"""Cross-attention as pictures: means of its probabilities over a word's tokens, heat over a picture.
+"""Cross-attention as images: heat maps of its mean probabilities over a word's tokens, on top of an image.
 
-Tensors in, tensors out; what runs the U-Net and finds the tokens is nodes/attention.py.
+Tensors in, tensors out; nodes/show_attention.py runs the U-Net and finds the tokens.
 """
 
 from dataclasses import dataclass
@@ -9,18 +9,20 @@ import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from .figure import INK, font
+
 COLOURS = "inferno"
-HEAT = 0.65  # how much of a tile is heat, the rest is picture
+HEAT = 0.65  # share of the heat map in a tile; the rest is the image
 TILE = 512  # the longer side of a tile at most; attention itself is far coarser
 GAP = 4
 EVERYWHERE = "all"
 
 
 def word_maps(weights: Tensor, words: list[list[int]], height: int, width: int) -> Tensor:
-    """`[words, height, width]`: the mean over heads and over each word's tokens.
+    """Return `[words, height, width]`: the mean over heads and over each word's tokens.
 
     Args:
         weights: one prompt's probabilities at one layer, `[heads, height * width, tokens]`.
@@ -31,7 +33,7 @@ def word_maps(weights: Tensor, words: list[list[int]], height: int, width: int) 
 
 
 def by_resolution(layers: list[Tensor], height: int) -> dict[str, Tensor]:
-    """The mean of the layers at each resolution, finest first, by its part of the latents' `height`: "1/2"."""
+    """Return the mean of the layers at each resolution, finest first, named by its part of `height`: "1/2"."""
     groups: dict[str, list[Tensor]] = {}
     for layer in sorted(layers, key=lambda layer: -layer.shape[-1]):
         groups.setdefault(f"1/{_part(height, layer.shape[-2])}", []).append(layer)
@@ -39,7 +41,7 @@ def by_resolution(layers: list[Tensor], height: int) -> dict[str, Tensor]:
 
 
 def _part(height: int, smaller: int) -> int:
-    """How often the U-Net halved: it rounds up each time, so 1/8 of 9 are 2."""
+    """Return by how much the U-Net reduced the height: it rounds up at each halving, so 1/8 of 9 are 2."""
     part = 1
     while height > smaller:
         height, part = -(-height // 2), 2 * part
@@ -47,51 +49,51 @@ def _part(height: int, smaller: int) -> int:
 
 
 def enlarged(maps: Tensor, height: int, width: int) -> Tensor:
-    """`[words, h, w]` to `[words, height, width]`."""
+    """Resize `[words, h, w]` to `[words, height, width]`."""
     return F.interpolate(maps[None], size=(height, width), mode="bilinear")[0]
 
 
 def everywhere(layers: list[Tensor], height: int, width: int) -> Tensor:
-    """The mean over all layers, each as large as the picture: `[words, height, width]`."""
+    """Return the mean over all layers at the image's size, `[words, height, width]`."""
     return sum(enlarged(layer, height, width) for layer in layers) / len(layers)
 
 
 def normalised(maps: Tensor) -> Tensor:
-    """Each map from 0 at its lowest to 1 at its highest."""
+    """Scale each map to 0 at its lowest and 1 at its highest value."""
     low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
     return (maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).tiny)
 
 
-def heat(picture: Tensor, values: Tensor, low: float, high: float) -> Tensor:
-    """`values` `[h, w]` in colours from `low` to `high` over a picture `[h, w, 3]`, gray so that all colour is heat."""
+def heat(image: Tensor, values: Tensor, low: float, high: float) -> Tensor:
+    """Draw `values` `[h, w]` in colours from `low` to `high` on an image `[h, w, 3]` in gray."""
     scaled = ((values - low) / max(high - low, 1e-12)).clamp(0, 1)
-    colours = torch.from_numpy(matplotlib.colormaps[COLOURS](scaled.numpy())[..., :3]).to(picture)
-    return (1 - HEAT) * picture.mean(dim=-1, keepdim=True) + HEAT * colours
+    colours = torch.from_numpy(matplotlib.colormaps[COLOURS](scaled.numpy())[..., :3]).to(image)
+    return (1 - HEAT) * image.mean(dim=-1, keepdim=True) + HEAT * colours
 
 
 @dataclass(frozen=True)
 class Attention:
-    """What one model's words did."""
+    """Attention maps of one model's words."""
 
     heading: str  # of its columns; "" for none
     layers: list[Tensor]  # [words, h, w] each, on the CPU
     height: int  # of the latents
 
     def columns(self, height: int, width: int) -> dict[str, Tensor]:
-        """Every resolution and all of them, as large as the picture."""
+        """Return the maps of every resolution and of all layers, at the image's size."""
         groups = {name: enlarged(maps, height, width) for name, maps in by_resolution(self.layers, self.height).items()}
         return {**groups, EVERYWHERE: everywhere(self.layers, height, width)}
 
 
-def sheet(picture: Tensor, words: list[str], sides: list[Attention]) -> Tensor:
-    """`[H, W, 3]`: a row per word; in it the picture, then each model's columns.
+def sheet(image: Tensor, words: list[str], sides: list[Attention]) -> Tensor:
+    """Draw `[H, W, 3]`: a row per word; in it the image, then each model's columns.
 
-    The colours of a word's column mean the same for every model; the numbers above it say what the ends are.
+    The colours of a word's column have the same range for every model; the numbers above it are its ends.
 
     Args:
-        picture: `[h, w, 3]` in 0..1.
+        image: `[h, w, 3]` in 0..1.
     """
-    tile = _tile(picture)
+    tile = _tile(image)
     columns = [side.columns(*tile.shape[:2]) for side in sides]
     rows = [_row(tile, word, [side.heading for side in sides], columns, i) for i, word in enumerate(words)]
     return _joined(rows, dim=0)
@@ -103,28 +105,28 @@ def _row(tile: Tensor, word: str, headings: list[str], columns: list[dict[str, T
         for name in maps:
             models = torch.stack([others[name][i] for others in columns if name in others])
             low, high = models.min().item(), models.max().item()
-            drawn = heat(tile, maps[name][i], low, high)
-            row.append(_labelled(drawn, f"{heading} {name}".strip(), f"{low:.2g} - {high:.2g}"))
+            heated = heat(tile, maps[name][i], low, high)
+            row.append(_labelled(heated, f"{heading} {name}".strip(), f"{low:.2g} - {high:.2g}"))
     return _joined(row, dim=1)
 
 
-def _tile(picture: Tensor) -> Tensor:
-    height, width = picture.shape[:2]
+def _tile(image: Tensor) -> Tensor:
+    height, width = image.shape[:2]
     smaller = min(1.0, TILE / max(height, width))
     size = (max(1, round(height * smaller)), max(1, round(width * smaller)))
-    return F.interpolate(picture.movedim(-1, 0)[None], size=size, mode="bilinear", antialias=True)[0].movedim(0, -1)
+    return F.interpolate(image.movedim(-1, 0)[None], size=size, mode="bilinear", antialias=True)[0].movedim(0, -1)
 
 
 def _labelled(tile: Tensor, *lines: str) -> Tensor:
-    """A tile below its lines of text."""
+    """Draw lines of text above a tile."""
     size = min(20, max(10, tile.shape[1] // 16))
     strip = Image.new("RGB", (tile.shape[1], len(lines) * (size + 4)), "white")
     for i, line in enumerate(lines):
-        ImageDraw.Draw(strip).text((2, i * (size + 4)), line, fill="black", font=ImageFont.load_default(size))
+        ImageDraw.Draw(strip).text((2, i * (size + 4)), line, fill=INK, font=font(size))
     return torch.cat([torch.from_numpy(np.asarray(strip) / np.float32(255)), tile])
 
 
 def _joined(parts: list[Tensor], dim: int) -> Tensor:
-    """Parts of one size beside or below each other, with a white gap between them."""
+    """Join parts of one size, with a white gap between them."""
     gap = torch.ones_like(parts[0].narrow(dim, 0, GAP))
     return torch.cat([piece for part in parts for piece in (gap, part)][1:], dim=dim)

@@ -1,4 +1,4 @@
-"""Reports as files for other programs: a CSV and a JSON of one or several, and the name of their folder."""
+"""Reports as files for other programs: CSV and JSON of one or several, and a name for their folder."""
 
 import csv
 import hashlib
@@ -13,15 +13,15 @@ FIRST = ("report", "of", "prompt", "text", "seed")
 
 
 def folder_name(reports: list[Report]) -> str:
-    """Labels and a digest of everything that was found: the same reports are the same folder."""
+    """Return labels and a digest of everything: the same reports have the same folder."""
     words = re.sub(r"[\W_]+", "_", "_".join(report.label for report in reports))[:40].strip("_") or "report"
     return f"{words}_{hashlib.sha256(as_json(reports).encode()).hexdigest()[:8]}"
 
 
 def as_csv(reports: list[Report]) -> str:
-    """A row for each picture, then each prompt's and each seed's means, then mean and standard deviation of all.
+    """Return a row for each image, then each prompt's and each seed's means, then mean and standard deviation of all.
 
-    Column `of` says which kind of row it is. What was not measured reads so.
+    Column `of` is the kind of row. Scores that were not measured are written "not measured".
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, [*FIRST, *COLUMNS], lineterminator="\n")
@@ -33,8 +33,8 @@ def as_csv(reports: list[Report]) -> str:
 
 def _rows(report: Report) -> list[dict[str, str | int | float]]:
     rows = []
-    for each in report.pictures:
-        row = {"of": "picture", "prompt": each.prompt, "text": each.text, "seed": each.seed}
+    for each in report.images:
+        row = {"of": "image", "prompt": each.prompt, "text": each.text, "seed": each.seed}
         rows.append(row | {name: each.scores.get(name, _absent(report, name)) for name in COLUMNS})
     for prompt in report.prompts():
         rows.append({"of": "prompt", "prompt": prompt} | _means(report, prompt=prompt))
@@ -51,16 +51,16 @@ def _means(
 
 
 def _absent(report: Report, column: str) -> str:
-    """Nothing where a number does not apply, such as a single picture's diversity."""
+    """Return "" where a number does not apply, such as a single image's diversity, else "not measured"."""
     return NOT_MEASURED if report.spread(column) is None else ""
 
 
 def as_json(reports: list[Report]) -> str:
-    """Everything but the pictures."""
-    return json.dumps({"reports": [_told(report) for report in reports]}, indent=1, ensure_ascii=False)
+    """Return everything but the images' pixels."""
+    return json.dumps({"reports": [_as_dict(report) for report in reports]}, indent=1, ensure_ascii=False)
 
 
-def _told(report: Report) -> dict:
+def _as_dict(report: Report) -> dict:
     return {
         "label": report.label,
         **({"role": report.role} if report.role else {}),
@@ -68,18 +68,18 @@ def _told(report: Report) -> dict:
         "metric_models": report.metric_models,
         NOT_MEASURED: report.missing,
         "settings": report.settings,
-        "seconds per picture": {"drawing": report.drawing_seconds, "scoring": report.scoring_seconds},
+        "seconds per image": {"generation": report.generation_seconds, "scoring": report.scoring_seconds},
         "prompts": [{"prompt": prompt, "scores": _spreads(report, prompt=prompt)} for prompt in report.prompts()],
         "seeds": [{"seed": seed, "scores": _spreads(report, seed=seed)} for seed in report.seeds()],
-        "pictures": [
+        "images": [
             {"prompt": each.prompt, "text": each.text, "seed": each.seed, "scores": each.scores}
-            for each in report.pictures
+            for each in report.images
         ],
     }
 
 
 def _spreads(report: Report, prompt: str | None = None, seed: int | None = None) -> dict[str, dict | None]:
-    """By column; `null` where nothing was measured, and diversity, which no seed has, left out of seeds."""
+    """Return spreads by column, `null` where nothing was measured; seeds have no diversity."""
     names = [name for name in COLUMNS if name != DIVERSITY or seed is None]
     found: dict[str, Spread | None] = {name: report.spread(name, prompt=prompt, seed=seed) for name in names}
     return {name: asdict(each) if each else None for name, each in found.items()}

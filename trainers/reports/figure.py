@@ -1,18 +1,23 @@
-"""The sheet that a history is drawn on: panels below each other, lines of text above and below, measured in pixels.
+"""Style of all plots and reports (colours, fonts), and the figure of plots: panels with lines of text, in pixels.
 
-matplotlib's objects only, never pyplot: other packs' settings and figures stay as they are, and any thread may draw.
+matplotlib's objects only, never pyplot: other packs' settings and figures are untouched, and any thread may draw.
 """
 
 import functools
 import textwrap
 from dataclasses import dataclass
 
-INK, PALE, GRID = "#1f2937", "#5b6472", "#e6e9ee"
-# Those that are installed are asked for letters that the first, which comes with matplotlib, does not have.
+from PIL import ImageFont
+
+# Text, secondary text, lines, alternate rows and stages, best scores.
+INK, PALE, GRID, BAND, BEST = "#1f2937", "#5b6472", "#e6e9ee", "#f1f4f9", "#1d4ed8"
+HUES = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#b45309", "#0891b2")  # curves of a run, dots of reports
+# The first comes with matplotlib; the others, where installed, have letters that it lacks.
 FONTS = (
     *("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic"),
     *("PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Arial Unicode MS"),
 )
+AXIS = "#aab2bf"
 BIG, SMALL = 12.5, 9.5  # points
 # Pixels of a sheet 1024 wide; on larger ones everything is larger.
 LEFT, RIGHT, TOP, ROW, HEAD, GAP, FOOT = 64, 20, 14, 20, 30, 14, 48
@@ -31,10 +36,10 @@ class Line:
 
 
 class Sheet:
-    """A figure of a width, as high as what is on it needs."""
+    """A figure of a given width, as high as its contents need."""
 
     def __init__(self, width: int, panel_height: int):
-        """Both in pixels."""
+        """Set width and height of a panel, in pixels."""
         from matplotlib.backends.backend_agg import RendererAgg
 
         self.width, self.panel_height = width, panel_height
@@ -43,7 +48,7 @@ class Sheet:
         self.ruler = RendererAgg(1, 1, self.dpi)
 
     def begin(self, panels: int, header: list[Line], footer: list[Line], labels: int) -> None:
-        """Text and empty panels.
+        """Create the figure with its text and empty panels.
 
         Args:
             labels: rows of labels between the first heading and its panel.
@@ -64,11 +69,11 @@ class Sheet:
         self._lines(footer, self.height / self.scale - ROW * len(footer) - GAP)
 
     def fraction(self, x: float, y: float) -> tuple[float, float]:
-        """Pixels from the top left corner, as parts of the figure from the bottom left one."""
+        """Convert pixels from the top left corner to fractions of the figure from the bottom left one."""
         return x / self.width, 1 - y / self.height
 
     def top(self, number: int) -> float:
-        """Where a panel's plot begins, in pixels from above."""
+        """Return where a panel's plot begins, in pixels from above."""
         return self.scale * (self.above + HEAD) + number * self.panel_height
 
     def _place(self, number: int) -> tuple[float, float, float, float]:
@@ -82,7 +87,7 @@ class Sheet:
         axes.set_axisbelow(True)
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
-        axes.spines["bottom"].set_color("#aab2bf")
+        axes.spines["bottom"].set_color(AXIS)
         if last:
             axes.set_xlabel("step", fontsize=SMALL, color=PALE)
 
@@ -95,18 +100,18 @@ class Sheet:
             self.write(line.text, x, y, fontsize=line.size, color=line.colour, weight=line.weight)
 
     def write(self, text: str, x: float, y: float, **style) -> None:
-        """Text at a place in pixels, by its left end and middle if nothing else is said; its signs are only signs."""
+        """Write text at a place in pixels, by default of its left end and middle; mathematics is not parsed."""
         style = {"va": "center", "fontsize": SMALL, "color": INK, "parse_math": False, "family": installed()} | style
         self.figure.text(*self.fraction(x, y), text, **style)
 
     def badge(self, x: float, y: float, letter: str, colour: str, filled: bool) -> None:
-        """A small box with a letter."""
+        """Draw a small box with a letter."""
         box = {"boxstyle": "round,pad=0.24", "facecolor": colour if filled else "white", "edgecolor": colour}
         ink = "white" if filled else colour
         self.write(letter, x, y, fontsize=SMALL - 1.5, weight="bold", ha="center", color=ink, bbox=box)
 
     def wrapped(self, text: str, indented: bool = False, size: float = SMALL, weight: str = "normal") -> list[str]:
-        """Lines that fit onto the sheet."""
+        """Wrap text into lines that fit the figure."""
         width = self.width - self.scale * (16 + 26 * indented + RIGHT)
         letters = int(1.2 * len(text) * width / max(self.length(text, size, weight), 1.0))
         while letters > 10 and any(self.length(line, size, weight) > width for line in textwrap.wrap(text, letters)):
@@ -114,15 +119,21 @@ class Sheet:
         return textwrap.wrap(text, max(10, letters))
 
     def length(self, text: str, size: float = SMALL, weight: str = "normal") -> float:
-        """Of a line of text, in pixels."""
+        """Return the length of a line of text in pixels."""
         from matplotlib.font_manager import FontProperties
 
         font = FontProperties(family=installed(), size=size, weight=weight)
         return self.ruler.get_text_width_height_descent(text, font, False)[0]
 
 
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """Return Pillow's font for tables and grids, `size` in pixels."""
+    return ImageFont.load_default(size)
+
+
 @functools.cache
 def installed() -> list[str]:
+    """Return those of FONTS that are installed."""
     from matplotlib.font_manager import fontManager
 
     known = {*fontManager.get_font_names()}

@@ -1,26 +1,22 @@
-"""Reports as pictures: a table of scores, and grids of what was drawn. Tensors `[H, W, 3]` in 0..1."""
+"""Reports as images: a table of scores, and grids of the generated images. Tensors `[H, W, 3]` in 0..1."""
 
 import textwrap
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..evaluation.report import COLUMNS, DIVERSITY, NOT_MEASURED, Report
+from .figure import BAND, BEST, GRID, INK, PALE, font
 
-PROMPTS, REPORTS = "prompts", "reports"  # what a row of the grid is
-INK, PALE, LINE, BAND, BEST = "#1f2937", "#6b7280", "#d1d5db", "#f3f6fb", "#1d4ed8"
+PROMPTS, REPORTS = "prompts", "reports"  # contents of a row of the grid
 TILE, GAP, MARGIN = 256, 6, 18
 ROW, SIZE, SMALL = 40, 20, 15
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
-
-
 def table(reports: list[Report]) -> Tensor:
-    """A row per report, a column per score: mean ± standard deviation, the highest means in blue."""
+    """Draw a row per report, a column per score: mean ± standard deviation, the highest means in blue."""
     rows = [["", *COLUMNS], *([report.title, *(report.cell(name) for name in COLUMNS)] for report in reports)]
     widths = [max(_width(_short(row[i]), SIZE) for row in rows) + 2 * MARGIN for i in range(len(rows[0]))]
     footer = [line for note in notes(reports) for line in textwrap.wrap(note, max(40, sum(widths) // 8))]
@@ -37,18 +33,18 @@ def table(reports: list[Report]) -> Tensor:
             if number and i and best.get(COLUMNS[i - 1]) == number - 1:
                 colour = BEST
             anchor = "rm" if i else "lm"
-            draw.text((right, top + ROW / 2), _short(text), fill=colour, font=_font(SIZE), anchor=anchor)
-    draw.line([MARGIN, MARGIN + ROW, sheet.width - MARGIN, MARGIN + ROW], fill=LINE, width=2)
+            draw.text((right, top + ROW / 2), _short(text), fill=colour, font=font(SIZE), anchor=anchor)
+    draw.line([MARGIN, MARGIN + ROW, sheet.width - MARGIN, MARGIN + ROW], fill=GRID, width=2)
     for number, line in enumerate(footer):
         y = 2 * MARGIN + ROW * len(rows) + 22 * number
-        draw.text((2 * MARGIN, y), line, fill=PALE, font=_font(SMALL))
+        draw.text((2 * MARGIN, y), line, fill=PALE, font=font(SMALL))
     return _tensor(sheet)
 
 
 def best_of(reports: list[Report]) -> dict[str, int]:
-    """Column -> the report with the highest mean, where there are several; diversity has no best.
+    """Return, by column, the report with the highest mean, where there are several; diversity has no best.
 
-    Floor and ceiling only show where the others lie.
+    Floor and ceiling do not compete.
     """
     found = {}
     for name in COLUMNS:
@@ -61,18 +57,18 @@ def best_of(reports: list[Report]) -> dict[str, int]:
 
 
 def notes(reports: list[Report]) -> list[str]:
-    """Who measured what, and why something was not measured; each once."""
+    """Return lines that name the metric models, and the reasons for missing scores; each once."""
     found = [f"{name}: {by}" for report in reports for name, by in _together(report.metric_models).items()]
     found += [f"{name}, {NOT_MEASURED}: {why}" for report in reports for name, why in _together(report.missing).items()]
     return [*dict.fromkeys(found)]
 
 
-def _together(told: dict[str, str]) -> dict[str, str]:
-    """Columns of which the same is said, in one: "CLIP-T, CLIP-I seen"."""
+def _together(texts: dict[str, str]) -> dict[str, str]:
+    """Join columns with the same text: "CLIP-T, CLIP-I seen"."""
     groups: dict[str, list[str]] = {}
     for name in COLUMNS:
-        if name in told:
-            groups.setdefault(told[name], []).append(name)
+        if name in texts:
+            groups.setdefault(texts[name], []).append(name)
     return {", ".join(names): text for text, names in groups.items()}
 
 
@@ -81,16 +77,16 @@ def _short(text: str) -> str:
 
 
 def _width(text: str, size: int) -> int:
-    return round(_font(size).getlength(text))
+    return round(font(size).getlength(text))
 
 
 def grid(reports: list[Report], rows: str = PROMPTS) -> Tensor:
-    """All pictures, a row per prompt or per report."""
+    """Draw all images, a row per prompt or per report."""
     return by_prompt(reports) if rows == PROMPTS else by_report(reports)
 
 
 def by_prompt(reports: list[Report]) -> Tensor:
-    """A row per prompt; in it each report's pictures, a column per seed, below the report's label."""
+    """Draw a row per prompt; in it each report's images, a column per seed, below the report's label."""
     width, height = _tile(reports)
     prompts = paired_prompts(reports)
     blocks = [max(len(report.seeds()), 1) for report in reports]
@@ -105,18 +101,18 @@ def by_prompt(reports: list[Report]) -> Tensor:
 
 def _block(sheet: Image.Image, report: Report, left: int, size: tuple[int, int], own: list[str], pairs: list) -> None:
     draw, (width, height) = ImageDraw.Draw(sheet), size
-    draw.text((left, 8), _fitting(report.title, len(report.seeds()) * (width + GAP), 18), fill=INK, font=_font(18))
+    draw.text((left, 8), _fitting(report.title, len(report.seeds()) * (width + GAP), 18), fill=INK, font=font(18))
     for row, prompt in enumerate(own):
         top = 34 + row * (height + GAP + 26)
         words = _fitting(prompt, len(report.seeds()) * (width + GAP) - GAP, SMALL)
-        draw.text((left, top + 3), words, fill=PALE, font=_font(SMALL))
+        draw.text((left, top + 3), words, fill=PALE, font=font(SMALL))
         _seeds(sheet, report, prompt, (left, top + 24), size)
 
 
 def by_report(reports: list[Report]) -> Tensor:
-    """A row per report, its name on the left; a column per prompt, in it a report's pictures, one per seed.
+    """Draw a row per report, its name on the left; a column per prompt, in it a report's images, one per seed.
 
-    Above a column stands what its pictures were compared with; where a report was asked something else, that report's.
+    Above a column stands the text that its images were compared with; a report with another text has its own.
     """
     size, pairs = _tile(reports), paired_prompts(reports)
     seeds = max(len(report.seeds()) for report in reports)
@@ -131,7 +127,7 @@ def by_report(reports: list[Report]) -> Tensor:
     for number, report in enumerate(reports):
         top = 34 + number * (row + above)
         middle = MARGIN, top + above + size[1] / 2
-        ImageDraw.Draw(sheet).text(middle, _short(report.title), fill=INK, font=_font(18), anchor="lm")
+        ImageDraw.Draw(sheet).text(middle, _short(report.title), fill=INK, font=font(18), anchor="lm")
         _captions(sheet, own[number], names, top, block, PALE)
         for i, pair in enumerate(pairs):
             _seeds(sheet, report, pair[number], (names + i * block, top + above), size)
@@ -139,18 +135,18 @@ def by_report(reports: list[Report]) -> Tensor:
 
 
 def _captions(sheet: Image.Image, texts: list[str], left: int, top: int, block: int, colour: str) -> None:
-    """A text above each column."""
+    """Draw a text above each column."""
     for i, text in enumerate(texts):
         words = _fitting(text, block - 2 * GAP, SMALL)
-        ImageDraw.Draw(sheet).text((left + i * block, top), words, fill=colour, font=_font(SMALL))
+        ImageDraw.Draw(sheet).text((left + i * block, top), words, fill=colour, font=font(SMALL))
 
 
 def _seeds(sheet: Image.Image, report: Report, prompt: str, corner: tuple[int, int], size: tuple[int, int]) -> None:
-    """A prompt's pictures beside each other, each seed at its place."""
-    pictures = {each.seed: each.image for each in report.of_prompt(prompt)}
+    """Draw a prompt's images next to each other, each seed at its place."""
+    images = {each.seed: each.image for each in report.of_prompt(prompt)}
     for column, seed in enumerate(report.seeds()):
-        if seed in pictures:
-            sheet.paste(_within(pictures[seed], size), (corner[0] + column * (size[0] + GAP), corner[1]))
+        if seed in images:
+            sheet.paste(_within(images[seed], size), (corner[0] + column * (size[0] + GAP), corner[1]))
 
 
 def _text(report: Report, prompt: str) -> str:
@@ -158,14 +154,14 @@ def _text(report: Report, prompt: str) -> str:
 
 
 def paired_prompts(reports: list[Report]) -> list[tuple[str, ...]]:
-    """What stands in one row: the reports' prompts in their order; "" where one has fewer."""
+    """Return the prompts of each row: the reports' prompts in their order; "" where one has fewer."""
     lists = [report.prompts() for report in reports]
     return [tuple(each[i] if i < len(each) else "" for each in lists) for i in range(max(map(len, lists)))]
 
 
 def _tile(reports: list[Report]) -> tuple[int, int]:
-    """Width and height of all tiles: those of the largest picture, up to TILE on a side and at least half of it."""
-    sizes = [each.image.size for report in reports for each in report.pictures]
+    """Return width and height of all tiles: the largest image's, up to TILE on a side and at least half of it."""
+    sizes = [each.image.size for report in reports for each in report.images]
     width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)
     scale = min(1.0, TILE / max(width, height))
     scale = max(scale, TILE / 2 / max(width, height))
@@ -180,7 +176,7 @@ def _within(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _fitting(text: str, room: int, size: int) -> str:
-    """As much of it as has room."""
+    """Shorten a text to the room it has."""
     if _width(text, size) <= room:
         return text
     while text and _width(f"{text}...", size) > room:

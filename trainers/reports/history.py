@@ -1,7 +1,4 @@
-"""What a run's history says: entries that can be relied on, curves, sentences.
-
-history_plot.py draws it, history_files.py writes it.
-"""
+"""A run's history: checked entries, curves, sentences. history_plot.py draws it, history_export.py writes it."""
 
 import itertools
 
@@ -14,10 +11,10 @@ Points = list[tuple[int, float]]
 
 
 def entries(result: RunResult) -> list[dict]:
-    """The history, an entry per step, with every key there; older runs lack some.
+    """Return the history, an entry per step, with all keys.
 
     Raises:
-        ValueError: there is none, or a file of somebody else holds something different.
+        ValueError: there is none, or it cannot be read.
     """
     if not result.history:
         raise ValueError(NO_HISTORY)
@@ -48,12 +45,12 @@ def _number(value: object) -> float:
 
 
 def _numbers(values: dict) -> dict[str, float]:
-    """Lists, such as the parts of a batch that DVAR spreads over its looks, are no curves."""
+    """Return the numbers among measurements; lists, such as DVAR's parts of a batch, are not curves."""
     return {str(name): _number(value) for name, value in values.items() if not isinstance(value, list)}
 
 
 def stages(history: list[dict]) -> list[list[dict]]:
-    """The entries of each stage."""
+    """Group entries by stage."""
     return [list(group) for _, group in itertools.groupby(history, key=lambda entry: entry["stage"])]
 
 
@@ -61,16 +58,17 @@ def stages(history: list[dict]) -> list[list[dict]]:
 
 
 def losses(history: list[dict]) -> list[Points]:
-    """By stage, (step over all stages, loss)."""
+    """Return, by stage, (step over all stages, loss)."""
     return [[(entry["step"], entry["loss"]) for entry in stage] for stage in stages(history)]
 
 
 def terms(history: list[dict], name: str) -> list[Points]:
+    """Return, by stage, (step over all stages, unweighted term of the loss)."""
     return [[(e["step"], e["terms"][name]) for e in stage if name in e["terms"]] for stage in stages(history)]
 
 
 def measures(history: list[dict], monitor: str, name: str) -> list[Points]:
-    """What was measured before a stage's first step stands one step before that."""
+    """Return a monitor's measurements by stage; one before a stage's first step counts as one step earlier."""
     return [_measured(stage, monitor, name) for stage in stages(history)]
 
 
@@ -80,14 +78,14 @@ def _measured(stage: list[dict], monitor: str, name: str) -> Points:
 
 
 def running_mean(points: Points, most: int) -> Points:
-    """The mean of each value and those before it, `most` at most."""
+    """Return the mean of each value and those before it, `most` at most."""
     values = [value for _, value in points]
     windows = (values[max(0, i + 1 - most) : i + 1] for i in range(len(values)))
     return [(step, sum(window) / len(window)) for (step, _), window in zip(points, windows, strict=True)]
 
 
 def monitors(history: list[dict], name: str = "seconds") -> list[str]:
-    """Those that measured something of that name, in the order of the log."""
+    """Return the monitors that measured something of that name, in the order of the log."""
     measured = itertools.chain.from_iterable((entry["start"], entry["measures"]) for entry in history)
     return [*dict.fromkeys(monitor for each in measured for monitor, found in each.items() if name in found)]
 
@@ -96,7 +94,7 @@ def monitors(history: list[dict], name: str = "seconds") -> list[str]:
 
 
 def summary(result: RunResult, mean_of: int = 25) -> str:
-    """Lines that say how a run went: steps, time, loss, what each monitor cost and found, why it ended.
+    """Summarize a run in lines: steps, time, loss, cost and last values of each monitor, the reason of its end.
 
     Raises:
         ValueError: as `entries`.
@@ -111,17 +109,18 @@ def summary(result: RunResult, mean_of: int = 25) -> str:
 
 
 def title(result: RunResult) -> str:
-    """The word and the method."""
+    """Return placeholder token and method."""
     method = str(result.settings.get("method", "")).removesuffix("2026")
     return ", ".join(filter(None, (str(result.placeholder_token), method)))
 
 
 def length(history: list[dict], seconds: float) -> str:
-    """`250 steps in 12 min 4 s`."""
+    """Return a text such as `250 steps in 12 min 4 s`."""
     return f"{len(history)} step{'s' * (len(history) != 1)} in {duration(seconds)}"
 
 
 def duration(seconds: float) -> str:
+    """Return a text such as `12 min 4 s`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -134,7 +133,7 @@ def _steps(history: list[dict], seconds: float, before: str = "") -> str:
 
 
 def _pairs(parts: list[list[dict]]) -> list[tuple[list[dict], list[dict]]]:
-    """Stages with the one before them, if there are several."""
+    """Pair stages with the one before them, if there are several."""
     return [*zip(parts, [[], *parts])] if len(parts) > 1 else []
 
 
@@ -149,16 +148,16 @@ def _last_mean(stage: list[dict], most: int) -> str:
 
 
 def _cost(history: list[dict], monitor: str, seconds: float) -> str:
-    """How often a monitor looked, for how long, and what it found last."""
+    """Return a monitor's number of evaluations, their time and the last values."""
     spent = [value for points in measures(history, monitor, "seconds") for _, value in points]
     share = f", {sum(spent) / seconds:.1%} of the training" if seconds else ""
     last = next(entry["measures"][monitor] for entry in [*history[::-1], history[0]] if monitor in entry["measures"])
     found = ", ".join(f"{name} {value:.4g}" for name, value in last.items() if name != "seconds")
-    return f"{monitor}: {len(spent)} looks, {duration(sum(spent))}{share}; last {found}."
+    return f"{monitor}: {len(spent)} evaluations, {duration(sum(spent))}{share}; last {found}."
 
 
 def stops(result: RunResult) -> list[dict]:
-    """Where monitors fired and which state was picked, in the order of steps; what is at no step is left out."""
+    """Return the stops of monitors and the picked state, in the order of steps."""
     steps = {entry["step"] for entry in entries(result)}
     known = [each for each in result.stops if isinstance(each, dict) and type(each.get("step")) is int]
     known += [{"step": result.picked, "acted": True, "picked": True}] if result.picked else []
@@ -167,7 +166,7 @@ def stops(result: RunResult) -> list[dict]:
 
 
 def stop(each: dict) -> str:
-    """One of `stops` as a sentence."""
+    """Return one of `stops` as a sentence."""
     if each.get("picked"):
         return f"Step {each['step']}: its state was picked, by score."
     monitor, why = str(each.get("monitor", "")), str(each.get("reason", ""))
@@ -179,5 +178,5 @@ def stop(each: dict) -> str:
 
 
 def ending(result: RunResult) -> str:
-    """Why it ended."""
+    """Return the reason of the end as a sentence."""
     return f"It ended: {str(result.stop_reason).removesuffix('.')}."

@@ -1,4 +1,4 @@
-"""A run's history as files for other programs: CSV, JSON, TensorBoard's events. A row, or an event, per step."""
+"""A run's history as files for other programs: CSV, JSON, TensorBoard's events."""
 
 import csv
 import importlib.util
@@ -20,14 +20,14 @@ NO_TENSORBOARD = (
 
 
 def folder_name(result: RunResult) -> str:
-    """The run's, as a name that every system takes: a loaded file may have any."""
+    """Return the run's name without characters that a file system may refuse."""
     return re.sub(r"\W+", "_", result.folder.name)[:48].strip("_") or "run"
 
 
 def rows(history: list[dict]) -> list[dict[str, float | str]]:
-    """A row per entry of `history.entries`: `terms/denoising`, `DVAR/ratio`.
+    """Return a row per entry of `history.entries`, with columns such as `terms/denoising` and `DVAR/ratio`.
 
-    What was measured before a stage's first step is `start/DVAR/ratio` in the row of that step.
+    Measurements before a stage's first step are `start/DVAR/ratio` in the row of that step.
     """
     return [{name: entry[name] for name in FIRST} | _values(entry) for entry in history]
 
@@ -41,7 +41,7 @@ def _values(entry: dict) -> dict[str, float]:
 
 
 def as_csv(history: list[dict]) -> str:
-    """The rows below their names; where a row has no value, nothing."""
+    """Return the rows as CSV; missing values are empty."""
     table = rows(history)
     names = sorted({name: None for row in table for name in row}, key=_place)
     text = io.StringIO()
@@ -52,13 +52,13 @@ def as_csv(history: list[dict]) -> str:
 
 
 def _place(column: str) -> int:
-    """First what every row has, then the terms, the monitors, and what they found before the first step."""
+    """Order columns: common ones, terms, monitors, measurements before the first step."""
     kinds = (column in FIRST, column.startswith("terms/"), not column.startswith(START), True)
     return kinds.index(True)
 
 
 def as_json(result: RunResult) -> str:
-    """The history as it is, and what the run was; what is no number is null."""
+    """Return history and settings of a run as JSON; NaN and infinite values are null."""
     names = ("settings", "stop_reason", "stops", "seconds", "complete", "history")
     return json.dumps({"run": result.folder.name} | {name: _plain(getattr(result, name)) for name in names}, indent=1)
 
@@ -72,16 +72,16 @@ def _plain(value: object) -> object:
 
 
 def check_tensorboard() -> None:
-    """Raises ValueError where it is not installed."""
+    """Raise `ValueError` if TensorBoard is not installed."""
     if not importlib.util.find_spec("tensorboard"):
         raise ValueError(NO_TENSORBOARD)
 
 
 def write_events(history: list[dict], path: Path, started: float = 0.0) -> None:
-    """One scalar per column of numbers, under its name; what was measured before a step stands one step earlier.
+    """Write one scalar per column of numbers; measurements before a step count as one step earlier.
 
     Args:
-        path: with `tfevents` in its name, which is how TensorBoard knows its files.
+        path: with `tfevents` in its name, by which TensorBoard recognizes its files.
         started: seconds since 1970, to which the history's own are added.
     """
     check_tensorboard()
@@ -89,7 +89,7 @@ def write_events(history: list[dict], path: Path, started: float = 0.0) -> None:
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    with replaced(path) as beside, beside.open("wb") as file:
+    with replaced(path) as temporary, temporary.open("wb") as file:
         records = RecordWriter(file)
         records.write(Event(wall_time=started, file_version="brain.Event:2").SerializeToString())
         for step, seconds, name, value in _scalars(history):
@@ -98,7 +98,7 @@ def write_events(history: list[dict], path: Path, started: float = 0.0) -> None:
 
 
 def _scalars(history: list[dict]) -> list[tuple[int, float, str, float]]:
-    """Step, seconds, tag and value, in the order of time."""
+    """Return step, seconds, tag and value, in the order of time."""
     found, before = [], 0.0
     for row in rows(history):
         step, seconds = row["step"], row["seconds"]
@@ -111,6 +111,6 @@ def _scalars(history: list[dict]) -> list[tuple[int, float, str, float]]:
 
 
 def started(result: RunResult) -> float:
-    """When the training began, as far as its folder tells, in seconds since 1970."""
+    """Return when the training began, by the time of run.json, in seconds since 1970; 0 without one."""
     about = result.folder / "run.json"
     return about.stat().st_mtime - result.seconds if about.is_file() else 0.0

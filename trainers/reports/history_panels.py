@@ -1,12 +1,12 @@
-"""What there is to draw of a run's history: panels of curves. Numbers only; history_plot.py draws them."""
+"""Panels of curves of a run's history. Numbers only; history_plot.py draws them."""
 
 import math
 from dataclasses import dataclass
 
-from . import history as told
+from . import history as records
 from .history import Points
 
-LARGEST = 1e30  # what is larger, or no number, is not drawn
+LARGEST = 1e30  # larger values, NaN and infinity are not drawn
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,10 @@ class Curve:
     label: str
     style: str
     points: list[Points]  # by stage
-    hue: str = ""  # curves of one hue, such as values and their mean, have one colour
+    hue: str = ""  # curves of one hue, such as values and their mean, share a colour
 
     def xy(self) -> tuple[list[float], list[float], list[int]]:
-        """Steps and values with a gap between stages, and where single points stand, which no line would show."""
+        """Return steps and values with a gap between stages, and the indices of points without a line."""
         x, y, lone = [], [], []
         for points in self.points:
             shown = [(step, value) for step, value in points if abs(value) < LARGEST]
@@ -31,7 +31,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """What is drawn below one heading, by run."""
+    """Curves below one heading, by run."""
 
     heading: str
     curves: list[list[Curve]]
@@ -45,7 +45,7 @@ class Panel:
 
 
 def panels(histories: list[list[dict]], mean_of: int, log: bool) -> list[Panel]:
-    """Those that at least one run has something for."""
+    """Return the panels for which at least one run has values."""
     mean = f"mean of {mean_of} steps"
     made = [
         ("Loss", log, [_loss(history, mean_of, mean) for history in histories]),
@@ -53,37 +53,37 @@ def panels(histories: list[list[dict]], mean_of: int, log: bool) -> list[Panel]:
         ("Loss on the fixed batch", log, [_fixed(history) for history in histories]),
         ("Variance ratio of that loss", False, [_ratio(history) for history in histories]),
         ("Loss on the fixed batch by timesteps", log, [_intervals(history) for history in histories]),
-        ("CLIP score of sampled pictures", False, [_score(history) for history in histories]),
-        ("Likeness of scored pictures", False, [_scored(history, "identity") for history in histories]),
-        ("How they follow their words", False, [_scored(history, "text") for history in histories]),
+        ("CLIP score of generated images", False, [_score(history) for history in histories]),
+        ("Identity of scored images", False, [_scored(history, "identity") for history in histories]),
+        ("Text alignment of scored images", False, [_scored(history, "text") for history in histories]),
     ]
     return [Panel(heading, curves, scale) for heading, scale, curves in made if any(curves)]
 
 
 def _loss(history: list[dict], mean_of: int, mean: str) -> list[Curve]:
-    points = told.losses(history)
-    means = [told.running_mean(each, mean_of) for each in points]
+    points = records.losses(history)
+    means = [records.running_mean(each, mean_of) for each in points]
     return [Curve("each step", "thin", points), Curve(mean, "line", means)]
 
 
 def _terms(history: list[dict], mean_of: int) -> list[Curve]:
-    """Of more than one."""
+    """Return the terms of the loss, if there are several."""
     names = [*dict.fromkeys(name for entry in history for name in entry["terms"])]
     curves = []
     for name in names if len(names) > 1 else ():
-        points = [told.running_mean(each, mean_of) for each in told.terms(history, name)]
+        points = [records.running_mean(each, mean_of) for each in records.terms(history, name)]
         curves.append(Curve(name.replace("_", " "), "line", points, name))
     return curves
 
 
 def _fixed(history: list[dict]) -> list[Curve]:
-    curves = _measured(history, "fixed_loss", "each look", "thin")
-    means = _measured(history, "smoothed", "mean of 10 looks", "line")
+    curves = _measured(history, "fixed_loss", "each evaluation", "thin")
+    means = _measured(history, "smoothed", "mean of 10 evaluations", "line")
     return [*curves, *means] if means else _measured(history, "fixed_loss", "loss", "line")
 
 
 def _ratio(history: list[dict]) -> list[Curve]:
-    limits = _measured(history, "threshold", "stops below", "limit", beside="ratio")
+    limits = _measured(history, "threshold", "stops below", "limit", also="ratio")
     return [*_measured(history, "ratio", "ratio", "line"), *limits]
 
 
@@ -93,24 +93,26 @@ def _intervals(history: list[dict]) -> list[Curve]:
 
 
 def _score(history: list[dict]) -> list[Curve]:
-    """The best score so far, and what the next has to reach to count as better."""
-    curves = _measured(history, "score", "score", "looks")
-    curves += _measured(history, "best", "best", "best", beside="score")
-    return curves + _measured(history, "threshold", "best + eps", "limit", beside="score")
+    """Return scores, the best so far, and the score that counts as an improvement."""
+    curves = _measured(history, "score", "score", "evaluations")
+    curves += _measured(history, "best", "best", "best", also="score")
+    return curves + _measured(history, "threshold", "best + eps", "limit", also="score")
 
 
 def _scored(history: list[dict], name: str) -> list[Curve]:
-    return [*_measured(history, name, name, "looks"), *_measured(history, f"{name}_floor", "floor", "limit")]
+    return [*_measured(history, name, name, "evaluations"), *_measured(history, f"{name}_floor", "floor", "limit")]
 
 
-def _measured(history: list[dict], name: str, label: str, style: str, *, hue="", beside="") -> list[Curve]:
-    """A curve for each monitor that measured `name` and, where asked, `beside`; limits reach to the stage's end."""
-    known = [monitor for monitor in told.monitors(history, beside or name) if monitor in told.monitors(history, name)]
+def _measured(history: list[dict], name: str, label: str, style: str, *, hue="", also="") -> list[Curve]:
+    """Return a curve for each monitor that measured `name` and, if given, `also`; limits reach to the stage's end."""
+    known = [
+        monitor for monitor in records.monitors(history, also or name) if monitor in records.monitors(history, name)
+    ]
     curves = []
     for monitor in known:
-        points = told.measures(history, monitor, name)
+        points = records.measures(history, monitor, name)
         if style in ("limit", "best"):
-            points = [_to_the_end(*each) for each in zip(points, told.stages(history), strict=True)]
+            points = [_to_the_end(*each) for each in zip(points, records.stages(history), strict=True)]
         which = f"{monitor}: " if len(known) > 1 else ""
         curves.append(Curve(which + label, style, points, which + hue))
     return curves

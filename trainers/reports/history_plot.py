@@ -1,4 +1,4 @@
-"""Draws a run's history, or two over each other: a panel for each thing that was measured; stages and stops in all."""
+"""Plot of a run's history, or of two over each other: a panel for each measurement; stages and stops in all."""
 
 import math
 import string
@@ -9,35 +9,34 @@ import torch
 from torch import Tensor
 
 from ..runs.result import RunResult
-from . import history as told
+from . import history as records
 from . import history_panels as curves
-from .figure import BIG, INK, LEFT, PALE, RIGHT, ROW, SMALL, Line, Sheet, installed
+from .figure import BAND, BIG, HUES, INK, LEFT, PALE, RIGHT, ROW, SMALL, Line, Sheet, installed
 from .history_panels import Panel
 
-BAND, ACTED, RECORDED = "#f1f4f9", "#d6263c", "#5b6472"
-HUES = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#b45309", "#0891b2")  # one run: by what a curve is
-RUNS = (("#2563eb", "#1e3a8a", "#8ab4f8"), ("#ea6a0c", "#7c2d12", "#fbb06d"))  # two: by whose it is
-NEUTRAL = ("#6b7280", "#111827", "#b8bec8")  # in the legends of two
+ACTED, RECORDED = "#d6263c", PALE
+RUNS = (("#2563eb", "#1e3a8a", "#8ab4f8"), ("#ea6a0c", "#7c2d12", "#fbb06d"))  # of two runs, by run
+NEUTRAL = ("#6b7280", "#111827", "#b8bec8")  # in the legends of two runs
 STYLES = {
     "thin": {"linewidth": 0.8, "alpha": 0.45},
     "line": {"linewidth": 1.9},
-    "looks": {"linewidth": 1.5, "marker": "o", "markersize": 4.5},
+    "evaluations": {"linewidth": 1.5, "marker": "o", "markersize": 4.5},
     "limit": {"linewidth": 1.3, "linestyle": (0, (4, 2.5)), "drawstyle": "steps-post"},
     "best": {"linewidth": 1.4, "linestyle": (0, (1, 1.2)), "drawstyle": "steps-post"},
 }
 LONGEST_LABEL = 36
 
 
-def picture(
+def image(
     results: list[RunResult], *, width: int = 1024, panel_height: int = 240, log: bool = False, mean_of: int = 25
 ) -> Tensor:
-    """`[1, H, width, 3]` in 0..1; how much there is to draw decides the height.
+    """Render `figure` to `[1, H, width, 3]` in 0..1; the number of panels decides the height.
 
     Args:
-        results: one run, or two that are laid over each other.
-        panel_height: of each panel, in pixels.
+        results: one run, or two over each other.
+        panel_height: height of each panel in pixels.
         log: losses on a logarithmic scale.
-        mean_of: steps that the running mean takes together.
+        mean_of: steps of the running mean.
 
     Raises:
         ValueError: a run without a history, or with a damaged one.
@@ -51,10 +50,10 @@ def picture(
 
 
 def figure(results: list[RunResult], *, width: int, panel_height: int, log: bool, mean_of: int):
-    """The `matplotlib.figure.Figure` of `picture`, which has the same arguments."""
-    histories = [told.entries(result) for result in results]
+    """Return the `matplotlib.figure.Figure` that `image` renders, with the same arguments."""
+    histories = [records.entries(result) for result in results]
     panels, stops = curves.panels(histories, mean_of, log), _stops(results)
-    labelled = {number: history for number, history in enumerate(histories) if len(told.stages(history)) > 1}
+    labelled = {number: history for number, history in enumerate(histories) if len(records.stages(history)) > 1}
     sheet = Sheet(width, panel_height)
     header, footer = _header(sheet, results, histories), _footer(sheet, stops)
     sheet.begin(len(panels), header, footer, labels=len(labelled) + bool(stops))
@@ -88,16 +87,16 @@ class Stop:
 def _stops(results: list[RunResult]) -> list[Stop]:
     found = []
     for number, result in enumerate(results):
-        for each in told.stops(result):
+        for each in records.stops(result):
             acted = bool(each.get("acted"))
             colour = RUNS[number][0] if len(results) > 1 else (ACTED if acted else RECORDED)
             letter = string.ascii_uppercase[len(found) % 26]
-            found.append(Stop(letter, each["step"], acted, colour, told.stop(each)))
+            found.append(Stop(letter, each["step"], acted, colour, records.stop(each)))
     return found
 
 
 def _colours(panel: Panel) -> list[dict[str, str]]:
-    """By run and hue; with two runs there is one more, the legend's."""
+    """Return colours by run and hue; with two runs there is one more, the legend's."""
     palettes = [HUES] if len(panel.curves) == 1 else [*RUNS, NEUTRAL]
     return [{hue: palette[i % len(palette)] for i, hue in enumerate(panel.hues())} for palette in palettes]
 
@@ -125,13 +124,13 @@ def _draw(axes, panel: Panel) -> None:
 
 
 def _subdivisions(values: list[float]) -> tuple[float, ...]:
-    """Of a decade: the fewer of them, the more numbers are written at each."""
+    """Return the labelled parts of a decade: the fewer decades, the more labels in each."""
     decades = math.log10(max(values) / min(values))
     return (1.0, 2.0, 3.0, 4.0, 6.0, 8.0) if decades < 0.7 else (1.0, 2.0, 5.0) if decades < 2 else (1.0,)
 
 
 def _heading(sheet: Sheet, number: int, panel: Panel, lift: int) -> None:
-    """A name on the left and what the lines are on the right, above the panel."""
+    """Write a panel's heading on the left and its legend on the right, above the panel."""
     y, axes = sheet.top(number) - sheet.scale * (lift + 14), sheet.panels[number]
     sheet.write(panel.heading, sheet.scale * LEFT, y, fontsize=SMALL + 0.5, weight="bold")
     keys = _keys(panel)
@@ -150,7 +149,7 @@ def _heading(sheet: Sheet, number: int, panel: Panel, lift: int) -> None:
 
 
 def _keys(panel: Panel) -> list:
-    """Lines for the legend."""
+    """Return lines for the legend."""
     from matplotlib.lines import Line2D
 
     colours, keys = _colours(panel)[-1], []
@@ -165,9 +164,9 @@ def _short(label: str) -> str:
 
 
 def _boundaries(axes, histories: list[list[dict]]) -> None:
-    """Every second stage of one run has another ground; of two, each stage begins at a line of the run's colour."""
+    """Shade every second stage of one run; of two runs, draw a line in the run's colour where a stage begins."""
     for run, history in enumerate(histories):
-        for number, stage in enumerate(told.stages(history)):
+        for number, stage in enumerate(records.stages(history)):
             begin, end = stage[0]["step"] - 1, stage[-1]["step"]
             if len(histories) > 1 and number:
                 axes.axvline(begin, color=RUNS[run][2], linewidth=1.0, linestyle=(0, (6, 3)), gid="stage")
@@ -176,9 +175,9 @@ def _boundaries(axes, histories: list[list[dict]]) -> None:
 
 
 def _stage_names(sheet: Sheet, history: list[dict], colour: str, row: int) -> None:
-    """Above the panel, each over its stage: the whole name, or the last word of it, as far as there is room."""
+    """Write each stage's name above it: whole, or its last word, as far as there is room."""
     y = sheet.top(0) - sheet.scale * ROW * (row + 0.5)
-    for stage in told.stages(history):
+    for stage in records.stages(history):
         begin, end = (_pixel(sheet, step) for step in (stage[0]["step"] - 1, stage[-1]["step"]))
         name = _short(stage[0]["stage"])
         fitting = [text for text in (name, name.rpartition(" ")[2]) if sheet.length(text) < end - begin]
@@ -192,7 +191,7 @@ def _pixel(sheet: Sheet, step: float) -> float:
 
 
 def _badges(sheet: Sheet, stops: list[Stop]) -> None:
-    """Letters at the upper ends of the stops' lines, moved apart where they would lie over each other."""
+    """Draw letters at the upper ends of the stops' lines, moved apart where they would overlap."""
     before = 0.0
     for stop in sorted(stops, key=lambda each: each.step):
         before = max(_pixel(sheet, stop.step), before + sheet.scale * 19)
@@ -200,13 +199,13 @@ def _badges(sheet: Sheet, stops: list[Stop]) -> None:
 
 
 def _header(sheet: Sheet, results: list[RunResult], histories: list[list[dict]]) -> list[Line]:
-    """What was trained, for how long, and why it ended."""
+    """Return lines with the training, its duration and the reason of its end."""
     lines = []
     for number, (result, history) in enumerate(zip(results, histories, strict=True)):
         two = len(results) > 1
         lines += [Line("")] * bool(number)
-        end = f"{told.ending(result)} Run {result.folder.name}."
-        title = f"{told.title(result)}: {told.length(history, result.seconds)}"
+        end = f"{records.ending(result)} Run {result.folder.name}."
+        title = f"{records.title(result)}: {records.length(history, result.seconds)}"
         for row, text in enumerate(sheet.wrapped(title, two, BIG, "bold")):
             spot = ("  ", RUNS[number][0], True) if two and not row else None
             lines.append(Line(text, BIG, weight="bold", indented=two, badge=spot))

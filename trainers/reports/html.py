@@ -1,4 +1,4 @@
-"""Reports as one page that needs nothing else: pictures inside it as data, no script, nothing from any address."""
+"""Reports as one page without other files: images are data inside it; no script, nothing from the network."""
 
 import base64
 import io
@@ -9,8 +9,8 @@ from PIL import Image
 from ..evaluation.report import CLIP_T, COLUMNS, DIVERSITY, NOT_MEASURED, Report
 from .grid import best_of, notes, paired_prompts
 
-LONGEST_SIDE = 512  # of a picture in the page; smaller ones are kept as they are, without loss
-SMALL_PICTURE = 192
+LONGEST_SIDE = 512  # of an image in the page; smaller ones are embedded without loss
+SMALL_IMAGE = 192
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b2430; --pale: #64707f; --line: #dfe4ea; --ground: #f6f7f9; --card: #fff;
@@ -43,7 +43,7 @@ details { margin-top: 12px; } summary { cursor: pointer; color: var(--pale); }
 .row { margin-bottom: 14px; } .sides { display: flex; flex-wrap: wrap; gap: 22px; }
 .side { flex: 1 1 320px; min-width: 0; } .side p { margin: 0 0 8px; overflow-wrap: anywhere; }
 .side .label { font-size: 12px; text-transform: uppercase; letter-spacing: 0.06em; color: var(--pale); margin: 0; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); gap: 10px; }
+.images { display: grid; grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); gap: 10px; }
 figure { margin: 0; } figure img { width: 100%; display: block; border-radius: 8px; background: var(--ground); }
 .tiny img { image-rendering: pixelated; }
 figcaption { font-size: 12px; line-height: 1.35; margin-top: 4px; font-variant-numeric: tabular-nums; }
@@ -53,17 +53,17 @@ figcaption { font-size: 12px; line-height: 1.35; margin-top: 4px; font-variant-n
 
 
 def page(reports: list[Report], scatter: Image.Image | None = None) -> str:
-    """The whole page; all that users wrote is escaped."""
+    """Return the page of HTML; all user text is escaped."""
     *some, last = dict.fromkeys(report.label for report in reports)
     title = escape(" and ".join([", ".join(some), last] if some else [last]))
     first = reports[0]
-    count = f"{len(first.prompts())} prompts, {len(first.seeds())} seeds, {len(first.pictures)} pictures each"
+    count = f"{len(first.prompts())} prompts, {len(first.seeds())} seeds, {len(first.images)} images each"
     body = [
         f'<h1>{title}</h1><p class="lead">{count if len(reports) > 1 else count.removesuffix(" each")}</p>',
-        f'<div class="card">{_scores(reports)}</div>{_judges(reports)}',
+        f'<div class="card">{_scores(reports)}</div>{_metric_models(reports)}',
         _scatter(scatter) if scatter else "",
         _references(first),
-        "<h2>Pictures</h2>",
+        "<h2>Images</h2>",
         *(_row(reports, prompts) for prompts in paired_prompts(reports)),
         "<h2>By prompt and by seed</h2>",
         *(_details(report) for report in reports),
@@ -74,7 +74,7 @@ def page(reports: list[Report], scatter: Image.Image | None = None) -> str:
 
 
 def document(title: str, body: str) -> str:
-    """A page of HTML; both are escaped already."""
+    """Return a page of HTML; title and body are escaped already."""
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     head += f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
     head = f"<head>{head}<style>{STYLE}</style></head>"
@@ -100,7 +100,7 @@ def _longest(reports: list[Report], column: str) -> float:
 
 
 def _cell(report: Report, column: str, longest: float, best: bool) -> str:
-    """A mean with its deviation over a bar whose full length is the column's highest mean."""
+    """Return a mean with its deviation over a bar whose full length is the column's highest mean."""
     found = report.spread(column)
     if found is None:
         return f'<td class="none" title="{escape(report.missing.get(column, ""))}">{NOT_MEASURED}</td>'
@@ -109,19 +109,19 @@ def _cell(report: Report, column: str, longest: float, best: bool) -> str:
     return f"<td{' class=best' if best else ''}><b>{found.mean:.3f}</b><small>± {found.std:.3f}</small>{bar}</td>"
 
 
-def _judges(reports: list[Report]) -> str:
-    lines = ["Mean ± standard deviation over pictures; of diversity over prompts.", *notes(reports)]
+def _metric_models(reports: list[Report]) -> str:
+    lines = ["Mean ± standard deviation over images; of diversity over prompts.", *notes(reports)]
     return f'<p class="note">{"<br>".join(map(escape, lines))}</p>'
 
 
-def _scatter(picture: Image.Image) -> str:
-    """With its heading in the picture."""
-    return f'<div class="card plot"><img src="{_data(picture, "png")}" alt="Identity against text"></div>'
+def _scatter(image: Image.Image) -> str:
+    """Return the plot, which has its own heading."""
+    return f'<div class="card plot"><img src="{_data(image, "png")}" alt="Identity against text"></div>'
 
 
 def _references(report: Report) -> str:
     figures = [_figure(image, kind) for kind, images in report.references.items() for image in images]
-    return f'<h2>References</h2><div class="pictures references">{"".join(figures)}</div>' if figures else ""
+    return f'<h2>References</h2><div class="images references">{"".join(figures)}</div>' if figures else ""
 
 
 def _row(reports: list[Report], prompts: tuple[str, ...]) -> str:
@@ -132,28 +132,28 @@ def _row(reports: list[Report], prompts: tuple[str, ...]) -> str:
 def _side(report: Report, prompt: str) -> str:
     figures = [_figure(each.image, f"seed {each.seed}", *_lines(each.scores)) for each in report.of_prompt(prompt)]
     head = f'<p class="label">{escape(report.title)}</p><p>{escape(prompt)}</p>'
-    return f'<div class="side">{head}<div class="pictures">{"".join(figures)}</div></div>'
+    return f'<div class="side">{head}<div class="images">{"".join(figures)}</div></div>'
 
 
 def _lines(scores: dict[str, float]) -> list[str]:
-    """What stands below a picture: the words, and the likeness to unseen references where there are some."""
+    """Return the scores below an image: text alignment, and identity by unseen references where there are some."""
     unseen = any(name.endswith(" unseen") for name in scores)
     chosen = [CLIP_T, *(f"{score} {'unseen' if unseen else 'seen'}" for score in ("CLIP-I", "DINO"))]
     return [f"{name} {scores[name]:.3f}" for name in chosen if name in scores]
 
 
 def _figure(image: Image.Image, *lines: str) -> str:
-    tiny = ' class="tiny"' if max(image.size) < SMALL_PICTURE else ""
+    tiny = ' class="tiny"' if max(image.size) < SMALL_IMAGE else ""
     text = "<br>".join(map(escape, lines))
     return f'<figure{tiny}><img src="{data_uri(image)}" alt=""><figcaption>{text}</figcaption></figure>'
 
 
 def data_uri(image: Image.Image) -> str:
-    """PNG of small pictures, JPEG of larger ones."""
-    kept = image.convert("RGB")
-    kind, options = ("png", {}) if max(image.size) <= SMALL_PICTURE else ("jpeg", {"quality": 88})
-    kept.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    return _data(kept, kind, **options)
+    """Encode small images as PNG, larger ones as JPEG."""
+    copy = image.convert("RGB")
+    kind, options = ("png", {}) if max(image.size) <= SMALL_IMAGE else ("jpeg", {"quality": 88})
+    copy.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return _data(copy, kind, **options)
 
 
 def _data(image: Image.Image, kind: str, **options: int) -> str:
@@ -179,10 +179,10 @@ def _means(report: Report, title: str, names: list[str], prompt: str | None = No
 
 
 def _settings(report: Report) -> str:
-    told = report.settings | {"seconds to score a picture": round(report.scoring_seconds, 4)}
-    if report.drawing_seconds:
-        told |= {"seconds to draw a picture": round(report.drawing_seconds, 4)}
-    rows = [f"<tr><td>{escape(str(name))}</td><td>{escape(str(value))}</td></tr>" for name, value in told.items()]
+    shown = report.settings | {"seconds to score an image": round(report.scoring_seconds, 4)}
+    if report.generation_seconds:
+        shown |= {"seconds to generate an image": round(report.generation_seconds, 4)}
+    rows = [f"<tr><td>{escape(str(name))}</td><td>{escape(str(value))}</td></tr>" for name, value in shown.items()]
     return _folded(report.title, _table(["", ""], rows))
 
 

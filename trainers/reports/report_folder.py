@@ -1,4 +1,4 @@
-"""Reports as files in a folder: a page, pictures, CSV and JSON. Each is whole or not there; the JSON comes last."""
+"""Reports as files in a folder: a page, images, CSV and JSON. None is ever half written; the JSON comes last."""
 
 import json
 from pathlib import Path
@@ -15,20 +15,20 @@ JSON = "report.json"  # a folder that has it has the others
 
 
 def write(folder: Path, reports: list[Report], rows: str = PROMPTS) -> dict[str, Tensor]:
-    """table.png, grid.png, scatter.png, report.csv, report.html and report.json; returns the pictures by name.
+    """Write table.png, grid.png, scatter.png, report.csv, report.html and report.json; return the images by name.
 
     Args:
-        rows: of the grid, PROMPTS or REPORTS.
+        rows: rows of the grid, PROMPTS or REPORTS.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: a file cannot be written.
     """
-    pictures = {
+    tensors = {
         "table": grid.table(reports),
         "grid": grid.grid(reports, rows),
-        "scatter": scatter.picture(reports),
+        "scatter": scatter.image(reports),
     }
-    images = {name: to_pil(picture.movedim(-1, 0)) for name, picture in pictures.items()}
+    images = {name: to_pil(tensor.movedim(-1, 0)) for name, tensor in tensors.items()}
     texts = {
         "report.csv": csv_json.as_csv(reports),
         "report.html": html.page(reports, images["scatter"] if len(reports) > 1 else None),
@@ -38,15 +38,15 @@ def write(folder: Path, reports: list[Report], rows: str = PROMPTS) -> dict[str,
     for name, image in images.items():
         save_png(image, folder / f"{name}.png")
     for file, text in texts.items():
-        with replaced(folder / file) as beside:
-            beside.write_text(text, encoding="utf-8", newline="\n")
-    return pictures
+        with replaced(folder / file) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+    return tensors
 
 
 def read(folder: Path, digest: str) -> dict | None:
-    """What report.json tells of its one report, if that was made with the settings of this digest."""
+    """Read the one report of report.json, if it was made with the settings of this digest; else `None`."""
     try:
-        (told,) = json.loads((folder / JSON).read_text(encoding="utf-8"))["reports"]
-        return told if told["settings"]["digest"] == digest else None
+        (report,) = json.loads((folder / JSON).read_text(encoding="utf-8"))["reports"]
+        return report if report["settings"]["digest"] == digest else None
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None

@@ -1,4 +1,4 @@
-"""Draws reports as dots, identity (subject fidelity) against text alignment; the floor and the ceiling are lines."""
+"""Plot of reports as dots, identity (subject fidelity) against text alignment; the floor and the ceiling are lines."""
 
 import math
 from collections.abc import Sequence
@@ -9,21 +9,20 @@ import torch
 from torch import Tensor
 
 from ..evaluation.report import CEILING, CLIP_T, FLOOR, NOT_MEASURED, Report, Spread
-from .figure import BIG, INK, PALE, SMALL, Line, Sheet, installed
-from .history_plot import HUES
+from .figure import BIG, HUES, INK, PALE, SMALL, Line, Sheet, installed
 
-IDENTITY = ("DINO unseen", "DINO seen", "CLIP-I unseen", "CLIP-I seen")  # the first that all have is drawn
+IDENTITY = ("DINO unseen", "DINO seen", "CLIP-I unseen", "CLIP-I seen")  # the first that all have is plotted
 WIDTH, HEIGHT = 1024, 640  # of all, and of the panel with its heading, in pixels
 LEFT, RIGHT, LONGEST = 84, 24, 250  # left and right of the panel; of a name
-LEGEND = 56  # beside the names in the legend: its signs and the distances
+LEGEND = 56  # next to the names in the legend: signs and gaps
 MARKERS = "os^D"  # another one when the colours begin again
-GUIDES = {FLOOR: "#6b7280", CEILING: "#b45309"}
+GUIDES = {FLOOR: PALE, CEILING: HUES[4]}
 SMALLEST_SPAN = 0.04  # of an axis: differences below it are noise, not distance
 
 
 @dataclass(frozen=True)
 class Point:
-    """Of a report: the means, with deviations, of its identity and its CLIP-T."""
+    """Means, with deviations, of a report's identity and CLIP-T."""
 
     name: str
     role: str
@@ -32,13 +31,13 @@ class Point:
 
 
 def identity_column(reports: Sequence[Report]) -> str:
-    """The first of IDENTITY that all reports have which can be shown; else the one that most of them have."""
+    """Return the first of IDENTITY that all reports with CLIP-T have; else the one that most of them have."""
     known = [report for report in reports if report.spread(CLIP_T)]
     return max(IDENTITY, key=lambda name: sum(report.spread(name) is not None for report in known))
 
 
 def points(reports: Sequence[Report]) -> tuple[list[Point], list[str]]:
-    """What can be drawn, and for each other report a sentence why not."""
+    """Return the points that can be plotted, and for each other report a sentence why not."""
     column, found, missing = identity_column(reports), [], []
     for report in reports:
         identity, text = report.spread(column), report.spread(CLIP_T)
@@ -51,8 +50,8 @@ def points(reports: Sequence[Report]) -> tuple[list[Point], list[str]]:
     return found, missing
 
 
-def picture(reports: Sequence[Report]) -> Tensor:
-    """`[H, 1024, 3]` in 0..1."""
+def image(reports: Sequence[Report]) -> Tensor:
+    """Render `figure` to `[H, 1024, 3]` in 0..1."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure(reports))
@@ -61,7 +60,7 @@ def picture(reports: Sequence[Report]) -> Tensor:
 
 
 def figure(reports: Sequence[Report]):
-    """The `matplotlib.figure.Figure` of `picture`; its artists have the gid "dot", "bars" or, as lines, their role."""
+    """Return the `matplotlib.figure.Figure`; its artists have the gid "dot", "bars" or, as lines, their role."""
     sheet, column = Sheet(WIDTH, HEIGHT), identity_column(reports)
     found, missing = points(reports)
     found = _named(sheet, found)
@@ -76,7 +75,7 @@ def figure(reports: Sequence[Report]):
 
 
 def _axes(sheet: Sheet, column: str, found: list[Point]) -> None:
-    """Names and limits, and room for the legend on the right."""
+    """Set labels and limits, and leave room for the legend on the right."""
     axes, box = sheet.panels[0], sheet.panels[0].get_position()
     room = max((sheet.length(each.name) for each in found), default=0) + LEGEND
     axes.set_position([LEFT / WIDTH, box.y0, 1 - (LEFT + RIGHT + room) / WIDTH, box.height])
@@ -87,7 +86,7 @@ def _axes(sheet: Sheet, column: str, found: list[Point]) -> None:
 
 
 def _guide(sheet: Sheet, guide: Point):
-    """The floor or the ceiling as a line on both axes; returns the legend's handle."""
+    """Draw the floor or the ceiling as a line on both axes; return the legend's handle."""
     style = {"color": GUIDES[guide.role], "linewidth": 1.3, "linestyle": (0, (5, 3)), "gid": guide.role}
     handle = sheet.panels[0].axvline(guide.identity.mean, label=guide.name, **style)
     sheet.panels[0].axhline(guide.text.mean, **style)
@@ -95,7 +94,7 @@ def _guide(sheet: Sheet, guide: Point):
 
 
 def _dot(sheet: Sheet, dot: Point, number: int):
-    """A dot with its bars; returns the legend's handle."""
+    """Draw a dot with its bars; return the legend's handle."""
     axes, place, colour = sheet.panels[0], (dot.identity.mean, dot.text.mean), HUES[number % len(HUES)]
     bars = axes.errorbar(*place, _error(dot.text), _error(dot.identity), ecolor=colour, elinewidth=1, fmt="none")
     for line in bars.lines[2]:
@@ -122,7 +121,7 @@ def _error(spread: Spread) -> float:
 
 
 def _limits(spreads: list[Spread]) -> tuple[float, float]:
-    """Of an axis: all bars, and room for labels around them."""
+    """Return limits of an axis: all bars, and room around them."""
     low = min((each.mean - _error(each) for each in spreads), default=0.0)
     high = max((each.mean + _error(each) for each in spreads), default=1.0)
     middle, span = (low + high) / 2, max(1.3 * (high - low), SMALLEST_SPAN)
@@ -130,7 +129,7 @@ def _limits(spreads: list[Spread]) -> tuple[float, float]:
 
 
 def _footer(sheet: Sheet, reports: Sequence[Report], column: str, missing: list[str]) -> list[Line]:
-    """Who measured, each once: reports of several judges cannot be compared. Then who is not shown."""
+    """Return lines that name the metric models, since reports of several cannot be compared, and missing reports."""
     metric_models = [
         f"{name}: {report.metric_models[name]}"
         for name in (column, CLIP_T)
@@ -142,14 +141,14 @@ def _footer(sheet: Sheet, reports: Sequence[Report], column: str, missing: list[
 
 
 def _named(sheet: Sheet, found: list[Point]) -> list[Point]:
-    """By names that have room; equal ones are counted."""
+    """Shorten names to the room that they have, and number equal ones."""
     names = [_fitting(sheet, each.name) for each in found]
     counted = [f"{name} ({names[: i + 1].count(name)})" for i, name in enumerate(names)]
     return [replace(each, name=counted[i] if names.count(names[i]) > 1 else names[i]) for i, each in enumerate(found)]
 
 
 def _fitting(sheet: Sheet, text: str) -> str:
-    """As much of it as has room."""
+    """Shorten a text to the room it has."""
     short = text
     while sheet.length(short) > LONGEST:
         text = text[:-1]

@@ -1,17 +1,17 @@
-"""How often a checkpoint is written: as often as asked, unless it is so large that training would wait for it."""
+"""Pace of checkpoints: as often as asked, unless they are so large that training would wait for them."""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-SMALL = 256 * 2**20  # bytes; a state up to this size is written whenever it is asked for
+SMALL = 256 * 2**20  # bytes; a checkpoint up to this size is always written
 SHARE = 0.1  # of the time, at most, that is spent on writing larger ones
 
 
 @dataclass(kw_only=True)
 class Pace:
-    """Tells when the next checkpoint of a stage is due.
+    """Decides when the next checkpoint of a stage is due.
 
     Attributes:
         size: bytes of a checkpoint.
@@ -27,19 +27,19 @@ class Pace:
         self.idle_since = self.clock()
 
     def due(self) -> bool:
-        """Whether training went on long enough that writing now takes no more than its share of the time."""
+        """Return whether writing now takes no more than its share of the time since the last checkpoint."""
         return self.size <= SMALL or SHARE * (self.clock() - self.idle_since) >= self.size / self.speed
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """While a checkpoint is copied and written."""
+        """Measure the time in which a checkpoint is copied and written."""
         began = self.clock()
         yield
         self.idle_since = self.clock()
         self.speed = self.size / max(self.idle_since - began, 1e-6)
 
     def words(self) -> str:
-        """What is different for large checkpoints; "" for small ones."""
+        """Say the pace of large checkpoints; "" for small ones."""
         if self.size <= SMALL:
             return ""
         minutes = self.size / self.speed / SHARE / 60

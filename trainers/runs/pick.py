@@ -1,4 +1,4 @@
-"""Picks one of the states that Pick by Score kept in a run's folder."""
+"""Choice among the states that Pick by Score saved in a run's folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from .result import RunResult
 
 @dataclass(frozen=True)
 class Candidate:
-    """A state that was scored; both scores are also told from 0, the floor, to 1, the best of the run."""
+    """A scored state; both scores are also scaled from 0, the floor, to 1, the best of the run."""
 
     step: int  # of all stages
     identity: float
@@ -20,11 +20,12 @@ class Candidate:
     scaled_text: float
 
     def score(self, text_weight: float) -> float:
+        """Return the weighted mean of both scaled scores; `text_weight` 0 is identity alone."""
         return (1 - text_weight) * self.scaled_identity + text_weight * self.scaled_text
 
 
 def candidates(history: Sequence[dict]) -> list[Candidate]:
-    """The states that a run's log has scores of, in the order of their steps."""
+    """Return the scored states in a run's log, in the order of their steps."""
     name = PickByScore.name
     found = [(entry["step"], entry["measures"][name]) for entry in history if name in entry.get("measures", {})]
     floors = [entry["start"][name] for entry in history if name in entry.get("start", {})]
@@ -41,12 +42,12 @@ def candidates(history: Sequence[dict]) -> list[Candidate]:
 
 
 def preferred(history: Sequence[dict], text_weight: float) -> Candidate | None:
-    """The candidate with the highest score, the earliest of equal ones; `None` where there is none."""
+    """Return the candidate with the highest score, the earliest of equal ones; `None` where there is none."""
     return max(candidates(history), key=lambda each: each.score(text_weight), default=None)
 
 
 def picked(result: RunResult, text_weight: float) -> RunResult:
-    """The result as it was after the preferred step; as it is, where nothing was scored.
+    """Return the result as it was after the preferred step; unchanged where nothing was scored.
 
     Raises:
         RuntimeError: the file of that state is gone or damaged.
@@ -57,8 +58,8 @@ def picked(result: RunResult, text_weight: float) -> RunResult:
     found = RunFolder(result.folder).result(partial=True, step=best.step)
     if found is None:
         raise RuntimeError(
-            f"The state after step {best.step} of run {result.folder.name} cannot be read: move text_weight, or delete "
-            "the run with Runs and queue again."
+            f"The state after step {best.step} of run {result.folder.name} cannot be read: choose another "
+            "text_weight, or delete the run with Runs and queue again."
         )
     count = len(candidates(result.history))
     scores = f"identity {best.identity:.3f}, text {best.text:.3f}"
@@ -67,10 +68,11 @@ def picked(result: RunResult, text_weight: float) -> RunResult:
 
 
 def chosen(result: RunResult, stopper: Sequence[Monitor]) -> RunResult:
-    """The same by the preference among a run's monitors; as it is, where none of them scores."""
+    """Return the result picked by the preference among a run's monitors; unchanged where none of them scores."""
     weight = weight_of(stopper)
     return result if weight is None else picked(result, weight)
 
 
 def weight_of(stopper: Sequence[Monitor]) -> float | None:
+    """Return the preference of the first Pick by Score among monitors; `None` without one."""
     return next((monitor.text_weight for monitor in stopper if isinstance(monitor, PickByScore)), None)

@@ -1,4 +1,4 @@
-"""Pictures drawn while training, to look at."""
+"""Previews: images generated during training."""
 
 from dataclasses import dataclass
 
@@ -14,32 +14,33 @@ from .run import Run
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """Pictures drawn while training. They never change what is learned."""
+    """Settings of previews, which never change what is learned."""
 
     prompts: tuple[str, ...] = ()  # `{}` stands for the subject
-    every: int = 50  # steps; 0 draws none
+    every: int = 50  # steps; 0 for none
     images_per_prompt: int = 1
     seed: int = 0
     steps: int = 20
     guidance: float = 7.5
 
     def due(self, step: int, last: int) -> bool:
+        """Return whether a preview follows this step."""
         return bool(self.prompts and self.every) and (step % self.every == 0 or step == last)
 
 
 def draw(models: Models, run: Run, preview: Preview) -> Image.Image:
-    """One row per prompt, one column per seed, each of the size at which the first picture is trained."""
+    """Generate a preview: a row per prompt, a column per seed, at the size at which the first image is trained."""
     subject = run.recipe.subject(run.concept)
     prompts = [p.replace("{}", subject) for p in preview.prompts for _ in range(preview.images_per_prompt)]
     seeds = [preview.seed + i for _ in preview.prompts for i in range(preview.images_per_prompt)]
     size = run.concept.sizes(models.resolution)[0]
     with SingleDevice(device=models.device, dtype=run.dtype).autocast():
-        pictures = sampler.sample(models, prompts, seeds, size=size, steps=preview.steps, guidance=preview.guidance)
-    return to_pil(rearrange(pictures, "(r c) d h w -> d (r h) (c w)", r=len(preview.prompts)))
+        images = sampler.sample(models, prompts, seeds, size=size, steps=preview.steps, guidance=preview.guidance)
+    return to_pil(rearrange(images, "(r c) d h w -> d (r h) (c w)", r=len(preview.prompts)))
 
 
 def draw_if_it_fits(models: Models, run: Run, preview: Preview) -> Image.Image | None:
-    """The same; `None` where not even picture by picture has memory, which is no reason to end a training."""
+    """Generate a preview, or `None` where memory runs out even with one image at a time: training continues."""
     try:
         return draw(models, run, preview)
     except (MemoryError, RuntimeError) as error:

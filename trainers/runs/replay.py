@@ -1,4 +1,4 @@
-"""A run read back from its folder: the inverse of `Run.settings`, so that it can be trained again elsewhere."""
+"""Runs read from their folder, to be trained again elsewhere: the inverse of `Run.settings`."""
 
 import json
 from pathlib import Path
@@ -22,16 +22,16 @@ CROPS = ("center", "random", "bucket")
 
 
 def read(path: Path) -> Run:
-    """The run of a run.json, with the images next to it.
+    """Read the run of a run.json, with the images next to it.
 
     Raises:
-        ValueError: it is no run.json, or one of another version; or a picture is missing.
+        ValueError: it is not a run.json of this version, or an image is missing.
     """
     try:
         settings = RunInfo.parse(json.loads(path.read_text(encoding="utf-8"))).settings
         concept, recipe = dict(settings["concept"]), dict(settings["recipe"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path.name} is no description of a run: give the run.json of a run's folder.") from error
+        raise ValueError(f"{path.name} does not describe a run: give the run.json of a run's folder.") from error
     if settings.get("run_format") != RUN_FORMAT:
         raise ValueError(f"{path.name} is of another version of this pack: use the one that wrote it.")
     if settings.get("method") not in RECIPES:
@@ -49,19 +49,19 @@ def read(path: Path) -> Run:
     )
 
 
-def concept_of(words: dict, pictures: dict) -> Concept:
-    """A concept of its words and its pictures."""
-    if not pictures["images"]:
-        raise ValueError("The run's folder has no images beside its run.json: copy the whole folder.")
+def concept_of(words: dict, images: dict) -> Concept:
+    """Return the concept of these words and images."""
+    if not images["images"]:
+        raise ValueError("The run's folder has no images next to its run.json: copy the whole folder.")
     if wrong := set(words) & set(NOT_WORDS):
-        raise ValueError(f"A concept has no word {', '.join(sorted(wrong))}: take it out of run.json.")
+        raise ValueError(f"The concept in run.json has {', '.join(sorted(wrong))}, which are not words: take them out.")
     if words.get("crop", CROPS[0]) not in CROPS:
         raise ValueError(f"The crop is {quoted(words['crop'])}: use one of {', '.join(CROPS)}.")
-    return Concept(**pictures, **checked(Concept, words))
+    return Concept(**images, **checked(Concept, words))
 
 
 def monitors(settings: list[dict]) -> tuple[Monitor, ...]:
-    """The stopper of its settings, each with the monitor's name.
+    """Return the monitors of these settings, each with a monitor's name.
 
     Raises:
         ValueError: there is no such monitor or setting.

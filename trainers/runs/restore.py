@@ -1,7 +1,7 @@
-"""What a run learned, put back into models like those it started from: the inverse of export.py.
+"""Restoring what a run learned into models like those it started from: the inverse of kohya.py.
 
-The models then compute what they computed at the end of the training, bit for bit; of weights that trained whole they
-get what a file keeps of them, the difference in half precision.
+The models then compute what they computed at the end of the training, bit for bit; weights that trained themselves are
+restored from a file's difference, in half precision.
 """
 
 import torch
@@ -12,17 +12,17 @@ from ..models.diffusion import Models
 from ..training import causal_adapters, trainables
 from .result import RunResult
 
-OTHER_MODEL = "What was learned does not fit into this model: give the checkpoint that the run started from."
+OTHER_MODEL = "The result of this run does not fit this model: give the checkpoint that the run started from."
 
 
 def put(result: RunResult, models: Models) -> None:
-    """Fresh models on their device and in their precision get words, fixed outputs, weights, LoRA and adapters.
+    """Restore tokens, fixed outputs, weights, LoRA and adapters into fresh models, on their device in their precision.
 
     Raises:
-        ValueError: something does not belong to such a model.
+        ValueError: the result does not fit these models.
     """
     try:
-        _words(result, models)
+        _tokens(result, models)
         used = _differences(result.lora, models) | _lora(result.lora, models)
         _adapters(result, models)
     except (LookupError, RuntimeError) as error:  # too few parts, or other shapes
@@ -31,7 +31,7 @@ def put(result: RunResult, models: Models) -> None:
         raise ValueError(OTHER_MODEL)
 
 
-def _words(result: RunResult, models: Models) -> None:
+def _tokens(result: RunResult, models: Models) -> None:
     for i, encoder in enumerate(models.text_encoders):
         encoder.known_tokens = {token: vectors[i] for token, vectors in result.tokens.items()}
         trainables.add_tokens(encoder, [(token, "id:0") for token in result.tokens])
@@ -40,7 +40,7 @@ def _words(result: RunResult, models: Models) -> None:
 
 
 def _differences(lora: dict[str, torch.Tensor], models: Models) -> set[str]:
-    """Of the U-Net's whole weights; returns the layers, in a file's names."""
+    """Restore differences of the U-Net's weights; return the layers, in a file's names."""
     changed = [name for name, _ in models.unet.named_parameters() if kohya.difference_key(name) in lora]
     for name in changed:
         (parameter,) = trainables.select(models, name)
@@ -49,7 +49,7 @@ def _differences(lora: dict[str, torch.Tensor], models: Models) -> set[str]:
 
 
 def _lora(lora: dict[str, torch.Tensor], models: Models) -> set[str]:
-    """Of the U-Net and the text encoders; returns the layers, in a file's names."""
+    """Restore LoRA of the U-Net and the text encoders; return the layers, in a file's names."""
     encoders = zip(kohya.TEXT_ENCODER_PREFIXES[len(models.text_encoders)], models.text_encoders, strict=True)
     roots = {f"{prefix}text_model_": encoder.text_model for prefix, encoder in encoders}
     return set().union(*(_lora_of(lora, *root) for root in {kohya.UNET_PREFIX: models.unet, **roots}.items()))
@@ -58,7 +58,7 @@ def _lora(lora: dict[str, torch.Tensor], models: Models) -> set[str]:
 def _lora_of(lora: dict[str, torch.Tensor], prefix: str, module: nn.Module) -> set[str]:
     linear = [path for path, layer in module.named_modules() if isinstance(layer, nn.Linear)]
     named = {path: name for path in linear if f"{(name := prefix + path.replace('.', '_'))}.lora_up.weight" in lora}
-    # What adds nothing has no layer; export.lora writes one for diffusers.
+    # A LoRA that adds nothing is not restored; kohya.py writes one for diffusers.
     layers = {path: name for path, name in named.items() if lora[f"{name}.lora_up.weight"].any()}
     if layers:
         first = next(iter(layers.values()))

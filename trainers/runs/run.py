@@ -1,4 +1,4 @@
-"""A run as data: what decides its result, and the digests that name its folder. It does not train (training.py)."""
+"""Runs as data: all that decides a result, and the digests that name a run's folder."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from ..settings import decisive
 from ..stopping.monitor import Monitor
 
 RUN_FORMAT = 1  # raised only when the same inputs give other results; part of every digest
-NOT_WORDS = ("images", "masks", "class_images")  # of a concept
+NOT_WORDS = ("images", "masks", "class_images")  # fields of a concept that are not text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +28,9 @@ class Run:
     dtype: torch.dtype = torch.float32
 
     def settings(self) -> dict:
-        """All but the pictures that decides what is learned, as JSON knows it."""
+        """Return all but the images that decides what is learned, as JSON."""
         words = {f.name: getattr(self.concept, f.name) for f in dataclasses.fields(Concept)}
-        if not self.concept.class_captions:  # younger than the format: without them a digest is what it was
+        if not self.concept.class_captions:
             words.pop("class_captions")
         settings = {
             "run_format": RUN_FORMAT,
@@ -40,18 +40,18 @@ class Run:
             "seed": self.seed,
             "precision": str(self.dtype).removeprefix("torch."),
         }
-        if self.stopper:  # a run without has the digest that it had before there were any
+        if self.stopper:
             settings["stopper"] = [{"monitor": monitor.name, **decisive(monitor)} for monitor in self.stopper]
         return json.loads(json.dumps(settings))
 
     def dataset(self) -> str:
-        """Digest of the reference pictures and their masks, and of class pictures if there are any."""
+        """Return a digest of the reference images and their masks, and of class images if there are any."""
         classes = self.concept.class_images
         own = [*self.concept.images, *(self.concept.masks or ())]
-        return digest_of([*own, *classes], [f"{len(classes)} class pictures"] if classes else [])
+        return digest_of([*own, *classes], [f"{len(classes)} class images"] if classes else [])
 
     def digest(self, model: str) -> str:
-        """16 hexadecimal digits that name the run's folder: same digest, same result.
+        """Return 16 hexadecimal digits that name the run's folder: same digest, same result.
 
         Args:
             model: a fingerprint of the weights it starts from, such as `fingerprint` gives.
@@ -59,9 +59,9 @@ class Run:
         return digest_of([], [json.dumps(self.settings(), sort_keys=True), self.dataset(), model])
 
     def lineage(self, model: str) -> str:
-        """What runs share that differ in their number of steps alone; empty where a method has no such number.
+        """Return what runs share that differ in their number of steps alone.
 
-        Empty, too, where a monitor returns another state than the last, from which nothing can go on.
+        Empty where a method has no such number, or a monitor returns another state than the last.
         """
         if "steps" not in self.recipe.__dataclass_fields__ or any(m.keep != "last" for m in self.stopper):
             return ""
@@ -70,5 +70,5 @@ class Run:
 
 
 def extractor_configs(recipe: object, stopper: Iterable[Monitor]) -> list[ExtractorConfig]:
-    """The backbones that a recipe and monitors ask: those of them that have some."""
+    """Return the configs of all feature extractors that a recipe and monitors use."""
     return [choice for part in (recipe, *stopper) for choice in getattr(part, "extractor_configs", ())]

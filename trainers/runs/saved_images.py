@@ -1,9 +1,9 @@
-"""A run's pictures in its folder, so that the run can be repeated from there.
+"""A run's images in its folder, from which the run can be repeated.
 
     images/00.png  masks/00.png  class_images/00.png  exact.safetensors
 
-PNGs of 8 bits give back exactly what was read from files of 8 bits. What they would round - a picture of 16 bits, one
-that was resized in the graph, a mask made of transparency - lies beside them as numbers.
+PNGs of 8 bits are exact for images from files of 8 bits. Others - of 16 bits, resized in the graph, a mask made of
+transparency - are also saved as tensors, in exact.safetensors.
 """
 
 from pathlib import Path
@@ -23,39 +23,39 @@ EXACT = "exact.safetensors"
 
 
 def write(concept: Concept, folder: Path) -> None:
-    """Everything that `read` needs."""
+    """Write everything that `read` needs."""
     exact = {}
     for kind, mode in KINDS.items():
-        pictures = getattr(concept, kind) or ()
-        if pictures:
+        images = getattr(concept, kind) or ()
+        if images:
             (folder / kind).mkdir(parents=True, exist_ok=True)
-        for i, tensor in enumerate(pictures):
-            picture = to_pil(tensor.expand(3, -1, -1)).convert(mode)
-            files.save_png(picture, folder / kind / f"{i:02d}.png")
-            if not torch.equal(pixels(picture), tensor):
+        for i, tensor in enumerate(images):
+            image = to_pil(tensor.expand(3, -1, -1)).convert(mode)
+            files.save_png(image, folder / kind / f"{i:02d}.png")
+            if not torch.equal(pixels(image), tensor):
                 exact[f"{kind}/{i:02d}"] = tensor.contiguous()
     if exact:
-        with files.replaced(folder / EXACT) as beside:
-            save_file(exact, beside)
+        with files.replaced(folder / EXACT) as temporary:
+            save_file(exact, temporary)
 
 
 def read(folder: Path) -> dict[str, tuple[Tensor, ...] | None]:
-    """The pictures of a concept: its `images`, `masks` (`None` for none) and `class_images`.
+    """Read the images of a concept: its `images`, `masks` (`None` for none) and `class_images`.
 
     Raises:
         ValueError: a file cannot be read.
     """
     try:
         exact = files.tensors(folder / EXACT)[0] if (folder / EXACT).exists() else {}
-        found = {kind: _pictures(folder, kind, exact) for kind in KINDS}
+        found = {kind: _images(folder, kind, exact) for kind in KINDS}
     except (OSError, SyntaxError, ValueError, SafetensorError) as error:
         raise ValueError(
-            f"The pictures of the run {folder.name} cannot be read: copy its whole folder once more."
+            f"The images of the run {folder.name} cannot be read: copy its whole folder once more."
         ) from error
     return found | {"masks": found["masks"] or None}
 
 
-def _pictures(folder: Path, kind: str, exact: dict[str, Tensor]) -> tuple[Tensor, ...]:
+def _images(folder: Path, kind: str, exact: dict[str, Tensor]) -> tuple[Tensor, ...]:
     paths = sorted((folder / kind).glob("*.png"), key=lambda path: int(path.stem))
     return tuple(
         pixels(Image.open(path).convert(KINDS[kind])) if (name := f"{kind}/{path.stem}") not in exact else exact[name]

@@ -38,9 +38,9 @@ class SharedFolder(RunFolder):
         if self.writes:
             super().start(info, concept)
 
-    def save_picture(self, picture, name: str) -> None:
+    def save_picture(self, image, name: str) -> None:
         if self.writes:
-            super().save_picture(picture, name)
+            super().save_picture(image, name)
 
     def log(self, history: list[dict]) -> TextIO:
         return super().log(history) if self.writes else Path(os.devnull).open("a", encoding="utf-8")
@@ -60,7 +60,7 @@ class SharedFolder(RunFolder):
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """No process enters before all have come, and none leaves before all are done."""
+    """Let no process enter before all have come, and none leave before all are done."""
     _wait()
     yield
     _wait()

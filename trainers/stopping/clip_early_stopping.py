@@ -1,10 +1,13 @@
-"""CLIP early stopping: stop when the model's own pictures no longer come closer to the references.
+"""CLIP early stopping: stop when generated images no longer become more similar to the references.
 
-The method that the DVAR paper (arXiv 2302.04841) compares with, with its settings: every 50 steps 8 pictures are drawn
-from training prompts, and the score is the mean CLIP similarity of picture i to reference i (references in turn). An
-improvement is a score above the best so far by more than eps; more than `patience` checks in a row without one stop.
-The best score moves with improvements only, so slow progress adds up. Drawing is what it costs: a check is
-`images * sampler_steps` passes through the U-Net, twice each for the guidance.
+The baseline of the DVAR paper (arXiv 2302.04841), with its settings: every 50 steps 8 images are generated, and the
+score is the mean CLIP similarity of image i to reference i (references in turn). An improvement is a score above the
+best so far by more than eps; more than `patience` evaluations in a row without one stop the stage. The best score
+moves with improvements only, so slow progress adds up. An evaluation costs `images * sampler_steps` passes through the
+U-Net, twice for the guidance.
+
+Difference to the authors' code: prompts come from a training batch, with their augmentations' names. Theirs are 8
+draws of the method's templates with the placeholder token alone.
 """
 
 from collections.abc import Sequence
@@ -46,13 +49,16 @@ class ClipEarlyStopping:
 
     @property
     def clip(self) -> ClipConfig:
+        """Settings of the CLIP that scores."""
         return part(ClipConfig, self)
 
     @property
     def extractor_configs(self) -> tuple[ClipConfig, ...]:
+        """Configs of the feature extractors that must be loaded before the stages."""
         return (self.clip,)
 
     def evaluator(self, stage_context: StageContext) -> Evaluator:
+        """Return the function that evaluates this stage."""
         score = ImageScore(self, stage_context)
 
         def measure(step: int, past: list[Measurement]) -> Measurement | None:
@@ -65,29 +71,34 @@ class ClipEarlyStopping:
         return measure
 
     def reason(self, measure: Measurement) -> str:
+        """Say why to stop after this evaluation; "" to continue."""
         if measure["idle"] <= self.patience:
             return ""
         return (
-            f"no score above {measure['threshold']:.3f} in {measure['idle']:.0f} checks, the best is "
+            f"no score above {measure['threshold']:.3f} in {measure['idle']:.0f} evaluations, the best is "
             f"{measure['best']:.3f}"
         )
 
     def quality(self, measure: Measurement) -> float:
+        """Return the score: more is better."""
         return measure["score"]
 
     def warning(self, stage: Stage) -> str:
+        """Say what to change where it can never stop this stage; "" where it can."""
         steps = min(stage.steps, self.max_steps or stage.steps)
-        first = self.every * (self.patience + 2)  # the first check sets the score that the others are held against
+        first = self.every * (
+            self.patience + 2
+        )  # the first evaluation sets the score that the others are compared with
         if first < steps:
             return ""
         return (
-            f"CLIP Early Stopping can fire at step {first} at the earliest, so it cannot stop the {steps} steps of "
+            f"CLIP Early Stopping stops at step {first} at the earliest, too late for the {steps} steps of "
             f"{stage.name}: choose a preset for short runs, or lower every or patience."
         )
 
 
 def progress(scores: Sequence[float], min_delta: float) -> tuple[float, int]:
-    """The score to beat after these checks, and how many checks in a row, up to the last, have not beaten it."""
+    """Return the best score after these evaluations, and how many of the last ones in a row have not beaten it."""
     best, idle = scores[0], 0
     for score in scores[1:]:
         best, idle = (score, 0) if score > best + min_delta else (best, idle + 1)
@@ -95,13 +106,13 @@ def progress(scores: Sequence[float], min_delta: float) -> tuple[float, int]:
 
 
 def fired_at(scores: Sequence[float], patience: int, min_delta: float) -> int | None:
-    """The check, counted from 1, at which these scores stop a training; `None` where they do not."""
-    checks = range(1, len(scores) + 1)
-    return next((n for n in checks if progress(scores[:n], min_delta)[1] > patience), None)
+    """Return the evaluation, counted from 1, at which these scores stop a stage; `None` where they do not."""
+    numbers = range(1, len(scores) + 1)
+    return next((n for n in numbers if progress(scores[:n], min_delta)[1] > patience), None)
 
 
 class ImageScore:
-    """How alike the references are the pictures that the model draws now, from the same prompts and noise each time."""
+    """CLIP similarity of generated images to the references, with the same prompts and noise at each evaluation."""
 
     def __init__(self, settings: ClipEarlyStopping, stage_context: StageContext):
         self.settings, self.models, self.device = settings, stage_context.models, stage_context.device
@@ -115,14 +126,14 @@ class ImageScore:
         self.references = references[torch.arange(settings.images) % len(images)]
 
     def __call__(self) -> float:
-        """Mean cosine of picture i to reference i, references in turn."""
-        pictures = [to_pil(picture) for picture in self.draw()]
+        """Generate images, and return the mean cosine of image i to reference i, references in turn."""
+        images = [to_pil(image) for image in self.generate()]
         with self.extractors.on(self.device.device, self.settings.clip) as clip:
-            found = unit_features(clip.image_features, pictures)
+            found = unit_features(clip.image_features, images)
         return float((found * self.references).sum(dim=1).mean())
 
-    def draw(self) -> Tensor:
-        """`[images, 3, h, w]` in 0..1."""
+    def generate(self) -> Tensor:
+        """Generate images `[images, 3, h, w]` in 0..1."""
         settings = self.settings
         seeds = [(settings.seed + i) % 2**63 for i in range(settings.images)]
         options = {"size": self.size, "steps": settings.sampler_steps, "guidance": settings.guidance}
@@ -131,7 +142,7 @@ class ImageScore:
 
 
 TEXTUAL_INVERSION = ClipEarlyStopping()
-# The last two are ours: the authors' first possible end, 400 steps, is later than these methods' last.
+# The last two are ours: with the authors' settings the first possible stop, step 400, comes after these methods' end.
 PRESETS = {
     "Textual Inversion": TEXTUAL_INVERSION,
     "Custom Diffusion": replace(TEXTUAL_INVERSION, guidance=6.0),

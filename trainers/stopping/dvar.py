@@ -1,9 +1,16 @@
 """DVAR: stop when the loss on one fixed batch hardly varies any more.
 
 Paper: "Is This Loss Informative? Faster Text-to-Image Customization by Tracking Objective Dynamics", arXiv 2302.04841.
-The training loss says little, because images, noise and timesteps change at every step. With all of them fixed the
-same loss falls and settles: with H its values so far, `var(H[-window:]) / var(H)` below a threshold ends the stage.
-H starts with the untrained model. Ours counts the window in steps, so that looking only every k-th step keeps it.
+The training loss is noisy, because images, noise and timesteps change at every step. With all of them fixed the same
+loss falls and settles: with H its values so far, `var(H[-window:]) / var(H)` below a threshold ends the stage. H starts
+with the untrained model.
+
+Differences to the authors' code:
+- The window counts steps, so that evaluating only every k-th step keeps it; presets evaluate every 8th step or more
+  often, theirs every step.
+- On Custom Diffusion the loss is masked; theirs is the plain mean squared error.
+- Images and prompts of the fixed batch are drawn with replacement, from the training's templates; theirs are the first
+  ones in order, with own prompts per concept (their Table 1).
 """
 
 from collections.abc import Callable
@@ -21,8 +28,8 @@ from ..training.objective import Objective
 from ..training.stage import Stage
 from .monitor import KEEP, Evaluator, FixedSteps, Measurement, StageContext
 
-PARTS = ("images", "latents", "noise", "captions", "timesteps")  # of the five-digit code
-# Thirds of the schedule of 1000 timesteps, the last of which no third has.
+PARTS = ("images", "latents", "noise", "captions", "timesteps")  # in the order of `fixed_parts`
+# Thirds of the schedule of 1000 timesteps, as in the authors' code without the last timestep.
 INTERVALS = {"begin": (0, 333), "middle": (333, 666), "end": (666, 999)}
 SMOOTH = 10  # values that are averaged before the best state is chosen
 
@@ -49,7 +56,7 @@ class DVAR:
     )
     fixed_parts: str = setting(
         "11111",
-        "What is fixed (1) and what is drawn anew at each look (0): images, latents, noise, captions, timesteps.",
+        "What is fixed (1) and what is drawn again at each look (0): images, latents, noise, captions, timesteps.",
         advanced=True,
     )
     mean_latent: bool = setting(False, "Take the autoencoder's mean instead of a sample.", advanced=True)
@@ -74,10 +81,11 @@ class DVAR:
 
     @property
     def evaluations(self) -> int:
-        """Values that the window holds."""
+        """Evaluations within the window."""
         return max(2, self.window // self.every)
 
     def evaluator(self, stage_context: StageContext) -> Evaluator:
+        """Return the function that evaluates this stage."""
         fixed_batch_loss = FixedBatch(self, stage_context)
 
         def measure(step: int, past: list[Measurement]) -> Measurement | None:
@@ -102,7 +110,7 @@ class DVAR:
         return measure
 
     def _parts(self, fixed_batch_loss: "FixedBatch", step: int, past: list[Measurement]) -> list[float]:
-        """The newest loss on each accumulated part of the batch; all are new unless they take turns."""
+        """Return the newest loss at each accumulated part of the timesteps; all are new unless they take turns."""
         if not (self.rotate_timesteps and past):
             return fixed_batch_loss(step)
         parts = list(past[0]["parts"])
@@ -116,6 +124,7 @@ class DVAR:
         return (len(past) - 1) % len(past[0]["parts"])
 
     def reason(self, measure: Measurement) -> str:
+        """Say why to stop after this evaluation; "" to continue."""
         if measure["ratio"] >= self.threshold:
             return ""
         return (
@@ -123,20 +132,22 @@ class DVAR:
         )
 
     def quality(self, measure: Measurement) -> float:
+        """Return minus the smoothed loss: more is better."""
         return -measure["smoothed"]
 
     def warning(self, stage: Stage) -> str:
+        """Say what to change where DVAR can never stop this stage; "" where it can."""
         steps = min(stage.steps, self.max_steps or stage.steps)
         if (self.evaluations - 1) * self.every < steps:
             return ""
         return (
-            f"DVAR's window of {self.window} steps does not fit into the {steps} steps of {stage.name}, so it cannot "
+            f"DVAR's window of {self.window} steps does not fit into the {steps} steps of {stage.name}, too long to "
             f"stop it: choose a preset for short runs, or set window to about {max(2, 2 * steps // 5)}."
         )
 
 
 def variance_ratio(values: list[float], window: int) -> float:
-    """`var(last window values) / var(all values)`, population variances; 1 before there are enough or where none."""
+    """Return `var(last window values) / var(all values)`, population variances; 1 with too few or equal values."""
     everything = float(np.var(values))
     if len(values) < window or not everything:
         return 1.0
@@ -144,7 +155,7 @@ def variance_ratio(values: list[float], window: int) -> float:
 
 
 class FixedBatch:
-    """The loss on one batch that stays the same, or on one of which parts are drawn anew."""
+    """Denoising loss on a fixed batch; parts of it may be drawn again at each evaluation."""
 
     def __init__(self, settings: DVAR, stage_context: StageContext):
         self.settings, self.stage_context = settings, stage_context
@@ -152,10 +163,11 @@ class FixedBatch:
         self.fixed = stage_context.batch(settings.batch_size, settings.seed)
 
     def __call__(self, step: int, low: int = 0, high: int | None = None, only: int | None = None) -> list[float]:
-        """Mean squared error of the prediction, for each accumulated part, or for the one of that number.
+        """Return the denoising loss at each accumulated part of the timesteps.
 
         Args:
-            low, high: the timesteps are `low <= t < high`.
+            low, high: timesteps are drawn from `low <= t < high`.
+            only: number of the only part to evaluate; `None` for all.
         """
         batch, device = self._batch(step), self.stage_context.device
         noise = self._drawn("noise", step, lambda g: torch.randn(batch.latents.shape, generator=g))
@@ -183,7 +195,7 @@ class FixedBatch:
         return self.stage_context.batch(self.settings.batch_size, self._seed(part, step))
 
     def _timesteps(self, step: int, low: int, high: int, size: int) -> list[Tensor]:
-        """Of a random permutation, `size` after `size`."""
+        """Return chunks of a random permutation of the timesteps, `size` in each."""
         order = low + self._drawn("timesteps", step, lambda g: torch.randperm(high - low, generator=g))
         chunks = order.split(size)[: self.settings.accumulation]
         return [chunk for chunk in chunks if len(chunk) == size]
@@ -192,22 +204,22 @@ class FixedBatch:
         return draw(torch.Generator().manual_seed(self._seed(part, step)))
 
     def _seed(self, part: str, step: int) -> int:
-        """The part's own; what is drawn anew has another at each step."""
-        anew = 0 if self._is_fixed(part) else step + 1
-        return (self.settings.seed + 1_000_003 * (1 + PARTS.index(part)) + 7_368_787 * anew) % 2**63
+        """Return the seed of a part; a part that is not fixed has another one at each step."""
+        again = 0 if self._is_fixed(part) else step + 1
+        return (self.settings.seed + 1_000_003 * (1 + PARTS.index(part)) + 7_368_787 * again) % 2**63
 
     def _is_fixed(self, part: str) -> bool:
         return self.settings.fixed_parts[PARTS.index(part)] == "1"
 
 
-# A look costs as much as half a step or more where a step holds two pictures only: presets look so seldom that it is
+# An evaluation costs as much as half a step or more where the batch size is 2: presets evaluate so seldom that it takes
 # less than a tenth of the training.
 # The paper's windows are longer than the runs of the first four. Of a loss that falls evenly, a window of w steps after
-# n makes a ratio of (w / n)^2, so one of 0.4 n never stops what still learns; 32 samples make the curve smooth enough.
+# n makes a ratio of (w / n)^2, so one of 0.4 n never stops a falling loss; 32 samples make the curve smooth enough.
 PAPER = replace(DVAR(), every=8)
 SHORT = replace(DVAR(), window=100, every=4, accumulation=8, rotate_timesteps=True)
 PRESETS = {
-    "TextBoost": replace(SHORT, threshold=0.02),  # its likeness still grows when its loss has long settled
+    "TextBoost": replace(SHORT, threshold=0.02),  # identity still improves long after the loss has settled
     "AttnDreamBooth 1": replace(SHORT, window=24, every=2, stage="1"),
     "AttnDreamBooth 2": replace(SHORT, window=40, stage="2"),
     "AttnDreamBooth 3": replace(SHORT, window=80, stage="3"),

@@ -1,8 +1,8 @@
-"""Pick by score: of the states that a training went through, the one that its user prefers.
+"""Pick by score: return the state with the preferred balance of identity and text alignment.
 
-Every so many steps the model draws a few prompts. Identity is how alike the pictures are to the references, text how
-well they follow their prompts. What trades one for the other is the user's to say, afterwards: every state that was
-scored stays in the run's folder, and another preference reads another file.
+Every so many steps the model generates images of a few prompts. Identity is their similarity to the references, text
+alignment their similarity to the prompts. The balance is chosen afterwards: every scored state stays in the run's
+folder, and another preference reads another file.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ PROMPTS = "a photo of a {} on the beach\na photo of a {} in the snow\na photo of
 
 @dataclass(frozen=True, kw_only=True)
 class PickByScore(NeverStops):
-    """What is scored and when, and what the user prefers."""
+    """Settings of Pick by Score."""
 
     text_weight: float = setting(
         0.5,
@@ -44,7 +44,7 @@ class PickByScore(NeverStops):
     sampler_steps: int = setting(20, "Sampler steps of these pictures: most of what a score costs.", min=1, max=1000)
     identity: str = setting(DINO, "What tells how alike a picture is to the references.", options=(DINO, CLIP_I))
     stage: str = same(FixedSteps, "stage", "all")
-    # Not "seed": the editor would draw another one at each queue, and train again.
+    # Not "seed": the editor would choose another one at each queue, and train again.
     first_seed: int = setting(
         0, "Of these pictures; the others of a prompt follow it.", min=0, max=2**63 - 65, advanced=True
     )
@@ -62,17 +62,20 @@ class PickByScore(NeverStops):
     max_steps = 0
 
     def __post_init__(self):
-        """Raises ValueError: no prompt has the subject in it."""
+        """Raise `ValueError` if no prompt has the subject in it."""
         if not any(SUBJECT in line for line in captions_of(self.prompts)):
-            raise ValueError("No prompt to score has the subject in it: write prompts with {}, one per line.")
+            raise ValueError(
+                "The prompts to score have no place for the subject: write {} in at least one, one prompt per line."
+            )
 
     @property
     def extractor_configs(self) -> tuple[ClipConfig | DinoConfig, ...]:
-        """Of text, then of identity."""
+        """Configs of the feature extractors: of text alignment, then of identity."""
         clip = part(ClipConfig, self)
         return clip, (part(DinoConfig, self) if self.identity == DINO else clip)
 
     def evaluator(self, stage_context: StageContext) -> Evaluator:
+        """Return the function that scores this stage."""
         scores, last = Scores(self, stage_context), stage_context.stage.steps
 
         def measure(step: int, past: list[Measurement]) -> Measurement | None:
@@ -84,7 +87,7 @@ class PickByScore(NeverStops):
 
 
 class Scores:
-    """Identity and text of the pictures that the model draws now, of the same prompts and noise each time."""
+    """Identity and text alignment of generated images, with the same prompts and noise at each evaluation."""
 
     def __init__(self, settings: PickByScore, stage_context: StageContext):
         self.settings, self.models, self.device = settings, stage_context.models, stage_context.device
@@ -97,36 +100,39 @@ class Scores:
         )
 
     def __call__(self) -> Measurement:
-        """`identity` and `text`, means over the pictures."""
-        pictures = self.draw(self.prompts)
-        return {"identity": self.identity(pictures), "text": self.text(pictures, self.texts)}
+        """Return `identity` and `text`, means over the images."""
+        images = self.generate(self.prompts)
+        return {"identity": self.identity(images), "text": self.text(images, self.texts)}
 
     def floors(self) -> Measurement:
-        """What each score is of pictures that have none of it.
+        """Return a lower bound of each score.
 
-        `identity_floor`: of pictures of the class, as the model draws them before it learns. `text_floor`: of the
-        references themselves, which follow no prompt.
+        `identity_floor`: of images of the class word, generated before training. `text_floor`: of the references
+        themselves, which follow no prompt.
         """
         texts = [*dict.fromkeys(self.texts)]
-        pairs = [(picture, text) for picture in self.references for text in texts]
+        pairs = [(image, text) for image in self.references for text in texts]
         return {
-            "identity_floor": self.identity(self.draw(self.texts)),
-            "text_floor": self.text([picture for picture, _ in pairs], [text for _, text in pairs]),
+            "identity_floor": self.identity(self.generate(self.texts)),
+            "text_floor": self.text([image for image, _ in pairs], [text for _, text in pairs]),
         }
 
-    def draw(self, prompts: Sequence[str]) -> list[Image.Image]:
+    def generate(self, prompts: Sequence[str]) -> list[Image.Image]:
+        """Generate one image of each prompt."""
         count, first = self.settings.seeds, self.settings.first_seed
         seeds = [first + i % count for i in range(len(prompts))]
         options = {"size": self.size, "steps": self.settings.sampler_steps, "guidance": self.settings.guidance}
         with self.device.autocast():
-            pictures = sampler.sample_as_fits(self.models, self.models.tokenize([*prompts]), seeds, **options)
-        return [to_pil(picture) for picture in pictures]
+            images = sampler.sample_as_fits(self.models, self.models.tokenize([*prompts]), seeds, **options)
+        return [to_pil(image) for image in images]
 
-    def identity(self, pictures: Sequence[Image.Image]) -> float:
+    def identity(self, images: Sequence[Image.Image]) -> float:
+        """Return the mean similarity of images to the references."""
         score = metrics.dino if self.settings.identity == DINO else metrics.clip_image
         with self.extractors.on(self.device.device, self.settings.extractor_configs[1]) as extractor:
-            return float(score(extractor, pictures, self.references).mean())
+            return float(score(extractor, images, self.references).mean())
 
-    def text(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> float:
+    def text(self, images: Sequence[Image.Image], texts: Sequence[str]) -> float:
+        """Return the mean CLIP similarity of each image to its text."""
         with self.extractors.on(self.device.device, self.settings.extractor_configs[0]) as extractor:
-            return float(metrics.clip_text(extractor, pictures, texts).mean())
+            return float(metrics.clip_text(extractor, images, texts).mean())

@@ -1,8 +1,8 @@
-"""Causality-preserved adapters: small layers that act from the learned word on, and nowhere before it.
+"""Causality-preserved adapters: low-rank layers that act from the placeholder token on, and nowhere before it.
 
-TextBoost, arXiv 2409.08248v2: `y = W x + m * up(down(x))` with m = 1 at the first position of the word and at every
-later one up to the end token, else 0. CLIP's attention looks back only, so what stands before the word is encoded
-exactly as by the frozen model, and so is a prompt without the word.
+TextBoost, arXiv 2409.08248v2: `y = W x + m * up(down(x))` with m = 1 at the first position of the token and at every
+later one up to the end token, else 0. CLIP's attention is causal, so what stands before the token is encoded exactly
+as by the frozen model, and so is a prompt without the token.
 """
 
 import torch
@@ -24,7 +24,7 @@ class LowRank(nn.Module):
 
 
 class CausalLinear(nn.Module):
-    """A frozen linear layer of a text encoder and the adapter beside it."""
+    """A frozen linear layer of a text encoder with its adapter: `y = W x + m * adapter(x)`."""
 
     def __init__(self, base: nn.Module, adapter: LowRank, subject: Subject):
         super().__init__()
@@ -38,13 +38,16 @@ class CausalLinear(nn.Module):
 def add_adapters(
     models: Models, placeholder: str, encoders: slice, rank: int, generator: Generator, cross_attention: bool
 ) -> list[nn.Parameter]:
-    """Adapters beside `fc2` of every MLP that the output depends on, and on the prompt of every cross-attention.
+    """Add adapters to `fc2` of every MLP that the output depends on and, for TextBoost++, to every cross-attention.
 
-    They start as `down ~ normal(0, 1 / r)` and `up = 0`, or as those that the word has from earlier in the graph.
+    They start as `down ~ normal(0, 1 / r)` and `up = 0`, or as those that the token learned earlier in the graph.
 
     Args:
-        encoders: which text encoders get them; all of them must know `placeholder` already.
-        cross_attention: with TextBoost++'s adapters `H_l = H + m * A_l(H)` before keys and values of layer l.
+        encoders: the text encoders that get them; all of them must have the token `placeholder` already.
+        cross_attention: also add `H_l = H + m * A_l(H)` before keys and values of each layer l (TextBoost++).
+
+    Returns:
+        The adapters' parameters.
     """
     models.follow(placeholder)
     known, added = models.known_adapters.get(placeholder, {}), nn.ModuleList()
@@ -75,7 +78,7 @@ def _cross_attentions(unet: nn.Module):
 
 
 def _adapted(adapter: LowRank, subject: Subject):
-    """A hook that lets a cross-attention read `H + m * A(H)` instead of the prompt's states H."""
+    """Return a hook that lets a cross-attention read `H + m * A(H)` instead of the prompt's states H."""
 
     def hook(module, args, kwargs):
         states = kwargs["encoder_hidden_states"]
@@ -85,7 +88,7 @@ def _adapted(adapter: LowRank, subject: Subject):
 
 
 def tensors(models: Models) -> dict[str, Tensor]:
-    """The adapters in `models` as `<name>.down` and `<name>.up`, on the CPU."""
+    """Return the adapters in `models` as `<name>.down` and `<name>.up`, on the CPU."""
     roots = {f"text_encoders.{i}": encoder.text_model for i, encoder in enumerate(models.text_encoders)}
     found = {}
     for root, module in {**roots, "unet": models.unet}.items():

@@ -1,7 +1,6 @@
-"""What the cross-attention of a U-Net looks at: statistics of its probabilities, layer by layer, while it runs; and
-which of the prompt's positions it learns from.
+"""Cross-attention of a U-Net: statistics of its probabilities by layer, and positions without gradient.
 
-Only for the statistics is cross-attention computed step by step, with its 77 keys; self-attention stays fused.
+For the statistics cross-attention is computed unfused, with its 77 keys; self-attention stays fused.
 """
 
 import contextlib
@@ -14,13 +13,17 @@ from torch import Tensor, nn
 
 
 def probabilities(q: Tensor, k: Tensor, heads: int) -> Tensor:
-    """`softmax(q k^T / sqrt(d))` in float32, `[batch, heads, pixels, tokens]`, of `[batch, length, heads * d]`."""
+    """Return `softmax(q k^T / sqrt(d))` in float32, `[batch, heads, pixels, tokens]`.
+
+    Args:
+        q, k: `[batch, length, heads * d]`.
+    """
     q, k = (_by_head(x, heads) for x in (q, k))
     return (q @ k.mT * q.shape[-1] ** -0.5).float().softmax(dim=-1)
 
 
 def attended(weights: Tensor, v: Tensor) -> Tensor:
-    """What a layer gives for these probabilities: `[batch, pixels, heads * d]`."""
+    """Return a layer's output for these probabilities, `[batch, pixels, heads * d]`."""
     return rearrange(weights.to(v.dtype) @ _by_head(v, weights.shape[1]), "b h n d -> b n (h d)")
 
 
@@ -30,24 +33,24 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
 
 @dataclass
 class AttentionMaps:
-    """Of the last pass through the U-Net, by the path of each cross-attention, in its order of execution.
+    """Statistics of the last pass through the U-Net, by the path of each cross-attention, in order of execution.
 
-    A second pass through a block, which gradient checkpointing makes on the way back, writes the same once more.
+    The second pass through a block that gradient checkpointing makes writes the same values again.
     """
 
-    means: dict[str, Tensor] = field(default_factory=dict)  # [B, 77], over heads and positions of the picture
+    means: dict[str, Tensor] = field(default_factory=dict)  # [B, 77], over heads and positions of the image
     variances: dict[str, Tensor] = field(default_factory=dict)  # [B, 77], unbiased, over the same
-    keep: bool = False  # also the maps themselves, which cost memory
+    keep: bool = False  # also record the maps themselves, which cost memory
     maps: dict[str, Tensor] = field(default_factory=dict)  # [B, h * w, 77], over heads
 
     def clear(self) -> None:
-        """Forget the pass, whose activations statistics with a gradient would otherwise keep in memory."""
+        """Drop the statistics, whose gradient would keep the pass's activations in memory."""
         for found in (self.means, self.variances, self.maps):
             found.clear()
 
 
 class _Recording:
-    """An attention processor of diffusers that notes its probabilities in `maps`."""
+    """An attention processor of diffusers that records its probabilities in `maps`."""
 
     def __init__(self, path: str, maps: AttentionMaps):
         self.path, self.maps = path, maps
@@ -57,11 +60,11 @@ class _Recording:
     ) -> Tensor:
         query, key = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states)
         weights = probabilities(query, key, attn.heads)
-        self._note(weights)
+        self._record(weights)
         return attn.to_out[1](attn.to_out[0](attended(weights, attn.to_v(encoder_hidden_states))))
 
-    def _note(self, weights: Tensor) -> None:
-        """`[B, heads, h * w, 77]`."""
+    def _record(self, weights: Tensor) -> None:
+        """Record statistics of probabilities `[B, heads, h * w, 77]`."""
         self.maps.means[self.path] = weights.mean(dim=(1, 2))
         self.maps.variances[self.path] = weights.var(dim=(1, 2))
         if self.maps.keep:
@@ -70,7 +73,7 @@ class _Recording:
 
 @contextlib.contextmanager
 def record_cross_attention(unet: nn.Module, keep: bool = False) -> Iterator[AttentionMaps]:
-    """The statistics of every cross-attention of a diffusers U-Net, while the block lasts."""
+    """Record statistics of every cross-attention of a diffusers U-Net while the block lasts."""
     maps = AttentionMaps(keep=keep)
     before = {path: module for path, module in unet.named_modules() if path.endswith(".attn2")}
     processors = {path: module.processor for path, module in before.items()}
@@ -84,13 +87,13 @@ def record_cross_attention(unet: nn.Module, keep: bool = False) -> Iterator[Atte
 
 
 def records_attention(unet: nn.Module) -> bool:
-    """Whether `record_cross_attention` lasts."""
+    """Return whether `record_cross_attention` is at work."""
     return any(isinstance(getattr(module, "processor", None), _Recording) for module in unet.modules())
 
 
 @contextlib.contextmanager
 def first_token_without_gradient(unet: nn.Module) -> Iterator[None]:
-    """While the block lasts, no cross-attention learns from the prompt's start token (Custom Diffusion).
+    """Let no cross-attention learn from the prompt's start token while the block lasts (Custom Diffusion).
 
     Keys and values stay as they are at all 77 positions; those of the first carry no gradient.
     """
@@ -104,5 +107,5 @@ def first_token_without_gradient(unet: nn.Module) -> Iterator[None]:
 
 
 def _without_first(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-    """`[B, 77, d]`."""
+    """Detach the first position of keys or values `[B, 77, d]`."""
     return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)

@@ -24,9 +24,9 @@ class GraphedPass:
     Inputs of another shape than the captured ones, and everything where no graph could be captured, run as they are.
 
     Args:
-        parameters: those that receive a gradient; between two calls nobody may put another tensor in their place.
+        parameters: those that receive a gradient; they must stay the same tensors between two calls.
         capture: `(run, inputs) -> replay`, where `run` reads `inputs` whenever `replay()` is called.
-        notice: is told in one sentence why there is no graph.
+        notice: receives one sentence that says why there is no graph.
     """
 
     def __init__(
@@ -74,16 +74,16 @@ class GraphedPass:
             self.terms[name].copy_(term)
 
     def _without_gradients(self) -> None:
-        """So that a pass writes gradients and does not add to them."""
+        """Drop gradients, so that a pass writes them and does not add to them."""
         for parameter in self.parameters:
             parameter.grad = None
 
 
 def captured(run: Callable[[], None], clear: Callable[[], None]) -> Callable[[], None]:
-    """A function that does what `run` does on the current card, from a graph.
+    """Capture `run` on the current card as a CUDA graph, and return the function that replays it.
 
     Raises:
-        MemoryError: the graph, which keeps its activations, and a pass beside it do not fit.
+        MemoryError: the graph, which keeps its activations, and a pass next to it do not fit.
         RuntimeError: something in `run` waits for the card or depends on what it computes.
     """
     torch.cuda.empty_cache()
@@ -105,7 +105,7 @@ def captured(run: Callable[[], None], clear: Callable[[], None]) -> Callable[[],
 
 
 def _peak(run: Callable[[], None], clear: Callable[[], None]) -> int:
-    """Bytes that a pass takes at most."""
+    """Measure the peak memory of a pass in bytes."""
     clear()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -116,7 +116,7 @@ def _peak(run: Callable[[], None], clear: Callable[[], None]) -> int:
 
 @functools.cache
 def _stream(card: int) -> torch.cuda.Stream:
-    """One for all captures on a card: libraries keep a workspace for every stream that they have seen."""
+    """Return the one stream for all captures on a card: libraries keep a workspace for every stream."""
     return torch.cuda.Stream(card)
 
 

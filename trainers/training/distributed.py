@@ -21,17 +21,17 @@ from ..device import SingleDevice, T
 
 
 def launched() -> bool:
-    """Whether this process is one of several that work on the same training."""
+    """Return whether this process is one of several of the same training."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @contextlib.contextmanager
 def processes(device: torch.device) -> Iterator[torch.device]:
-    """The group of processes, and the device of this one: its own card where the device is one."""
+    """Join the group of processes, and yield the device of this one: its own card where the device is one."""
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    # Both: gradients lie where they are computed, what is agreed on the CPU.
+    # Both: gradients lie where they are computed, what is agreed on lies on the CPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
@@ -41,7 +41,7 @@ def processes(device: torch.device) -> Iterator[torch.device]:
 
 @dataclass(kw_only=True)
 class ManyDevices(SingleDevice):
-    """This process's device, and what it does together with the others. All of them make the same calls."""
+    """A process's device and its communication with the others. All processes make the same calls."""
 
     alone: ClassVar[bool] = False
 
@@ -49,7 +49,7 @@ class ManyDevices(SingleDevice):
         rank, size = dist.get_rank(), dist.get_world_size()
         if len(whole[0]) < size:
             raise ValueError(
-                f"{len(whole[0])} pictures per step cannot be shared by {size} processes: start at most "
+                f"The batch of {len(whole[0])} images cannot be shared by {size} processes: start at most "
                 f"{len(whole[0])}, or raise the batch size."
             )
         return tuple((one.split(size) if isinstance(one, Batch) else one.tensor_split(size))[rank] for one in whole)
@@ -60,7 +60,7 @@ class ManyDevices(SingleDevice):
         return dict(zip(sums, added.tolist(), strict=True))
 
     def agreed(self, found: T) -> T:
-        """What the first process has found: measures of two cards may differ in their last digits."""
+        """Return the first process's value: measurements of two cards may differ in their last digits."""
         data = torch.frombuffer(bytearray(json.dumps(found).encode()), dtype=torch.uint8)
         length = torch.tensor(len(data))
         dist.broadcast(length, src=0)

@@ -1,4 +1,4 @@
-"""How much memory a stage needs, and how to fit it into less: smaller splits, and gradient checkpointing."""
+"""Memory estimates of a stage, and plans to fit it into less: smaller micro-batches, gradient checkpointing."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -14,32 +14,33 @@ from .cross_attention import records_attention
 from .optimizers import bytes_per_value
 from .stage import Stage, freeze_all_but
 
-# What the count below does not see: workspaces, fragmentation, gradients under way.
+# For what is not counted below: workspaces, fragmentation, temporary gradients.
 MARGIN, BASE = 1.25, 256 * 2**20
-PROMPTS = 2  # at most, that the text encoders read for one picture: its own and one whose meaning is preserved
+PROMPTS = 2  # at most, that the text encoders read for one image: its own and one for knowledge preservation
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """What is done to fit into memory. It costs time and never changes a result beyond rounding."""
+    """Measures to fit into memory. They cost time and never change a result beyond rounding."""
 
     micro_batch_size: int = 0  # samples that go through the model at once; 0 = the whole batch
     gradient_checkpointing: bool = False
 
     def words(self, batch_size: int) -> str:
-        split = f"{self.micro_batch_size or batch_size} of {batch_size} pictures at once"
-        return split + (", activations computed twice" if self.gradient_checkpointing else "")
+        """Say the plan for a notice."""
+        split = f"micro-batch size {self.micro_batch_size or batch_size} of {batch_size}"
+        return split + (", gradient checkpointing" if self.gradient_checkpointing else "")
 
 
 def stage_bytes(
     models: Models, memory_plan: MemoryPlan, *, trained: int, batch_size: int, resolution: int, moment_bits: int = 32
 ) -> int:
-    """Estimated bytes that a stage needs beside the models' weights.
+    """Estimate the bytes that a stage needs besides the models' weights.
 
     Args:
-        trained: number of trained values; each has a gradient in float32 and two moments. What `requires_grad` in
-            the text encoders says where activations are kept.
-        moment_bits: of each moment.
+        trained: number of trained values; each has a gradient in float32 and two moments. `requires_grad` in the text
+            encoders decides where activations are kept.
+        moment_bits: bits of each moment.
         resolution: pixels on a side.
     """
     size, twice = min(memory_plan.micro_batch_size or batch_size, batch_size), memory_plan.gradient_checkpointing
@@ -52,10 +53,10 @@ def stage_bytes(
 
 
 def activation_bytes(models: Models, side: int, checkpointing: bool) -> int:
-    """Bytes that autograd keeps for a sample `[4, side, side]` through the U-Net as it trains, with fused attention.
+    """Count the bytes that autograd keeps for a sample `[4, side, side]` through the U-Net, with fused attention.
 
-    Counted without memory (the meta device), seconds at most whatever the size: with its LoRA, its own weights where
-    they train, and what records attention. Attention runs unfused there; the scores, which a fused kernel never stores,
+    Counted without memory (the meta device), seconds at most whatever the size: with LoRA, trained weights
+    and recorded attention. Attention runs unfused there; the scores, which a fused kernel never stores,
     are left out unless they are recorded.
     """
     unet, before = models.unet, models.unet.training
@@ -75,12 +76,12 @@ def activation_bytes(models: Models, side: int, checkpointing: bool) -> int:
 
 
 def unet_precision(models: Models) -> torch.dtype:
-    """What the U-Net computes in."""
+    """Return the precision that the U-Net computes in."""
     return models.precision if models.base_weights else models.unet_dtype
 
 
 def copied_bytes(models: Models) -> int:
-    """Bytes of what trains of the U-Net in the precision that it computes in, where that is another one."""
+    """Count the bytes of copies of trained U-Net weights in the precision that it computes in, if that is another."""
     half = unet_precision(models)
     trained = (p for p in models.unet.parameters() if p.requires_grad and p.dtype != half)
     return sum(half.itemsize * parameter.numel() for parameter in trained)
@@ -92,7 +93,7 @@ def _empty(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def text_activation_bytes(encoder: TextEncoder, checkpointing: bool) -> int:
-    """Bytes that autograd keeps for one prompt through a text encoder in float32; under autocast it is less.
+    """Count the bytes that autograd keeps for one prompt through a text encoder in float32; under autocast it is less.
 
     What does not depend on a parameter with `requires_grad` counts nothing.
     """
@@ -111,12 +112,12 @@ def text_activation_bytes(encoder: TextEncoder, checkpointing: bool) -> int:
 
 
 def cast_bytes(encoder: TextEncoder) -> int:
-    """Bytes of a text encoder's matrices in half precision: autocast makes copies, and autograd keeps them."""
+    """Count the bytes of a text encoder's matrices in half precision: autograd keeps autocast's copies."""
     return sum(2 * layer.weight.numel() for layer in encoder.modules() if isinstance(layer, nn.Linear))
 
 
 def _kept_bytes(forward: Callable[[], object], weights: Iterable[Tensor], left_out: Callable[[Tensor], bool]) -> int:
-    """Bytes that autograd keeps of `forward()` beside `weights` and what is left out."""
+    """Count the bytes that autograd keeps of `forward()`, without `weights` and what is left out."""
     known = {weight.untyped_storage()._cdata for weight in weights}
     sizes: dict[int, int] = {}
     kept = []  # alive until the end, so that no two storages share an address
@@ -134,7 +135,7 @@ def _kept_bytes(forward: Callable[[], object], weights: Iterable[Tensor], left_o
 
 
 def _inputs(models: Models, side: int, dtype: torch.dtype) -> dict:
-    """What the U-Net is called with for one sample, without memory."""
+    """Return the U-Net's arguments for one sample, without memory."""
     encoders = models.text_encoders
     parts = tuple(torch.zeros(1, 77, e.embedding.weight.shape[1], requires_grad=True, device="meta") for e in encoders)
     projection = encoders[-1].projection
@@ -144,7 +145,7 @@ def _inputs(models: Models, side: int, dtype: torch.dtype) -> dict:
 
 
 def _unstored(heads: int | tuple[int, ...], recorded: bool = False) -> Callable[[Tensor], bool]:
-    """Whether a tensor is scores of attention that a fused kernel never stores."""
+    """Return a test for attention scores, which a fused kernel never stores."""
     heads = (heads,) if isinstance(heads, int) else heads
 
     def is_scores(tensor: Tensor) -> bool:
@@ -165,10 +166,10 @@ def fit(
     resolution: int,
     moment_bits: int = 32,
 ) -> tuple[MemoryPlan, int]:
-    """The least effort, from `wanted` on, whose estimate fits into `free` bytes, and that estimate.
+    """Return the first plan, from `wanted` on, whose estimate fits into `free` bytes, and that estimate.
 
     Raises:
-        MemoryError: not even the greatest effort fits.
+        MemoryError: not even the last plan fits.
     """
     stage = {"trained": trained, "batch_size": batch_size, "resolution": resolution, "moment_bits": moment_bits}
     for memory_plan in memory_plans(wanted, batch_size):
@@ -176,18 +177,18 @@ def fit(
         if need <= free:
             return memory_plan, need
     raise MemoryError(
-        f"Training at {resolution} px needs about {need / 2**30:.1f} GB even picture by picture, and "
+        f"Training at {resolution} px needs about {need / 2**30:.1f} GB even with one image at a time, and "
         f"{free / 2**30:.1f} GB are free: lower the resolution in Load References, or close other programs."
     )
 
 
 @dataclass(kw_only=True)
 class MemoryBudget:
-    """What a training takes of its device, and how it makes do with less.
+    """Memory of a training's device, and the plan that fits into it.
 
     Attributes:
-        effort: what is done to fit; at first, and at the beginning of every stage, what is `wanted`.
-        free: bytes that the device has free; without it nothing is estimated.
+        memory_plan: the current plan; at first, and at the beginning of every stage, `wanted`.
+        free: returns the device's free bytes; without it nothing is estimated.
         resolution: pixels on a side.
     """
 
@@ -201,9 +202,9 @@ class MemoryBudget:
         self.wanted = self.memory_plan
 
     def make(self, stage: Stage) -> str:
-        """The least effort with which the stage fits, as an estimate; returns it in words, "" where there is none.
+        """Choose the first plan with which the stage fits; return it in words, "" without an estimate.
 
-        What an earlier stage had to do does not bind this one, which may need less.
+        An earlier stage's plan does not bind this one, which may need less.
         """
         self.memory_plan = self.wanted
         if not self.free:
@@ -211,10 +212,10 @@ class MemoryBudget:
         freeze_all_but(stage, self.models)  # only what trains keeps activations
         size = {"trained": trained_values(stage), "batch_size": stage.batch_size, "moment_bits": stage.moment_bits}
         self.memory_plan, need = fit(self.models, self.wanted, self.free(), resolution=self.resolution, **size)
-        return f"about {need / 2**30:.1f} GB of memory beside the models, {self.memory_plan.words(stage.batch_size)}"
+        return f"about {need / 2**30:.1f} GB of memory besides the models, {self.memory_plan.words(stage.batch_size)}"
 
     def shrink(self, stage: Stage, error: Exception) -> str:
-        """The next smaller effort after an error, in words; the error itself where memory was not the reason."""
+        """Choose the next plan after memory ran out, and return it in words; raise any other error again."""
         if not is_out_of_memory(error):
             raise error
         known = memory_plans(self.wanted, stage.batch_size)
@@ -222,7 +223,7 @@ class MemoryBudget:
         if not smaller:
             raise MemoryError(TOO_LARGE) from None
         self.memory_plan = smaller[0]
-        return f"memory ran out: going on with {self.memory_plan.words(stage.batch_size)}"
+        return f"memory ran out: continuing with {self.memory_plan.words(stage.batch_size)}"
 
 
 def trained_values(stage: Stage) -> int:
@@ -230,10 +231,10 @@ def trained_values(stage: Stage) -> int:
 
 
 def memory_plans(wanted: MemoryPlan, batch_size: int) -> list[MemoryPlan]:
-    """`wanted` and what is done next where it does not fit, the last with the least need.
+    """Return `wanted` and the plans to try next, the last with the least need.
 
-    Halves down to 2, then gradient checkpointing from the start on down to 1: a picture alone takes longer than two
-    whose activations are computed twice.
+    Halve down to 2, then use gradient checkpointing from the whole batch down to 1: single images take longer than
+    pairs with gradient checkpointing.
     """
     twice = replace(wanted, gradient_checkpointing=True)
     return ([] if wanted == twice else list(_halves(wanted, batch_size, 2))) + list(_halves(twice, batch_size, 1))

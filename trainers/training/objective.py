@@ -1,4 +1,4 @@
-"""The differentiable step: one module from a batch to named loss terms. It knows no method by name."""
+"""The differentiable step: one module from a batch to named loss terms, for any method."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from ..models.diffusion import Encoding, Models
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """All a loss may look at."""
+    """Inputs of a loss."""
 
     model_pred: Tensor  # [B, 4, h, w], float32
     target: Tensor  # [B, 4, h, w]
@@ -26,7 +26,7 @@ Loss = Callable[[Prediction], Tensor]
 
 
 class KnownPrompts:
-    """What text encoders that do not train make of prompts, each computed once.
+    """Encodings of prompts by text encoders that do not train, each computed once.
 
     Args:
         encode: ids `[n, E, 77]` on the CPU to their encoding on the device.
@@ -37,7 +37,7 @@ class KnownPrompts:
         self.rows: dict[bytes, Encoding] = {}
 
     def fill(self, batch: Batch) -> Batch:
-        """The batch with its encoding; one with preservation prompts, for encoders that do train, as it is."""
+        """Return the batch with its encoding; unchanged if it has preservation prompts, for encoders that train."""
         if batch.preservation_ids is not None:
             return batch
         keys = [row.numpy().tobytes() for row in batch.input_ids]

@@ -1,4 +1,4 @@
-"""The one optimizer, AdamW, with the moments it remembers in 32 or in 8 bits."""
+"""The one optimizer, AdamW, with moments of 32 or 8 bits."""
 
 import torch
 
@@ -6,16 +6,16 @@ ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}  # whatever the size of the moments
 MOMENT_BITS = {"adamw": 32, "adamw8bit": 8}
 WITHOUT_BITSANDBYTES = (
     "The optimizer adamw8bit needs the package bitsandbytes, which cannot be loaded here{why}: set optimizer to adamw "
-    "(and weights to lora where memory is short), or install bitsandbytes into the Python that runs ComfyUI."
+    "(and fine_tuning to lora where memory is short), or install bitsandbytes into the Python that runs ComfyUI."
 )
 
 
 def adamw(params: list[dict], weight_decay: float, moment_bits: int = 32) -> torch.optim.Optimizer:
-    """AdamW over groups of parameters.
+    """Return AdamW over groups of parameters.
 
     Args:
-        moment_bits: of each of a value's two moments: 32, or 8 with bitsandbytes, which keeps small tensors (fewer than
-            4096 values) in 32 and one scale per 256 values.
+        moment_bits: bits of each of a value's two moments: 32, or 8 with bitsandbytes, which keeps small tensors
+            (fewer than 4096 values) in 32 and one scale per 256 values.
     """
     if moment_bits == 8:
         return bitsandbytes_optimizers().AdamW8bit(params, weight_decay=weight_decay, **ADAM)
@@ -25,7 +25,7 @@ def adamw(params: list[dict], weight_decay: float, moment_bits: int = 32) -> tor
 
 
 def bytes_per_value(moment_bits: int) -> int:
-    """Of a trained value's two moments, and of one number more: its gradient in memory, itself in a checkpoint."""
+    """Return the bytes of a trained value's two moments and of its gradient (in a checkpoint: of itself)."""
     return 4 + 2 * moment_bits // 8
 
 
@@ -36,7 +36,11 @@ def check(name: str) -> None:
 
 
 def bitsandbytes_optimizers():
-    """The package's optimizers; it is no dependency of this pack."""
+    """Import the optimizers of bitsandbytes, which is not a dependency of this pack.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
     try:
         from bitsandbytes import optim
     except Exception as error:  # one that is there but was built for another card fails in ways of its own

@@ -1,7 +1,4 @@
-"""A training between two steps: what another process needs to go on bit for bit, in memory and as a file.
-
-It knows tensors only, neither methods nor folders.
-"""
+"""Checkpoints: the state of a training between two steps, to resume it bit for bit, in memory and as a file."""
 
 import json
 import zlib
@@ -19,15 +16,15 @@ from .. import files
 
 @dataclass(frozen=True, kw_only=True)
 class StageState:
-    """Where a stage stands.
+    """State of a stage between two steps.
 
-    The only memory beside it is the run's generator: batches, noise and timesteps are all drawn from there.
+    Besides this only the run's generator has a state: batches, noise and timesteps are all drawn from it.
     """
 
     step: int
     seconds: float
     params: tuple[Tensor, ...]  # in the order of the stage's parameters
-    # What AdamW remembers, by number of the parameter; its whole numbers as int64 without dimensions. Empty: nothing.
+    # AdamW's state by number of the parameter; its whole numbers as int64 without dimensions. Empty: none.
     optimizer: dict[int, dict[str, Tensor]]
     scaler: dict[str, float]
     generator: Tensor
@@ -42,7 +39,7 @@ def capture(
     optimizer: torch.optim.Optimizer | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> StageState:
-    """A copy on the CPU; without an optimizer, of a stage that has not begun or has ended."""
+    """Copy a stage's state to the CPU; without an optimizer, that of one that has not begun or has ended."""
     return StageState(
         step=step,
         seconds=seconds,
@@ -54,7 +51,7 @@ def capture(
 
 
 def _memory(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
-    """Of every parameter that was stepped. bitsandbytes counts steps in ints where torch has tensors."""
+    """Copy the optimizer's state. bitsandbytes counts steps in ints where torch has tensors."""
     numbered = enumerate(p for group in optimizer.param_groups for p in group["params"])
     known = {i: optimizer.state[p] for i, p in numbered if p in optimizer.state}
     return {i: {name: _copied(torch.as_tensor(v)) for name, v in named.items()} for i, named in known.items()}
@@ -72,7 +69,7 @@ def restore(
     optimizer: torch.optim.Optimizer | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> None:
-    """Put everything given back to `state`."""
+    """Restore parameters, generator and, if given, optimizer and scaler to `state`."""
     put(state.params, params)
     generator.set_state(state.generator)
     if optimizer and state.optimizer:
@@ -94,7 +91,7 @@ def _number(value: Tensor) -> Tensor | int:
 
 
 def save(stages: tuple[StageState, ...], path: Path) -> None:
-    """Write the stages so far, the last of them under way."""
+    """Write the states of the stages so far, the last of them the current one."""
     tensors = {}
     for i, stage in enumerate(stages):
         tensors[f"{i}.generator"] = stage.generator
@@ -103,12 +100,12 @@ def save(stages: tuple[StageState, ...], path: Path) -> None:
         tensors |= {f"{i}.optimizer.{j}.{name}": v for j, named in stage.optimizer.items() for name, v in named.items()}
     about = [{"step": s.step, "seconds": s.seconds, "scaler": s.scaler, "params": len(s.params)} for s in stages]
     metadata = {"stages": json.dumps(about), "checksum": str(_checksum(tensors))}
-    with files.replaced(path) as beside:
-        save_file(tensors, beside, metadata=metadata)
+    with files.replaced(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
 
 
 def load(path: Path) -> tuple[StageState, ...] | None:
-    """What `save` wrote, or `None` where the file is damaged."""
+    """Read what `save` wrote; `None` where the file is damaged."""
     try:
         tensors, metadata = files.tensors(path)
         if metadata["checksum"] != str(_checksum(tensors)):
@@ -137,7 +134,7 @@ def _stage(i: int, about: dict, tensors: dict[str, Tensor]) -> StageState:
 
 
 def _checksum(tensors: dict[str, Tensor]) -> int:
-    """CRC-32 over names and bytes: a disk's mistakes, not an enemy's."""
+    """Return CRC-32 over names and bytes, against damage, not against tampering."""
     total = 0
     for name in sorted(tensors):
         total = zlib.crc32(

@@ -1,4 +1,4 @@
-"""What the steps of a stage learn from: drawn on the CPU, one step ahead, and on the device when their step begins."""
+"""Inputs of a stage's steps: drawn on the CPU one step ahead, and on the device when their step begins."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from ..data.batch import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class StepInputs:
-    """All that one step draws, or this device's share of it."""
+    """Batch, noise and timesteps of one step, or this device's share of them."""
 
     batch: Batch
     noise: Tensor  # [B, 4, h, w]
@@ -19,29 +19,30 @@ class StepInputs:
     of: int  # samples of the whole batch
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "StepInputs":
-        """The inputs with `function` applied to every tensor."""
+        """Return the inputs with `function` applied to every tensor."""
         noise, timesteps = function(self.noise), function(self.timesteps)
         return StepInputs(batch=self.batch.map(function), noise=noise, timesteps=timesteps, of=self.of)
 
     def tensors(self) -> list[Tensor]:
+        """Return all tensors, in a fixed order."""
         found: list[Tensor] = []
         self.map(lambda tensor: found.append(tensor) or tensor)
         return found
 
     def split(self, parts: int) -> list["StepInputs"]:
-        """`parts` equal shares."""
+        """Split into `parts` shares."""
         return [self.map(lambda tensor, i=i: tensor.tensor_split(parts)[i]) for i in range(parts)]
 
 
 class Ahead:
     """A stage's inputs, step by step; the next ones can be drawn while the device is still at work.
 
-    Between two steps the generator stands where it would without that: who copies the state of a training, draws from
-    the generator or ends the stage early notices nothing.
+    Between two steps the generator's state is what it would be without that, so that a checkpoint, other draws and an
+    early end are unaffected.
 
     Args:
-        draw: the next batch, noise and timesteps; its only memory is the generator.
-        place: a tensor to the device.
+        draw: draws the next batch, noise and timesteps; its only state is the generator.
+        place: copies a tensor to the device.
     """
 
     def __init__(self, draw: Callable[[], StepInputs], generator: Generator, place: Callable[[Tensor], Tensor]):
@@ -49,14 +50,14 @@ class Ahead:
         self.next: tuple[StepInputs, Tensor] | None = None
 
     def take(self) -> StepInputs:
-        """The inputs of the step that begins; the generator then stands behind them."""
+        """Return the inputs of the step that begins, and advance the generator past them."""
         inputs, after = self.next or self._drawn()
         self.next = None
         self.generator.set_state(after)
         return inputs
 
     def prepare(self) -> None:
-        """Draw the inputs of the following step; a device copies them when it is done with this one."""
+        """Draw the inputs of the following step; the device copies them when it has finished this one."""
         before = self.generator.get_state()
         try:
             self.next = self._drawn()
@@ -69,7 +70,7 @@ class Ahead:
 
 
 def placed(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on the device, without waiting for it."""
+    """Copy a tensor to the device, without waiting for it."""
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Which timesteps a training step visits. Every sampler is a function of the batch size, with its own generator."""
+"""Samplers of training timesteps: functions of the batch size that draw from a generator."""
 
 from collections.abc import Callable
 
@@ -7,16 +7,16 @@ from torch import Generator, Tensor
 
 
 def uniform(alphas_cumprod: Tensor, generator: Generator) -> Callable[[int], Tensor]:
-    """Each of the `len(alphas_cumprod)` timesteps with equal probability."""
+    """Return a sampler of timesteps `[n]`, all equally likely."""
     return lambda n: torch.randint(len(alphas_cumprod), (n,), generator=generator)
 
 
 def snr_probabilities(alphas_cumprod: Tensor) -> Tensor:
-    """TextBoost's distribution, `p(t) ~ max(log SNR) - log SNR(t)`, `[T]` in float64 with sum 1.
+    """Return TextBoost's distribution (arXiv 2409.08248), `p(t) ~ max(log SNR) - log SNR(t)`, `[T]`.
 
-    `SNR(t) = alpha_t / (1 - alpha_t)` with the cumulative alpha. Noisier steps, which decide layout and identity,
-    are visited more often; the cleanest step is never drawn. A zero terminal SNR counts as the smallest positive
-    one, because its logarithm would take all of the probability.
+    In float64 with sum 1; `SNR(t) = alpha_t / (1 - alpha_t)` with the cumulative alpha. Noisier steps, which decide
+    layout and identity, are more likely; the cleanest step is never drawn. A zero terminal SNR counts as the
+    smallest positive one, because its logarithm would take all of the probability.
     """
     alphas = alphas_cumprod.double()
     log_snr = alphas.log() - (1 - alphas).log()
@@ -26,6 +26,6 @@ def snr_probabilities(alphas_cumprod: Tensor) -> Tensor:
 
 
 def snr_weighted(alphas_cumprod: Tensor, generator: Generator) -> Callable[[int], Tensor]:
-    """Timesteps drawn from `snr_probabilities` (TextBoost, arXiv 2409.08248)."""
+    """Return a sampler of timesteps `[n]` with `snr_probabilities` (TextBoost, arXiv 2409.08248)."""
     probabilities = snr_probabilities(alphas_cumprod)
     return lambda n: torch.multinomial(probabilities, n, replacement=True, generator=generator)

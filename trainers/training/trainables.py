@@ -1,4 +1,4 @@
-"""What can be made to train: new token rows, LoRA layers, chosen weights. Everything else stays frozen."""
+"""Trainable parts: embedding rows of new tokens, LoRA layers, selected weights. Everything else stays frozen."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from ..models.text_encoder import TextEncoder
 from ..models.tokenizer import START, Tokenizer
 from ..text import quoted
 
-MOST_VECTORS = 16  # a prompt has room for 75 tokens, and the subject should leave most of it free
+MOST_VECTORS = 16  # of the 75 tokens of a prompt
 
 
 class TokenEmbedding(nn.Module):
@@ -31,7 +31,7 @@ class TokenEmbedding(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The table, under the name that `nn.Embedding` gives it."""
+        """Frozen table, under the name that it has in `nn.Embedding`."""
         return self.table
 
     def forward(self, input_ids: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class TokenEmbedding(nn.Module):
 
 
 def add_tokens(encoder: TextEncoder, initializers: Iterable[tuple[str, str]]) -> TokenEmbedding:
-    """Give a text encoder new tokens, each one row per token of its initializer, and return their embedding.
+    """Add tokens to a text encoder, each with one row per token of its initializer, and return their embedding.
 
     A token that was learned earlier in the graph starts from its learned rows instead.
 
@@ -58,7 +58,9 @@ def add_tokens(encoder: TextEncoder, initializers: Iterable[tuple[str, str]]) ->
         check_placeholder(tokenizer, token)
         ids = initializer_ids(tokenizer, initializer)
         if not ids:
-            raise ValueError(f"The initializer of {token} is empty: write a word the model knows, such as its class.")
+            raise ValueError(
+                f"The initializer of {token} is empty: write a word of the vocabulary, such as its class word."
+            )
         learned = encoder.known_tokens.get(token)
         rows.append(table[ids].detach().clone() if learned is None else learned.to(table))
         tokenizer.add_placeholder(token, len(rows[-1]))
@@ -68,10 +70,9 @@ def add_tokens(encoder: TextEncoder, initializers: Iterable[tuple[str, str]]) ->
 
 
 def initializer_ids(tokenizer: Tokenizer, words: str) -> list[int]:
-    """Rows of the vocabulary that a new word starts from: those of words, and of `id:42170` that very row.
+    """Return the rows of the vocabulary that a placeholder token starts from: those of words, and 42170 for `id:42170`.
 
-    CLIP's vocabulary holds parts of words, too, which no word is spelled with: `ktn` is row 42170, written it becomes
-    the two tokens `k` and `tn`.
+    Some rows cannot be written: `ktn` is row 42170, but as text it becomes the two tokens `k` and `tn`.
 
     Raises:
         ValueError: the vocabulary has no such row.
@@ -83,7 +84,7 @@ def initializer_ids(tokenizer: Tokenizer, words: str) -> list[int]:
         elif int(piece[3:]) < min(START, tokenizer.vocab_size):
             ids.append(int(piece[3:]))
         else:
-            raise ValueError(f"The vocabulary has no word {quoted(piece)} to start from: use id:0 to id:{START - 1}.")
+            raise ValueError(f"The initializer {quoted(piece)} is not in the vocabulary: use id:0 to id:{START - 1}.")
     return ids
 
 
@@ -92,7 +93,7 @@ def check_placeholder(tokenizer: Tokenizer, token: str) -> None:
     if token in tokenizer.placeholders:
         raise ValueError(f"The placeholder {token} is already taken: choose another name.")
     if len(tokenizer.encode_words(token)) == 1:
-        raise ValueError(f"The placeholder {token} is a word the model already knows: write it as <{token}>.")
+        raise ValueError(f"The placeholder {token} is a word of the vocabulary: write it as <{token}>.")
 
 
 def check_words(tokenizer: Tokenizer, token: str, initializer: str, class_word: str) -> None:
@@ -100,12 +101,16 @@ def check_words(tokenizer: Tokenizer, token: str, initializer: str, class_word: 
     check_placeholder(tokenizer, token)
     for name, words in (("class word", class_word), ("initializer", initializer)):
         if not any(letter.isalpha() for letter in words):
-            raise ValueError(f"The {name} {quoted(words)} is no word: write what your subject is, such as corgi dog.")
-        if (count := len(initializer_ids(tokenizer, words))) > MOST_VECTORS:
             raise ValueError(
-                f"The {name} has {count} tokens, too many for a prompt: describe the subject in at most "
-                f"{MOST_VECTORS} tokens."
+                f"The {name} {quoted(words)} is not a word: write your subject's class, such as corgi dog."
             )
+        if (count := len(initializer_ids(tokenizer, words))) > MOST_VECTORS:
+            raise ValueError(f"The {name} has {count} tokens, too many for a prompt: use at most {MOST_VECTORS}.")
+
+
+def gaussian(noise: Tensor, rank: int) -> Tensor:
+    """LoRA's initial A from standard normal noise of its shape: `normal(0, 1 / rank)`, peft's "gaussian"."""
+    return noise / rank
 
 
 def add_lora(
@@ -115,15 +120,17 @@ def add_lora(
     alpha: float,
     generator: Generator,
     rows: slice = slice(None),
+    init: Callable[[Tensor, int], Tensor] = gaussian,
 ) -> list[nn.Parameter]:
-    """Put LoRA beside every linear layer of `module` whose name ends with one of `targets`.
+    """Add LoRA to every linear layer of `module` whose name ends with one of `targets`.
 
     Layers that have one keep it. Returns the parameters of all LoRA in `module`, in its own order.
 
-    `y = W x + (alpha / rank) B A x` with `A ~ normal(0, 1 / rank)` and `B = 0`, drawn from `generator`. A is
-    `[rank, in]`, B is `[out, rank]`.
+    `y = W x + (alpha / rank) B A x` (arXiv 2106.09685) with A `[rank, in]` of `init` and B `[out, rank]` of zeros.
 
     Args:
+        generator: draws A's noise.
+        init: A from standard normal noise and the rank.
         rows: the rows of B that receive a gradient, counted from 0 along its outputs. The others stay exactly zero,
             because weight decay of zero is zero: those outputs stay the base's.
     """
@@ -138,9 +145,9 @@ def add_lora(
     for name, parameter in lora.items():
         if name in earlier:
             continue
-        parameter.data = parameter.data.float()  # the base may be half precision, what trains is not
+        parameter.data = parameter.data.float()  # the base may be half precision, trained weights are not
         if "lora_A" in name:
-            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / rank)
+            parameter.data.copy_(init(torch.randn(parameter.shape, generator=generator), rank))
         elif rows != slice(None):
             parameter.register_hook(partial(_only_rows, rows))
     return list(lora.values())
@@ -153,9 +160,9 @@ def _only_rows(rows: slice, gradient: Tensor) -> Tensor:
 
 
 def select(models: Models, pattern: str = "") -> list[nn.Parameter]:
-    """The U-Net's own weights whose name contains `pattern`, to be trained whole, in float32.
+    """Select the U-Net's own weights whose name contains `pattern` for training, in float32, and return them.
 
-    What they were is kept in `models.base_weights`, so that the difference can be given to any model like it.
+    Their initial values are copied to `models.base_weights`, so that the difference can be saved.
     """
     chosen = [(name, p) for name, p in models.unet.named_parameters() if pattern in name and "lora_" not in name]
     for name, parameter in chosen:
@@ -166,7 +173,7 @@ def select(models: Models, pattern: str = "") -> list[nn.Parameter]:
 
 
 def mean_norm(table: Tensor) -> float:
-    """Mean Euclidean length of a vocabulary's rows."""
+    """Return the mean Euclidean length of a vocabulary's rows."""
     return table.float().norm(dim=-1).mean().item()
 
 
@@ -177,7 +184,7 @@ def clamp_norms(rows: Tensor, longest: float) -> None:
 
 
 def norm_clamp(embeddings: Iterable[TokenEmbedding]) -> Callable[[], None]:
-    """A function for after each step: no new row is longer than its vocabulary's rows are on average."""
+    """Return a function for after each step that scales new rows back to their vocabulary's mean length."""
     longest = [(embedding.rows, mean_norm(embedding.table)) for embedding in embeddings]
 
     def clamp() -> None:

@@ -112,11 +112,11 @@ def test_what_this_pack_returns_needs_no_warning(graph, tmp_path):
     from personalize.nodes.apply import apply
     from personalize.nodes.host import session, unsupported, weights
     from personalize.trainers.data.concept import Concept
-    from personalize.trainers.recipes import textboost, textboost2026
+    from personalize.trainers.recipes import textboost, textboost_2026
     from personalize.trainers.runs import train
     from personalize.trainers.runs.run import Run
 
-    for recipe in (textboost.BENCHMARK, textboost2026.PLUS):
+    for recipe in (textboost.BENCHMARK, textboost_2026.PLUS):
         concept = Concept(images=(torch.rand(3, 64, 64),), resolution=64)
         run = Run(concept=concept, recipe=dataclasses.replace(recipe, steps=1, batch_size=1, views=1))
         with session.training_session():

@@ -269,12 +269,13 @@ def test_placeholder_in_every_spelling(graph, trained):
 def test_every_operation_uses_the_learned_ids(trained):
     """The prompt of each augmentation holds exactly the ids of its learned token."""
     from personalize.trainers.data import augmentation
+    from personalize.trainers.recipes.textboost import PHRASES, TOKENS
 
     tokenizer = trained[0].text_encoders[0].tokenizer
     generator = torch.Generator().manual_seed(0)
-    for operation, (token, _) in augmentation.TOKENS.items():
+    for operation, (token, _) in TOKENS.items():
         for _ in range(4):
-            prompt = augmentation.describe("a <concept>", (operation,), "tokens", generator)
+            prompt = augmentation.describe("a <concept>", (operation,), PHRASES["tokens"], generator)
             new = [i for i in tokenizer.words(prompt) if i >= tokenizer.vocab_size]
             expected = {*tokenizer.placeholders["<concept>"], *tokenizer.placeholders[token]}
             assert set(new) == expected and len(new) == len(expected)

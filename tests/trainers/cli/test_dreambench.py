@@ -73,7 +73,7 @@ def rows_of(file):
 
 
 def scores(out):
-    return {name: (told(out, name)["scores"], told(out, name)["pictures"]) for name in NAMES}
+    return {name: (told(out, name)["scores"], told(out, name)["images"]) for name in NAMES}
 
 
 @pytest.mark.slow
@@ -98,9 +98,9 @@ def test_the_table_holds_what_scoring_gives(files, whole):
         "fish_2", drawn, scorer.References(seen=[first], unseen=[second])
     )
 
-    rows = [row for row in rows_of(whole / "fish_2" / "report.csv") if row["of"] == "picture"]
+    rows = [row for row in rows_of(whole / "fish_2" / "report.csv") if row["of"] == "image"]
     found = [{name: float(row[name]) for name in COLUMNS[:-1]} for row in rows]
-    assert found == [each.scores for each in by_hand.pictures]
+    assert found == [each.scores for each in by_hand.images]
     table = {row["subject"]: row for row in rows_of(whole / "dreambench.csv")}
     for name in COLUMNS:
         assert float(table["fish_2"][name]) == by_hand.spread(name).mean
@@ -123,11 +123,11 @@ def test_only_what_has_other_settings_is_made_again(files, whole, tmp_path, caps
     assert (out / "dog_0" / "report.json").stat().st_mtime_ns == before
     bench(files, out, *one, "--cfg", "3")  # other pictures of the same training
     said = capsys.readouterr().out
-    assert "dog_0: trained before" in said and told(out, "dog_0")["settings"]["cfg"] == 3.0
+    assert "dog_0: already trained" in said and told(out, "dog_0")["settings"]["cfg"] == 3.0
     bench(files, out, *one, "--references", "0")
     said = capsys.readouterr().out
-    assert "trained before" not in said and "step 1 of 12" in said
-    assert told(out, "dog_0")["not measured"]["DINO unseen"] == "all pictures were learned from"
+    assert "already trained" not in said and "step 1 of 12" in said
+    assert told(out, "dog_0")["not measured"]["DINO unseen"] == "all images were trained on"
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_another_judge_of_the_same_name_is_asked_again(files, whole, tmp_path, c
     save_file({name: weight * 1.01 for name, weight in state.items()}, judges / evaluating.ENCODER)
     dreambench.dreambench(dreambench.parser().parse_args([*given, "--subjects", "dog_0"]))
     said = capsys.readouterr().out
-    assert "dog_0: trained before" in said and "not repeated" not in said
+    assert "dog_0: already trained" in said and "not repeated" not in said
 
 
 def test_a_subject_that_fails_stops_no_other(files, tmp_path, capsys):
@@ -155,18 +155,18 @@ def test_a_subject_that_fails_stops_no_other(files, tmp_path, capsys):
     table = {row["subject"]: row for row in rows_of(tmp_path / "out" / "dreambench.csv")}
     assert table["cup_1"]["state"] == FAILED and "'00.jpg' cannot be read" in table["cup_1"]["note"]
     assert table["dog_0"]["state"] == "done" and table["mean"]["state"] == "1 of 2 subjects"
-    assert "cup_1, failed: The picture '00.jpg' cannot be read" in capsys.readouterr().out
+    assert "cup_1, failed: The image '00.jpg' cannot be read" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--data", "nowhere"], "The folder 'nowhere' holds no subjects: give a copy of the DreamBooth data set"),
-        (["--subjects", "dog_0,god"], "There is no subject 'god': choose of cup_1, dog_0, fish_2"),
+        (["--data", "nowhere"], "The folder 'nowhere' has no subjects: give a copy of the DreamBooth data set"),
+        (["--subjects", "dog_0,god"], "The subject 'god' does not exist: choose among cup_1, dog_0, fish_2"),
         (["--workers", "2"], "Several workers need the package ray: pip install ray"),
         (["--workers", "0"], "The number of workers is 0"),
         (["--references", "-2"], "The number of references is -2"),
-        (["--placeholder-token", "dog"], "The placeholder dog is a word the model already knows"),
+        (["--placeholder-token", "dog"], "The placeholder dog is a word of the vocabulary"),
         (["--dino-weights", "none.safetensors"], "There are no DINO weights 'none.safetensors'"),
         (["--set", "stepz=1"], "TextBoost has no setting 'stepz'"),
         (["--steps", "0"], "The value of steps of the protocol is 0: use 1 to 1000"),
@@ -232,7 +232,7 @@ def pictures(texts):
 
 
 def test_why_there_is_no_vqa(tmp_path, monkeypatch):
-    report = Report(label="x", pictures=pictures(["a dog"]))
+    report = Report(label="x", images=pictures(["a dog"]))
     assert vqa.added(report, True, "cpu").missing == {"VQA": "the package t2v_metrics is not installed"}
     (tmp_path / "t2v_metrics.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
@@ -255,8 +255,8 @@ def test_vqa_asks_its_package_for_each_picture_and_its_text(tmp_path, monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "t2v_metrics", raising=False)
     vqa._model.cache_clear()
-    report = vqa.added(Report(label="x", pictures=pictures(["a dog", "a red dog", "a dog"])), True, "cpu")
-    assert [each.scores["VQA"] for each in report.pictures] == [5.0, 9.0, 5.0]
+    report = vqa.added(Report(label="x", images=pictures(["a dog", "a red dog", "a dog"])), True, "cpu")
+    assert [each.scores["VQA"] for each in report.images] == [5.0, 9.0, 5.0]
     assert report.metric_models["VQA"] == "clip-flant5-xxl" and report.spread("VQA").n == 3
     sys.modules.pop("t2v_metrics")
     vqa._model.cache_clear()

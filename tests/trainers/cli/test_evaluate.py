@@ -70,7 +70,7 @@ def by_hand(world, models, prompt, text, unseen=()):
     seen = [to_pil(picture) for picture in read_folder(world / "dog_0")[0]]
     scorer = scoring.Scorer(scorer_config=judges, extractors=ExtractorCache(folders=lambda: [world / "judges"]))
     report = scorer.report("x", drawn, scoring.References(seen=seen, unseen=unseen))
-    return [each.scores for each in report.pictures]
+    return [each.scores for each in report.images]
 
 
 def test_the_scores_are_those_of_what_was_learned(world, tmp_path):
@@ -80,7 +80,7 @@ def test_the_scores_are_those_of_what_was_learned(world, tmp_path):
     unseen = [to_pil(picture) for picture in read_folder(world / "others")[0]]
     line = drawn_subjects.PROMPTS.splitlines()[0]
     prompt, text = line.replace("{}", "<concept>"), line.replace("{}", "dog")
-    assert [each["scores"] for each in told["pictures"]] == by_hand(world, models, prompt, text, unseen)
+    assert [each["scores"] for each in told["images"]] == by_hand(world, models, prompt, text, unseen)
 
 
 def test_a_finished_run(world, tmp_path, capsys):
@@ -89,18 +89,18 @@ def test_a_finished_run(world, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "grid.png", "report.csv", "report.html", "report.json", "scatter.png", "table.png",
     ]  # fmt: skip
-    assert told["label"] == "mine" and [each["seed"] for each in told["pictures"]] == [7, 8, 7, 8]
-    assert told["pictures"][0]["prompt"] == "a photo of a <concept> in the snow"
-    assert told["pictures"][0]["text"] == "a photo of a dog in the snow"
+    assert told["label"] == "mine" and [each["seed"] for each in told["images"]] == [7, 8, 7, 8]
+    assert told["images"][0]["prompt"] == "a photo of a <concept> in the snow"
+    assert told["images"][0]["text"] == "a photo of a dog in the snow"
     assert all(told["scores"][name] for name in ("CLIP-T", "DINO seen", "DINO unseen"))
-    assert "drawn 4 of 4" in capsys.readouterr().out
+    assert "generated 4 of 4 images" in capsys.readouterr().out
     written = (tmp_path / "report.json").stat().st_mtime_ns
     evaluate(world, run_of(world) / "run.json", tmp_path, *more)
-    assert "not drawn again" in capsys.readouterr().out
+    assert "not repeated" in capsys.readouterr().out
     assert (tmp_path / "report.json").stat().st_mtime_ns == written
     told = evaluate(world, run_of(world), tmp_path, *more, "--token-format", "V C", "--compare-with", "removed")
-    assert told["pictures"][0]["prompt"] == "a photo of a <concept> dog in the snow"
-    assert told["pictures"][0]["text"] == "a photo of a in the snow"
+    assert told["images"][0]["prompt"] == "a photo of a <concept> dog in the snow"
+    assert told["images"][0]["text"] == "a photo of a in the snow"
 
 
 def test_the_preferred_state_of_a_run(world, tmp_path, capsys):
@@ -121,13 +121,11 @@ def test_the_preferred_state_of_a_run(world, tmp_path, capsys):
         told, models = evaluate(world, folder, tmp_path / "out", *more), fresh(world)
         step = pick.preferred(RunFolder(folder).history(2), weight).step
         restore.put(RunFolder(folder).result(step=step), models)
-        scores = by_hand(world, models, told["pictures"][0]["prompt"], told["pictures"][0]["text"])
-        assert [each["scores"] for each in told["pictures"]] == scores
+        scores = by_hand(world, models, told["images"][0]["prompt"], told["images"][0]["text"])
+        assert [each["scores"] for each in told["images"]] == scores
         found.append((step, scores))
     last = evaluate(world, folder, tmp_path / "last", *more[:-2])
-    assert [[each["scores"] for each in last["pictures"]] == scores for _, scores in found] == [
-        s == 2 for s, _ in found
-    ]
+    assert [[each["scores"] for each in last["images"]] == scores for _, scores in found] == [s == 2 for s, _ in found]
     with pytest.raises(SystemExit, match="error: The value of text_weight of PickByScore is 2.0: use 0.0 to 1.0"):
         evaluate(world, folder, tmp_path / "out", "--text-weight", "2")
 
@@ -138,18 +136,18 @@ def test_the_untrained_model(world, tmp_path):
     told = evaluate(world, "none", tmp_path, *flags)
     assert told["label"] == "untrained" and told["not measured"]["CLIP-I unseen"] == "no unseen references"
     text = published()["DreamBooth live subjects"][0].replace("{}", "dog")
-    assert [each["scores"] for each in told["pictures"]] == by_hand(world, fresh(world), text, text)
+    assert [each["scores"] for each in told["images"]] == by_hand(world, fresh(world), text, text)
 
 
 @pytest.mark.parametrize(
     ("what", "more", "sentence"),
     [
-        ("none", [], "There is no picture of the subject: name a folder of pictures with --images"),
-        ("nothing", [], "run.json is no description of a run"),
+        ("none", [], "There is no image of the subject: give a folder of images with --images"),
+        ("nothing", [], "run.json does not describe a run"),
         ("run", ["--clip-weights", "none"], "There are no CLIP weights 'none'"),
         ("run", ["--prompt-set", "own"], "There is no prompt: write one per line"),
         ("run", ["--seeds", "0"], "The value of seeds of the protocol is 0: use 1 to 256"),
-        ("broken", [], "holds no complete result: train it to its end first"),
+        ("broken", [], "has no complete result: train it to its end first"),
     ],
 )
 def test_what_is_wrong_gets_one_sentence(world, tmp_path, what, more, sentence):

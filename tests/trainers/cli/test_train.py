@@ -83,7 +83,7 @@ def test_only_what_a_png_would_round_is_kept_as_numbers(tmp_path):
         (["recipe", "templates"], "none", "templates of TextBoost is 'none': use one of imagenet_small, plain"),
         (["concept", "class_wort"], "dog", "Concept has no setting 'class_wort'"),
         (["concept", "crop"], "left", "The crop is 'left': use one of center, random, bucket"),
-        (["concept", "images"], [], "no word images"),
+        (["concept", "images"], [], "has images, which are not words"),
         (["precision"], "float64", "The precision is 'float64': use float32, "),
         (["seed"], "1", "The seed is '1'"),
         (["stopper"], [{"monitor": "dvar"}], "There is no monitor 'dvar': choose one of DVAR, "),
@@ -107,12 +107,12 @@ def test_a_folder_without_pictures_gets_one_sentence(tmp_path):
     folder_of(Run(concept=concept(), recipe=FAST), tmp_path)
     for file in (tmp_path / "images").iterdir():
         file.unlink()
-    with pytest.raises(ValueError, match="has no images beside its run.json"):
+    with pytest.raises(ValueError, match="has no images next to its run.json"):
         replay.read(tmp_path / "run.json")
     (tmp_path / "images" / "00.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="pictures of the run .* cannot be read"):
+    with pytest.raises(ValueError, match="images of the run .* cannot be read"):
         replay.read(tmp_path / "run.json")
-    with pytest.raises(ValueError, match="is no description of a run"):
+    with pytest.raises(ValueError, match="does not describe a run"):
         replay.read(tmp_path / "nothing.json")
 
 
@@ -170,7 +170,7 @@ def test_the_commands_help_reads_like_a_map(capsys):
     command.main(["--help"])
     text = capsys.readouterr().out
     assert all(f"python -m trainers {word} " in text for word in command.COMMANDS)
-    with pytest.raises(SystemExit, match="There is no command 'textboost': use one of train, rerun"):
+    with pytest.raises(SystemExit, match="The command 'textboost' does not exist: use one of train, rerun"):
         command.main(["textboost"])
 
 

@@ -9,6 +9,11 @@ import torch
 from personalize.trainers.data import augmentation
 from personalize.trainers.data import concept as concept_module
 from personalize.trainers.data.concept import Concept
+from personalize.trainers.recipes.textboost import COLLAGES, NAMES, OPERATIONS, PHRASES, TOKENS
+
+SCALE, CROP, SHIFT, _ = OPERATIONS["all"]
+AUGMENT = partial(augmentation.augment, operations=OPERATIONS["all"], collages=COLLAGES["all"])
+HALF = partial(AUGMENT, p=0.5, grayscale_p=0.2)
 
 
 def generator(seed=0):
@@ -35,7 +40,7 @@ def test_flip_mirrors(picture):
 def test_shift_moves_and_repeats_the_edge(height, seed):
     """By a share of the width, whatever the height."""
     picture = torch.rand(3, height, 32, generator=generator(9))
-    shifted, name = augmentation.shift(picture, generator(seed))
+    shifted, name = SHIFT(picture, generator(seed))
     # the distance is the one at which the pictures agree
     if name == "left":
         pixels = next(d for d in range(1, 32) if torch.equal(shifted[..., : 32 - d], picture[..., d:]))
@@ -78,7 +83,7 @@ def test_scale_is_named_only_where_it_shows(picture):
     names, factors = [], []
     for seed in range(200):
         factors.append(augmentation.draw(generator(seed), 0.34, 1.4))
-        names.append(augmentation.scale(picture, generator(seed))[1])
+        names.append(SCALE(picture, generator(seed))[1])
     for factor, name in zip(factors, names, strict=True):
         assert name == ("zoom-out" if factor < 0.6 else "zoom-in" if factor > 1.2 else None)
     assert {None, "zoom-in", "zoom-out"} == set(names)
@@ -88,7 +93,7 @@ def test_crop_enlarges_a_square():
     ramp = torch.linspace(0, 1, 64).expand(1, 64, 64).clone()
     widths = []
     for seed in range(100):
-        cropped, name = augmentation.crop(ramp, generator(seed))
+        cropped, name = CROP(ramp, generator(seed))
         assert name == "crop" and cropped.shape == ramp.shape
         widths.append((cropped[0, 0, -1] - cropped[0, 0, 0]).item())
     assert min(widths) > 0.08**0.5 - 0.06 and max(widths) > 0.9  # 8 to 100 % of the area
@@ -100,7 +105,7 @@ def test_crop_has_the_pictures_shape(height, width):
     size = torch.tensor([height, width])
     centres = []
     for seed in range(100):
-        cropped, _ = augmentation.crop(ramps(height, width) / size[:, None, None], generator(seed))
+        cropped, _ = CROP(ramps(height, width) / size[:, None, None], generator(seed))
         assert cropped.shape == (2, height, width)
         low, high = cropped.amin(dim=(1, 2)) * size, cropped.amax(dim=(1, 2)) * size
         parts = (high - low + 1) / size
@@ -138,7 +143,7 @@ def test_grayscale_is_luma(picture):
 
 def test_draws_are_independent_and_stack(picture):
     g = generator()
-    views = [augmentation.augment((picture, None), g, p=0.5, grayscale_p=0.2) for _ in range(2000)]
+    views = [AUGMENT((picture, None), g, p=0.5, grayscale_p=0.2) for _ in range(2000)]
     share = lambda name: sum(name in view.operations for view in views) / len(views)  # noqa: E731
     assert share("collage") == pytest.approx(0.5, abs=0.04)
     assert share("grayscale") == pytest.approx(0.2, abs=0.03)
@@ -159,15 +164,17 @@ def test_only_the_flip_leaves_a_style_alone(picture):
         ("hflip", "grayscale"): gray.flip(-1),
     }
     for _ in range(1000):
-        view = augmentation.augment((picture, None), g, p=0.5, grayscale_p=0.2, kinds="flip")
+        view = augmentation.augment(
+            (picture, None), g, operations=OPERATIONS["flip"], collages=(), p=0.5, grayscale_p=0.2
+        )
         assert torch.equal(view.pixels, expected[view.operations])
         seen.append("hflip" in view.operations)
     assert sum(seen) / len(seen) == pytest.approx(0.5, abs=0.05)
-    assert {name for operations in expected for name in operations} == set(augmentation.NAMES["flip"])
+    assert {name for operations in expected for name in operations} == set(NAMES["flip"])
 
 
 def test_off_means_unchanged(picture):
-    view = augmentation.augment((picture, None), generator(), p=0.0, grayscale_p=0.0)
+    view = AUGMENT((picture, None), generator(), p=0.0, grayscale_p=0.0)
     assert view.operations == () and torch.equal(view.pixels, picture)
 
 
@@ -177,11 +184,11 @@ def test_mask_follows_the_picture(height, width):
     mask = (torch.rand(1, height, width, generator=generator(9)) > 0.5).float()
     pixels, seen = mask.expand(3, -1, -1), set()
     for seed in range(100):
-        view = augmentation.augment((pixels, mask), generator(seed), p=0.9, grayscale_p=0.0)
+        view = AUGMENT((pixels, mask), generator(seed), p=0.9, grayscale_p=0.0)
         assert view.pixels.shape == pixels.shape and view.mask.shape == mask.shape
         assert torch.allclose(view.pixels[:1], view.mask)
         seen |= set(view.operations)
-    assert seen == set(augmentation.TOKENS) - {"grayscale"}
+    assert seen == set(TOKENS) - {"grayscale"}
 
 
 SHAPES = pytest.mark.parametrize(("height", "width"), [(32, 32), (24, 40), (40, 20)])
@@ -208,7 +215,7 @@ def test_counter_clockwise_is_a_quarter_turn_to_the_left(picture):
 def test_no_turned_picture_has_black_corners(height, width):
     white = torch.ones(3, height, width)
     for seed in range(50):
-        view = augmentation.turn((white, None), generator(seed), p=1.0)
+        view = augmentation.random_rotation((white, None), generator(seed), p=1.0)
         assert torch.allclose(view.pixels, white, atol=1e-5)
 
 
@@ -217,7 +224,7 @@ def test_turns_are_drawn_as_the_paper_says():
     row, column = ramps(64, 64)
     angles, random_flip = [], 0
     for seed in range(400):
-        view = augmentation.turn((torch.stack([row, column, row]), None), generator(seed))
+        view = augmentation.random_rotation((torch.stack([row, column, row]), None), generator(seed))
         down, right = (view.pixels[:2, 32, 33] - view.pixels[:2, 32, 32]).tolist()  # one pixel to the right comes from
         random_flip += right < 0
         angles.append(math.degrees(math.atan(down / right)))
@@ -229,14 +236,14 @@ def test_turns_are_drawn_as_the_paper_says():
 def test_a_mask_turns_with_its_picture():
     mask = (torch.rand(1, 24, 40, generator=generator(9)) > 0.5).float()
     for seed in range(20):
-        view = augmentation.turn((mask.expand(3, -1, -1), mask), generator(seed))
+        view = augmentation.random_rotation((mask.expand(3, -1, -1), mask), generator(seed))
         assert view.operations == () and torch.equal(view.pixels[:1], view.mask)
-    assert augmentation.turn((mask.expand(3, -1, -1), None), generator()).mask is None
+    assert augmentation.random_rotation((mask.expand(3, -1, -1), None), generator()).mask is None
 
 
 def test_words_stand_where_they_belong():
     def describe(*operations, named="words"):
-        prompts = {augmentation.describe("a <dog>", operations, named, generator(s)) for s in range(20)}
+        prompts = {augmentation.describe("a <dog>", operations, PHRASES[named], generator(s)) for s in range(20)}
         return prompts
 
     assert describe("collage") == {"photo collage of a <dog>"}
@@ -251,12 +258,8 @@ def test_words_stand_where_they_belong():
 def test_a_view_knows_its_picture():
     """Pictures come in the order asked for, each view with the number of the picture it was made from."""
     concept = Concept(images=tuple(torch.full((3, 32, 32), value) for value in (0.0, 0.5, 1.0)))
-    seen = [
-        *augmentation.views(
-            concept, [2, 0, 1, 1], (32, 32), generator(), partial(augmentation.augment, p=0.0, grayscale_p=0.0)
-        )
-    ]
-    assert [view.picture for view in seen] == [2, 0, 1, 1]
+    seen = [*augmentation.views(concept, [2, 0, 1, 1], (32, 32), generator(), partial(AUGMENT, p=0.0, grayscale_p=0.0))]
+    assert [view.image for view in seen] == [2, 0, 1, 1]
     assert [view.pixels.mean().item() for view in seen] == [1.0, 0.0, 0.5, 0.5]
 
 
@@ -265,20 +268,18 @@ def test_a_picture_is_cut_once_unless_the_cut_is_drawn(monkeypatch, crop, times)
     """And what is made of it stays what it was: cut anew for every view."""
     concept = Concept(images=(torch.rand(3, 40, 32), torch.rand(3, 48, 64)), resolution=32, crop=crop)
     cuts, cutting = [], concept_module.cut
-    monkeypatch.setattr(concept, "cut", lambda *arguments: cuts.append(1) or cutting(*arguments))
+    monkeypatch.setattr(concept_module, "cut", lambda *arguments: cuts.append(1) or cutting(*arguments))
     order, drawn = [0, 1] * 4, generator(3)
-    found = [*augmentation.views(concept, order, (32, 32), drawn, augmentation.augment)]
+    found = [*augmentation.views(concept, order, (32, 32), drawn, HALF)]
     assert len(cuts) == times
     drawn = generator(3)
     for view, picture in zip(found, order, strict=True):
-        anew = augmentation.augment(concept_module.instance(concept, picture, (32, 32), drawn), drawn)
+        anew = HALF(concept_module.instance(concept, picture, (32, 32), drawn), drawn)
         assert torch.equal(view.pixels, anew.pixels) and view.operations == anew.operations
 
 
 def test_same_seed_same_views():
     concept = Concept(images=(torch.rand(3, 40, 32), torch.rand(3, 32, 32)), crop="random")
-    first, second = (
-        augmentation.views(concept, [0, 1] * 5, (32, 32), generator(3), augmentation.augment) for _ in range(2)
-    )
+    first, second = (augmentation.views(concept, [0, 1] * 5, (32, 32), generator(3), HALF) for _ in range(2))
     for a, b in zip(first, second, strict=True):
-        assert torch.equal(a.pixels, b.pixels) and (a.operations, a.picture) == (b.operations, b.picture)
+        assert torch.equal(a.pixels, b.pixels) and (a.operations, a.image) == (b.operations, b.image)

@@ -19,7 +19,7 @@ from personalize.trainers.data.latents import encode_views
 from personalize.trainers.data.paired_views import PairedViews
 from personalize.trainers.digest import choose
 from personalize.trainers.images import bucket
-from personalize.trainers.recipes.textboost import TextBoost
+from personalize.trainers.recipes.textboost import COLLAGES, OPERATIONS, TextBoost
 from personalize.trainers.runs import train
 from personalize.trainers.runs.preview import Preview
 from personalize.trainers.runs.run import Run
@@ -27,6 +27,7 @@ from personalize.trainers.runs.run import Run
 # Three landscapes, two portraits, a square; at 32 pixels they are trained at these sizes.
 SHAPES = [(48, 80), (80, 48), (48, 80), (64, 64), (96, 160), (40, 24)]
 SIZES = [(24, 40), (40, 24), (24, 40), (32, 32), (24, 40), (40, 24)]
+AUGMENT = partial(augmentation.augment, operations=OPERATIONS["all"], collages=COLLAGES["all"])
 
 
 def generator(seed=0):
@@ -39,7 +40,7 @@ def concept(shapes=SHAPES, crop="bucket", **changes):
 
 
 def paired(pool, p=0.5):
-    augment = partial(augmentation.augment, p=p, grayscale_p=0.0)
+    augment = partial(AUGMENT, p=p, grayscale_p=0.0)
     return PairedViews(templates=["a {}"], subject="dog", augment=augment, pool=pool, batch_size=4)
 
 
@@ -94,7 +95,7 @@ def test_a_pool_for_each_size_in_proportion():
     """Twelve views of three, two and one pictures, each pool showing its own pictures in turn; then drawn so, too."""
     pools = paired(12).pools(small.models(), concept(), generator())
     steps = [next(pools) for _ in range(900)]
-    shown = {tuple(pool.mean.shape): pool.pictures for pool in steps}
+    shown = {tuple(pool.mean.shape): pool.images for pool in steps}
     assert shown == {
         (6, 4, 3, 5): (0, 2, 4, 0, 2, 4),
         (4, 4, 5, 3): (1, 5, 1, 5),
@@ -107,11 +108,11 @@ def test_a_pool_for_each_size_in_proportion():
 def test_fresh_views_are_of_one_size_in_proportion():
     pools = paired(0).pools(small.models(), concept(), generator())
     steps = [next(pools) for _ in range(600)]
-    pictures = [picture for pool in steps for picture in pool.pictures]
+    pictures = [picture for pool in steps for picture in pool.images]
     for pool in steps:
-        assert {SIZES[picture] for picture in pool.pictures} == {tuple(8 * side for side in pool.mean.shape[-2:])}
+        assert {SIZES[picture] for picture in pool.images} == {tuple(8 * side for side in pool.mean.shape[-2:])}
     for size in set(SIZES):
-        share = sum(SIZES[pool.pictures[0]] == size for pool in steps) / 600
+        share = sum(SIZES[pool.images[0]] == size for pool in steps) / 600
         assert share == pytest.approx(SIZES.count(size) / 6, abs=0.05)
     for picture in range(6):
         assert pictures.count(picture) / len(pictures) == pytest.approx(1 / 6, abs=0.04)
@@ -128,10 +129,10 @@ def test_the_only_size_is_not_drawn(shapes, crop, pool):
     found = [next(pools) for _ in range(4)]
     every = range(len(shapes))
     order = cycle(every) if pool else (choose(every, theirs) for _ in count())
-    views = augmentation.views(own, order, own.sizes(0)[0], theirs, partial(augmentation.augment, grayscale_p=0.0))
+    views = augmentation.views(own, order, own.sizes(0)[0], theirs, partial(AUGMENT, p=0.5, grayscale_p=0.0))
     expected = [encode_views(models, views, pool)] * 4 if pool else [encode_views(models, views, 4) for _ in found]
     for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one.mean, other.mean) and one.pictures == other.pictures
+        assert torch.equal(one.mean, other.mean) and one.images == other.images
     assert torch.equal(ours.get_state(), theirs.get_state())
 
 

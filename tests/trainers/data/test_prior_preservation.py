@@ -158,7 +158,7 @@ def test_an_interrupt_reaches_the_drawing(tmp_path):
 
     with pytest.raises(Interrupted):
         class_images_of(models, concept(), Context(notice=notice, cache=tmp_path), seed=0, count=20, steps=1)
-    assert said == ["class pictures: 0 of 20", "class pictures: 8 of 20"] and len([*tmp_path.rglob("*.png")]) == 8
+    assert said == ["class images: 0 of 20", "class images: 8 of 20"] and len([*tmp_path.rglob("*.png")]) == 8
 
 
 def test_given_pictures_are_taken_with_their_captions():
@@ -201,9 +201,9 @@ def test_class_pictures_are_part_of_a_runs_digest_and_their_absence_is_not():
 
 def test_bad_class_pictures_get_one_sentence():
     for changes, sentence in (
-        ({"class_images": (PICTURE,), "class_captions": ("a", "b")}, r"class captions .2. .* class pictures .1."),
-        ({"class_images": (torch.zeros(3, 4, 9),)}, "A class picture is smaller"),
-        ({"class_images": (PICTURE / 0,)}, "A class picture holds values"),
+        ({"class_images": (PICTURE,), "class_captions": ("a", "b")}, r"class captions .2. .* class images .1."),
+        ({"class_images": (torch.zeros(3, 4, 9),)}, "A class image is smaller"),
+        ({"class_images": (PICTURE / 0,)}, "A class image contains NaN"),
     ):
         with pytest.raises(ValueError, match=sentence):
             concept(**changes)
@@ -230,7 +230,7 @@ def test_a_row_of_the_vocabulary_can_be_the_initializer():
     assert trainables.initializer_ids(tokenizer, "a corgi dog") == tokenizer.encode_words("a corgi dog")
     assert trainables.initializer_ids(tokenizer, "paid:3") == tokenizer.encode_words("paid:3")
     for number in (49406, 10**9):
-        with pytest.raises(ValueError, match="no word 'id:.*use id:0 to id:49405"):
+        with pytest.raises(ValueError, match="The initializer 'id:.*use id:0 to id:49405"):
             trainables.check_words(tokenizer, "<dog>", f"id:{number}", "dog")
     encoder = small.models().text_encoders[0]
     table = encoder.embedding.weight.clone()

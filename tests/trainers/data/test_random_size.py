@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from personalize.trainers.data import augmentation
+from personalize.trainers.recipes.custom_diffusion import PHRASES
 
 SIZE = (96, 64)
 
@@ -74,7 +75,7 @@ def test_a_users_mask_goes_along():
 def test_the_prompt_says_so():
     generator = torch.Generator().manual_seed(0)
     for operation, words in (("zoom-out", {"a far away", "very small"}), ("zoom-in", {"zoomed in", "close up"})):
-        prompts = {augmentation.describe("a photo of a V C", (operation,), "words", generator) for _ in range(40)}
+        prompts = {augmentation.describe("a photo of a V C", (operation,), PHRASES, generator) for _ in range(40)}
         assert prompts == {f"{word} a photo of a V C" for word in words}
 
 

@@ -38,14 +38,14 @@ REFUSED = {
     "a layer twice": (
         PEFT | {key.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): v for key, v in PEFT.items()},
         {},
-        f"^This LoRA holds a layer twice, in two spellings: {STOCK}",
+        f"^This LoRA contains a layer twice, in two spellings: {STOCK}",
     ),
     "nothing": ({}, {}, f"^0 of this LoRA's 0 entries are unknown here: {STOCK}"),
-    "half a layer": ({D: PAIR[D]}, {}, r"^The layer lora_unet_conv_in of this LoRA is not whole: download or save"),
-    "the other half": ({U: PAIR[U]}, {}, "is not whole"),
-    "half a layer of PEFT": ({"unet.conv_in.lora_A.weight": torch.ones(1, 1)}, {}, "is not whole"),
-    "flat": ({key: value.flatten() for key, value in PAIR.items()}, {}, "is not whole"),
-    "a LoRA and a difference": (PAIR | {"lora_unet_conv_in.diff": torch.ones(1)}, {}, "is not whole"),
+    "half a layer": ({D: PAIR[D]}, {}, r"^The layer lora_unet_conv_in of this LoRA is incomplete: download or save"),
+    "the other half": ({U: PAIR[U]}, {}, "is incomplete"),
+    "half a layer of PEFT": ({"unet.conv_in.lora_A.weight": torch.ones(1, 1)}, {}, "is incomplete"),
+    "flat": ({key: value.flatten() for key, value in PAIR.items()}, {}, "is incomplete"),
+    "a LoRA and a difference": (PAIR | {"lora_unet_conv_in.diff": torch.ones(1)}, {}, "is incomplete"),
     "a pattern as scale": (PEFT, described_as(alpha_pattern={"conv_.*": 2}), "description of its scale cannot be read"),
     "a word as scale": (PEFT, described_as(lora_alpha="two"), "description of its scale cannot be read"),
     "a list as scales": (PEFT, described_as(alpha_pattern=[1]), "description of its scale cannot be read"),
@@ -63,13 +63,19 @@ def test_what_is_not_understood_is_refused_in_one_sentence(name):
 
 
 ODD_EMBEDDINGS = {
-    "another width": ({"<dog>": torch.ones(2, 9)}, r"^This embedding is 2 x 9 but this CLIP's words are 8 wide: use"),
-    "SDXL's": ({"clip_l": torch.ones(1, 8), "clip_g": torch.ones(1, 9)}, "holds clip_g, clip_l but this CLIP needs cl"),
-    "two words": ({"<a>": torch.ones(8), "<b>": torch.ones(8)}, "^This embedding holds <a>, <b> but"),
+    "another width": (
+        {"<dog>": torch.ones(2, 9)},
+        r"^This embedding is 2 x 9 but this CLIP's embeddings are 8 wide: use",
+    ),
+    "SDXL's": (
+        {"clip_l": torch.ones(1, 8), "clip_g": torch.ones(1, 9)},
+        "contains clip_g, clip_l but this CLIP needs cl",
+    ),
+    "two words": ({"<a>": torch.ones(8), "<b>": torch.ones(8)}, "^This embedding contains <a>, <b> but"),
     "a scalar": ({"<dog>": torch.tensor(1.0)}, "^This embedding is a single number"),
     "no rows": ({"<dog>": torch.ones(0, 8)}, "^This embedding is 0 x 8"),
     "ids": ({"<dog>": torch.ones(1, 8).long()}, "^This embedding is 1 x 8"),
-    "nothing": ({}, "^This embedding holds nothing"),
+    "nothing": ({}, "^This embedding contains nothing"),
 }
 
 
@@ -143,5 +149,5 @@ def test_a_damaged_complete_file_gets_one_sentence(name):
     state, header = complete_file()
     about = json.loads(header["personalize"])
     DAMAGES[name](state, about)
-    with pytest.raises(ValueError, match=r"^This is no whole file of Save Personalized: save the result once more\.$"):
+    with pytest.raises(ValueError, match=r"^This file of Save Personalized is incomplete: save the result again\.$"):
         read_complete(state, header | {"personalize": json.dumps(about)}, Path("mine.safetensors"))

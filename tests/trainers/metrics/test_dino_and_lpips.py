@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from personalize.trainers.metrics import dino, metrics
+from personalize.trainers.metrics import dino, lpips, metrics
 from personalize.trainers.metrics.dino import DinoConfig
 from personalize.trainers.metrics.extractor_cache import ExtractorCache
 from personalize.trainers.metrics.lpips import LpipsConfig
@@ -114,18 +114,18 @@ def test_loaded_once_waiting_on_the_cpu(shelf):
     ("changes", "words"),
     [
         ({"dino_weights": "none.safetensors"}, "There are no DINO weights 'none.safetensors'"),
-        ({"dino_weights": "../dino.safetensors"}, "is no name of DINO weights"),
-        ({"dino_weights": "/etc/passwd"}, "is no name of DINO weights"),
+        ({"dino_weights": "../dino.safetensors"}, "is not a name of DINO weights"),
+        ({"dino_weights": "/etc/passwd"}, "is not a name of DINO weights"),
         ({"dino_weights": "old.pt"}, "are not a .safetensors file"),
-        ({"dino_model": "test_vti"}, "timm knows no model 'test_vti'.*such as test_vit"),
-        ({"dino_model": "facebook/dinov2-large"}, "timm knows no model"),
+        ({"dino_model": "test_vti"}, "The DINO 'test_vti' is not a model of timm.*such as.*test_vit"),
+        ({"dino_model": "facebook/dinov2-large"}, "is not a model of timm"),
         ({"dino_weights": "empty"}, "lacks config.json and preprocessor_config.json and model.safetensors"),
-        ({"dino_weights": "odd"}, "The config.json of 'odd' describes no model"),
+        ({"dino_weights": "odd"}, "The config.json of 'odd' does not describe a model"),
         ({"dino_weights": ""}, "are not on this computer, and dino_download is off"),
         ({"dino_weights": "", "dino_model": "facebook/dinov2-large"}, "are not on this computer"),
-        ({"dino_weights": "", "dino_model": "https://a/b"}, "timm publishes no weights"),
-        ({"dino_weights": "", "dino_model": "../a"}, "timm publishes no weights"),
-        ({"dino_weights": "", "dino_model": "none", "dino_download": True}, "timm publishes no weights"),
+        ({"dino_weights": "", "dino_model": "https://a/b"}, "has no weights published by timm"),
+        ({"dino_weights": "", "dino_model": "../a"}, "has no weights published by timm"),
+        ({"dino_weights": "", "dino_model": "none", "dino_download": True}, "has no weights published by timm"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_read(shelf, tmp_path, changes, words):
@@ -198,12 +198,12 @@ def test_a_folder_with_code_of_its_own_is_not_run(shelf, folder, tmp_path):
 
 
 def test_without_the_package_or_its_weights_it_says_why(shelf, tmp_path, monkeypatch):
-    monkeypatch.setattr(dino.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(lpips.importlib.util, "find_spec", lambda name: None)
     assert LpipsConfig().missing([tmp_path]) == "the package lpips is not installed"
-    monkeypatch.setattr(dino.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(lpips.importlib.util, "find_spec", lambda name: name)
     why = LpipsConfig().missing([tmp_path])
     assert why.startswith("There are no LPIPS weights 'lpips_alex.safetensors' below models/clip_vision")
-    with pytest.raises(ValueError, match="LPIPS cannot measure because There are no LPIPS weights"):
+    with pytest.raises(ValueError, match="LPIPS cannot be measured: There are no LPIPS weights"):
         shelf.load(LpipsConfig())
 
 

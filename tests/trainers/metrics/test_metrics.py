@@ -106,7 +106,7 @@ def test_negative_cosines_count_as_nothing():
 
 
 def test_one_prompt_for_each_picture(clip_file, pictures):
-    with pytest.raises(ValueError, match="4 pictures but 1 prompts"):
+    with pytest.raises(ValueError, match="4 images but 1 prompts"):
         clip_text(load_clip(*clip_file), pictures, ["a dog"])
 
 
@@ -145,7 +145,7 @@ def test_dino_through_transformers(pictures, tmp_path):
 
 def test_a_weight_file_needs_a_timm_name(tmp_path):
     pytest.importorskip("timm")
-    with pytest.raises(ValueError, match="no timm model"):
+    with pytest.raises(ValueError, match="is not a model of timm"):
         load_image_encoder("facebook/unknown", tmp_path / "weights.safetensors")
 
 

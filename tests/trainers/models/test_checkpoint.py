@@ -187,7 +187,7 @@ def _without_a_block(state):
     ("change", "kind", "reason"),
     [
         (_as_lora, "SD 1.x", "it is a LoRA"),
-        (_as_sd3, "SD 1.x", "it holds no U-Net of SD 1.x, SD 2.x or SDXL"),
+        (_as_sd3, "SD 1.x", "it has no U-Net of SD 1.x, SD 2.x or SDXL"),
         (_for_inpainting, "SD 1.x", "its U-Net reads 9 channels instead of 4"),
         (_as_refiner, "SDXL", "it lacks the text encoders .*refiner"),
         (_without("conditioner.embedders.1.model.text_projection"), "SDXL", "it lacks .* text_projection"),
@@ -201,7 +201,7 @@ def test_a_file_that_cannot_be_trained_says_why(tmp_path, change, kind, reason):
     from personalize.trainers.models.checkpoint import load_models
 
     _write(tmp_path / "odd.safetensors", change, kind)
-    with pytest.raises(ValueError, match=f"^odd.safetensors is no checkpoint that can be trained: {reason}"):
+    with pytest.raises(ValueError, match=f"^odd.safetensors cannot be trained: {reason}"):
         load_models(tmp_path / "odd.safetensors", random_sd.layout(kind)[0], random_sd.HEADS)
 
 
@@ -209,7 +209,7 @@ def test_a_file_in_another_format_says_so(tmp_path):
     from personalize.trainers.models.checkpoint import load_models
 
     (tmp_path / "old.ckpt").write_bytes(b"PK" + bytes(100))
-    with pytest.raises(ValueError, match="^old.ckpt is no checkpoint that can be trained: it is no safetensors file"):
+    with pytest.raises(ValueError, match="^old.ckpt cannot be trained: it is not a safetensors file"):
         load_models(tmp_path / "old.ckpt")
 
 

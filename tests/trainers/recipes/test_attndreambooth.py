@@ -145,7 +145,7 @@ def test_a_process_killed_in_any_stage_goes_on_from_what_lies_on_disk(tmp_path, 
 def test_stages_one_after_the_other_need_the_word(tmp_path):
     for stages, first in (("2", 2), ("3", 3), ("2+3", 2)):
         chosen = recipe(run_stages=stages)
-        with pytest.raises(ValueError, match=f"^Stage {first} goes on from a learned word, .* not know <dog>: run"):
+        with pytest.raises(ValueError, match=f"^Stage {first} continues from a learned .* not know <dog>: run"):
             chosen.check(CONCEPT)
         chosen.check(CONCEPT, known=["<dog>"])
     recipe().check(CONCEPT)

@@ -159,7 +159,7 @@ def test_class_pictures_are_told_of_kept_and_survive_a_cancel(tmp_path):
 
     with pytest.raises(Killed):
         training.train(run, small.models(), tmp_path / "run", callbacks=training.Callbacks(on_notice=cancel))
-    assert said == ["class pictures: 0 of 5"] and RunFolder(tmp_path / "run").result(partial=True) is None
+    assert said == ["class images: 0 of 5"] and RunFolder(tmp_path / "run").result(partial=True) is None
     for folder in ("run", "again"):
         result = training.train(run, small.models(), tmp_path / folder, cache=tmp_path / "cache")
         assert saved_losses(result) == saved_losses(whole)

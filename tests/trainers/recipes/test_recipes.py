@@ -10,7 +10,7 @@ import torch
 from personalize.tests.support import small
 from personalize.trainers.data.concept import Concept
 from personalize.trainers.data.context import Context
-from personalize.trainers.data.preservation import PreservationPrompts
+from personalize.trainers.data.preservation import PreservationPrompts, PromptMix
 from personalize.trainers.device import SingleDevice
 from personalize.trainers.models.fingerprint import fingerprint
 from personalize.trainers.recipes.textboost import PRESETS, TextBoost
@@ -166,13 +166,13 @@ def test_norm_clamp_holds(tmp_path):
 def test_preservation_prompts_are_drawn_in_their_shares():
     models = small.models()
     templates, captions = ["a {}", "one {}"], ["snow on a roof", "two boats"]
-    prompts = PreservationPrompts(models, "dog", templates, captions)
+    prompts = PreservationPrompts(models, "dog", templates, captions, PromptMix(empty=0.1, class_word=0.25))
     ids, targets = prompts.sample(4000, torch.Generator().manual_seed(0))
     empty, template = models.tokenize([""])[0], models.tokenize(["a dog", "one dog"])
     is_empty = (ids == empty).all(dim=2)[:, 0]
     is_template = sum((ids == t).all(dim=2)[:, 0] for t in template)
     assert is_empty.float().mean().item() == pytest.approx(0.1, abs=0.02)
-    assert is_template.float().mean().item() == pytest.approx(0.1, abs=0.02)
+    assert is_template.float().mean().item() == pytest.approx(0.25, abs=0.02)
     with torch.no_grad():
         assert torch.allclose(targets[:5], models.encode_ids(ids[:5]).hidden_states, atol=1e-5)
 
@@ -226,17 +226,17 @@ def test_interrupt_leaves_a_partial_run(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"placeholder_token": "dog"}, "already knows"),
+        ({"placeholder_token": "dog"}, "is a word of the vocabulary"),
         ({"placeholder_token": "<left>"}, "already taken"),
         ({"placeholder_token": ""}, "one word"),
         ({"placeholder_token": "my dog"}, "one word"),
         ({"placeholder_token": "(dog:1.2)"}, "one word"),
         ({"class_word": ""}, "class word is empty"),
-        ({"images": ()}, "no picture"),
+        ({"images": ()}, "no image"),
         ({"images": (torch.zeros(3, 1, 1),)}, "smaller than 8"),
         ({"resolution": 100}, "multiple of 8"),
         ({"captions": ("a house",)}, r"'a house' .* write \{\}"),
-        ({"captions": ("{}", "{}")}, "captions .2. is not that of the pictures .1."),
+        ({"captions": ("{}", "{}")}, "captions .2. is not that of the images .1."),
     ],
 )
 def test_bad_concepts_get_one_sentence(changes, sentence, tmp_path):

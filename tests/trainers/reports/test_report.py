@@ -53,8 +53,8 @@ def test_the_token_format(written, subject):
 def test_prompts_as_drawn_and_as_compared():
     lines = prompt_sets.templates("own", "a {} on {}\n\nno subject", 0)
     (first, second) = prompt_sets.prompts(lines, CONCEPT, "V C", "class word")
-    assert (first.drawn, first.text) == ("a <dog> dog on <dog> dog", "a dog on dog")
-    assert (second.drawn, second.text) == ("no subject", "no subject")
+    assert (first.prompt, first.text) == ("a <dog> dog on <dog> dog", "a dog on dog")
+    assert (second.prompt, second.text) == ("no subject", "no subject")
     removed = prompt_sets.prompts(["a photo of {} on the moon"], CONCEPT, "V", "removed")
     assert removed[0].text == "a photo of on the moon"
     assert prompt_sets.templates("Textual Inversion", "ignored", 2) == ["a photo of {}", "a photo of {} on the moon"]
@@ -74,7 +74,7 @@ def scored(prompt, seed, **scores):
 def report():
     values = {("a", 0): 0.1, ("a", 1): 0.4, ("b", 0): 0.2, ("b", 1): 0.9}
     pictures = tuple(scored(*key, DINO_seen=value) for key, value in values.items())
-    return Report(label="one", pictures=pictures, diversity={"a": 0.3, "b": 0.5}, missing={"CLIP-T": "because"})
+    return Report(label="one", images=pictures, diversity={"a": 0.3, "b": 0.5}, missing={"CLIP-T": "because"})
 
 
 def test_means_and_deviations(report):
@@ -90,14 +90,14 @@ def test_means_and_deviations(report):
 
 
 def test_the_highest_is_the_best_but_not_of_diversity(report):
-    other = Report(label="two", pictures=(scored("a", 0, DINO_seen=0.5),), diversity={"a": 0.9})
+    other = Report(label="two", images=(scored("a", 0, DINO_seen=0.5),), diversity={"a": 0.9})
     assert report_grid.best_of([report, other]) == {"DINO seen": 1} and report_grid.best_of([report]) == {}
     page = html.page([report, other])
     assert page.count("class=best") == 1 and page.count("<img") == 5
 
 
 def test_the_grid_has_each_picture_at_its_place(report):
-    other = Report(label="two", pictures=(scored("c", 5, DINO_seen=0.5),))
+    other = Report(label="two", images=(scored("c", 5, DINO_seen=0.5),))
     grid = report_grid.grid([report, other])
     width, height = report_grid._tile([report, other])
     assert (width, height) == (128, 77)
@@ -117,7 +117,7 @@ def test_a_row_per_report_has_each_picture_at_its_place(report):
         Scored(prompt=f"{prompt} <v>", text=prompt, seed=seed, image=Image.new("RGB", (40, 24), colour), scores={})
         for (prompt, seed), colour in colours.items()
     )
-    other = Report(label="another label that is longer", pictures=pictures, role="ceiling")
+    other = Report(label="another label that is longer", images=pictures, role="ceiling")
     grid = report_grid.grid([report, other], report_grid.REPORTS)
     names = report_grid._width(report_grid._short(other.title), 18) + 2 * 18
     width, height, head, own = 128, 77, 34, 22
@@ -137,21 +137,21 @@ def test_a_row_per_report_has_each_picture_at_its_place(report):
 
 def test_prompts_stand_above_the_columns_once_where_all_were_asked_the_same(report):
     """Each report draws its own words; what they were compared with is the same."""
-    drawn = tuple(replace(each, prompt=f"<v> {each.prompt}") for each in report.pictures)
-    same = report_grid.by_report([report, replace(report, pictures=drawn)])
-    told = tuple(replace(each, text=f"<v> {each.text}") for each in report.pictures)
-    different = report_grid.by_report([report, replace(report, pictures=told)])
+    drawn = tuple(replace(each, prompt=f"<v> {each.prompt}") for each in report.images)
+    same = report_grid.by_report([report, replace(report, images=drawn)])
+    told = tuple(replace(each, text=f"<v> {each.text}") for each in report.images)
+    different = report_grid.by_report([report, replace(report, images=told)])
     assert different.shape[0] - same.shape[0] == 2 * 22
 
 
 def test_floor_and_ceiling_are_never_the_best(report):
-    high = Report(label="high", pictures=(scored("a", 0, DINO_seen=0.9),))
-    low = Report(label="low", pictures=(scored("a", 0, DINO_seen=0.1),))
+    high = Report(label="high", images=(scored("a", 0, DINO_seen=0.9),))
+    low = Report(label="low", images=(scored("a", 0, DINO_seen=0.1),))
     ceiling = replace(high, role="ceiling")
     assert report_grid.best_of([low, report, high]) == {"DINO seen": 2}
     assert report_grid.best_of([low, report, ceiling]) == {"DINO seen": 1}
     assert report_grid.best_of([report, ceiling]) == {}
-    assert ceiling.summary().startswith("high (ceiling): 1 pictures")
+    assert ceiling.summary().startswith("high (ceiling): 1 images")
 
 
 def test_a_picture_is_encoded_once():

@@ -18,7 +18,7 @@ def report(label, start, columns=ALL, role="", **missing):
     image, steps = Image.new("RGB", (8, 8)), (0.0, 0.01, 0.03, 0.08)
     scores = [{name: start + ALL.index(name) / 10 + step for name in columns} for step in steps]
     pictures = tuple(Scored(prompt="a", text="a", seed=i, image=image, scores=each) for i, each in enumerate(scores))
-    return Report(label=label, pictures=pictures, role=role, missing=missing)
+    return Report(label=label, images=pictures, role=role, missing=missing)
 
 
 def artists(figure, gid):
@@ -43,7 +43,7 @@ def test_dots_lie_at_the_means_and_bars_are_the_standard_error():
     assert len(dots) == 2 and len(bars) == 4
     (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("identity: DINO unseen", "text alignment: CLIP-T")
-    assert scatter.picture(reports).shape[1:] == (1024, 3)
+    assert scatter.image(reports).shape[1:] == (1024, 3)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_report_without_the_scores_is_named_and_not_shown():
     ]
     shown = [each.get_text() for each in scatter.figure([report("one", 0.1), *others]).texts]
     assert [each for each in shown if each.startswith("Not shown")] == missing
-    assert scatter.picture(others).shape[2] == 3  # nothing to draw at all
+    assert scatter.image(others).shape[2] == 3  # nothing to draw at all
 
 
 @pytest.mark.parametrize("count", [1, 2, 16])

@@ -12,7 +12,7 @@ from personalize.trainers.models import sampler
 from personalize.trainers.models.families import SD1, SDXL
 from personalize.trainers.recipes import attndreambooth, custom_diffusion, dreambooth_lora, textual_inversion
 from personalize.trainers.recipes.textboost import TextBoost
-from personalize.trainers.recipes.textboost2026 import TextBoost2026
+from personalize.trainers.recipes.textboost_2026 import TextBoost2026
 from personalize.trainers.runs import restore, train
 from personalize.trainers.runs.folder import RunFolder
 from personalize.trainers.runs.run import Run
@@ -78,8 +78,8 @@ def test_the_pictures_are_those_of_the_trained_models(tmp_path, name, family, dt
 
 def test_another_model_gets_one_sentence(tmp_path):
     _, _, result = trained(tmp_path, "TextBoost")
-    with pytest.raises(ValueError, match="does not fit into this model"):
+    with pytest.raises(ValueError, match="does not fit this model"):
         restore.put(result, small.models(family=SDXL))
     more = dataclasses.replace(result, lora={**result.lora, "lora_unet_nothing.diff": torch.ones(1)})
-    with pytest.raises(ValueError, match="does not fit into this model"):
+    with pytest.raises(ValueError, match="does not fit this model"):
         restore.put(more, small.models())

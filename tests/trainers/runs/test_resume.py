@@ -229,7 +229,7 @@ def test_where_memory_runs_out_less_goes_through_at_once(tmp_path, monkeypatch):
     result = train(tmp_path / "limited", callbacks=training.Callbacks(on_notice=said.append))
     assert sizes == [4] * 5 + [2, 4, 2] + [1] * 12
     assert [step["step"] for step in result.history] == list(range(1, 8))
-    assert "memory ran out: going on with 1 of 4 pictures at once, activations computed twice" in said
+    assert "memory ran out: continuing with micro-batch size 1 of 4, gradient checkpointing" in said
     monkeypatch.setattr(Objective, "forward", forward)
     whole = train(tmp_path / "other" / "whole")
     assert all(torch.allclose(result.lora[key], whole.lora[key], atol=1e-5) for key in whole.lora)

@@ -170,7 +170,7 @@ def test_a_run_stops_where_its_log_says(shelf, tmp_path):
         (stop,) = result.stops
         assert stop["stage_step"] == 4 and stop["monitor"] == "CLIP Early Stopping" and stop["acted"] is acts
         assert len(result.history) == steps and result.complete
-        assert "no score above" in stop["reason"] and "in 1 checks" in stop["reason"]
+        assert "no score above" in stop["reason"] and "in 1 evaluations" in stop["reason"]
     assert "CLIP Early Stopping, no score above" in acted.stop_reason
     # Whether it looks or not, the same is learned.
     assert [e["loss"] for e in noted.history] == [e["loss"] for e in free.history]
@@ -226,7 +226,7 @@ def test_the_best_state_can_be_kept(shelf, tmp_path):
 def test_settings_that_can_never_fire_are_said(shelf):
     stage = stage_context(shelf).stage
     stage.steps = 400
-    assert "can fire at step 400 at the earliest" in ClipEarlyStopping().warning(stage)
+    assert "stops at step 400 at the earliest" in ClipEarlyStopping().warning(stage)
     assert "the 100 steps" in ClipEarlyStopping(max_steps=100).warning(stage)
     stage.steps = 401
     assert ClipEarlyStopping().warning(stage) == ""

@@ -23,7 +23,7 @@ from personalize.trainers.runs import replay
 from personalize.trainers.runs import train as training
 from personalize.trainers.runs.folder import RunFolder
 from personalize.trainers.runs.pick import candidates, picked, preferred
-from personalize.trainers.runs.run import Run, judges
+from personalize.trainers.runs.run import Run, extractor_configs
 from personalize.trainers.stopping.monitor import FixedSteps, StageContext
 from personalize.trainers.stopping.pick_by_score import CLIP_I, PickByScore, Scores
 
@@ -180,7 +180,7 @@ def test_a_state_that_is_gone_is_said(shelf, tmp_path):
     result = train(shelf, tmp_path / "run", QUICK)
     step = preferred(result.history, 0.0).step
     (tmp_path / "run" / "states" / f"step_{step:06d}" / "lora.safetensors").write_bytes(b"cut")
-    with pytest.raises(RuntimeError, match=f"The state after step {step} of run run cannot be read: move text_weight"):
+    with pytest.raises(RuntimeError, match=f"The state after step {step} of run run cannot be read: choose another"):
         picked(result, 0.0)
 
 
@@ -191,7 +191,7 @@ def test_only_what_decides_what_is_learned_names_a_run():
     assert digest(text_weight=0.9) == digest() == digest(clip_download=True) == digest(dino_download=True)
     assert len({digest(), digest(every=3), digest(prompts="a {}"), digest(clip_weights="x"), digest(first_seed=1)}) == 5
     run = Run(concept=concept(), recipe=FAST, stopper=(QUICK,))
-    assert judges(FAST, [QUICK]) == [*QUICK.extractor_configs] and not run.lineage("model")
+    assert extractor_configs(FAST, [QUICK]) == [*QUICK.extractor_configs] and not run.lineage("model")
     assert replay.monitors(run.settings()["stopper"]) == (QUICK,)
 
 
@@ -276,6 +276,6 @@ def test_the_disk_that_the_states_need_is_said_before(shelf, tmp_path):
 
 def test_prompts_without_the_subject_are_refused():
     for prompts in ("", "\n", "a dog\na cat"):
-        with pytest.raises(ValueError, match="No prompt to score has the subject in it: write prompts with {}"):
+        with pytest.raises(ValueError, match="The prompts to score have no place for the subject: write {}"):
             PickByScore(prompts=prompts)
     assert PickByScore(prompts="a {}\nnothing").extractor_configs

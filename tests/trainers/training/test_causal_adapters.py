@@ -13,7 +13,7 @@ from personalize.tests.support import small
 from personalize.trainers.data.concept import Concept
 from personalize.trainers.models.families import SD2
 from personalize.trainers.models.text_encoder import Subject
-from personalize.trainers.recipes.textboost2026 import PRESETS
+from personalize.trainers.recipes.textboost_2026 import PRESETS
 from personalize.trainers.runs import train as training
 from personalize.trainers.runs.run import Run
 from personalize.trainers.training import causal_adapters, trainables

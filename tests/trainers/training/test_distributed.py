@@ -76,6 +76,4 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(alone, tmp_path):
 def test_more_processes_than_pictures_are_refused(tmp_path):
     done = launch(tmp_path, "too small")
     assert done.returncode != 0
-    assert (
-        "1 pictures per step cannot be shared by 2 processes: start at most 1, or raise the batch size." in done.stderr
-    )
+    assert "The batch of 1 images cannot be shared by 2 processes: start at most 1, or raise the" in done.stderr

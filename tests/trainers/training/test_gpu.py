@@ -46,7 +46,7 @@ def train(folder, batch_size, **options):
 
 def test_where_memory_really_runs_out_less_goes_through_at_once(tmp_path, little_memory):
     said = train(tmp_path, batch_size=512)
-    assert any(sentence.startswith("memory ran out: going on with") for sentence in said)
+    assert any(sentence.startswith("memory ran out: continuing with") for sentence in said)
 
 
 def test_an_estimate_avoids_running_out(tmp_path, little_memory):

@@ -12,14 +12,14 @@ from personalize.trainers.data.context import Context
 from personalize.trainers.device import SingleDevice
 from personalize.trainers.models.diffusion import Encoding
 from personalize.trainers.models.families import SD1, SD2
-from personalize.trainers.recipes import textboost, textboost2026
+from personalize.trainers.recipes import textboost, textboost_2026
 from personalize.trainers.training import memory
 from personalize.trainers.training.loop import train_stage
 from personalize.trainers.training.stage import freeze_all_but
 
 RECIPES = {
     "benchmark": replace(textboost.BENCHMARK, steps=2, batch_size=2, views=4, captions=("a red ball",)),
-    "2026++": replace(textboost2026.PLUS, steps=2, batch_size=2, views=4),
+    "2026++": replace(textboost_2026.PLUS, steps=2, batch_size=2, views=4),
 }
 
 

@@ -77,7 +77,7 @@ def test_a_preview_without_memory_leaves_the_steps_alone(tmp_path, monkeypatch):
     said, preview = [], Preview(prompts=("a photo of {}",), every=3, steps=2)
     result = train(tmp_path, callbacks=training.Callbacks(on_notice=said.append), preview=preview)
     assert len(result.history) == FAST.steps and not (tmp_path / "run" / "previews").exists()
-    assert not any("going on with" in sentence for sentence in said)
+    assert not any("continuing with" in sentence for sentence in said)
     assert "there was no memory to draw a preview" in said
 
 
@@ -104,7 +104,7 @@ def test_an_estimate_chooses_the_effort_before_the_first_step(tmp_path):
         memory.fit(models, MemoryPlan(), needs[-1] - 1, **size)
     said = []
     train(tmp_path, callbacks=training.Callbacks(on_notice=said.append), free_memory=lambda: memory.BASE + 2**21)
-    assert any("pictures at once" in sentence for sentence in said)
+    assert any("micro-batch size" in sentence for sentence in said)
 
 
 def test_class_pictures_are_drawn_fewer_at_once_where_memory_runs_out(monkeypatch):

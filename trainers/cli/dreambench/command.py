@@ -1,22 +1,25 @@
-"""`python -m trainers dreambench`: the DreamBooth protocol, one subject after the other or several at once.
+"""`python -m trainers dreambench`: train and evaluate the subjects of a data set by the DreamBooth protocol.
 
     python -m trainers dreambench --data DIR --checkpoint FILE --method textboost --out OUT [--set steps=100 ...]
     python -m trainers dreambench ... --workers 4                        on four cards, through Ray (pip install ray)
     python -m trainers dreambench ... --workers 8 --ray-address auto     on the machines of a Ray cluster
 
-DIR is a copy of the DreamBooth data set (github.com/google/dreambooth), or another in its form: a folder of pictures
+DIR is a copy of the DreamBooth data set (github.com/google/dreambooth), or another in its form: a folder of images
 for each subject, and prompts_and_classes.txt with a line subject_name,class for each. Columns "kind" (live or object)
 and "initializer" may be added there; without a kind the classes cat and dog are live.
 
-Each subject is learned from its first pictures (--references), its prompts are drawn and scored; pictures that it did
-not learn from are the unseen references. OUT/<subject> gets its report, OUT/dreambench.csv, .json and .html the table
-of all with mean and standard deviation over subjects. Started again, subjects that are complete with the same settings
-are not repeated, and a training that was broken off goes on from its last checkpoint. Subjects may be shared by hand,
-too: the same OUT with other --subjects, and at the end all of them once for the table.
+Each subject is trained on its first images (--references), images of its prompts are generated and scored; its other
+images are the unseen references. OUT/<subject> gets its report, OUT/dreambench.csv, .json and .html the table of all
+with mean and standard deviation over subjects. Started again, subjects that are complete with the same settings are not
+repeated, and an interrupted training resumes from its last checkpoint. Subjects may also be shared by hand: the same
+OUT with other --subjects, and at the end all of them once for the table.
 
-With Ray each subject is a task. Workers on other machines need this folder, DIR, OUT, the checkpoint and the judges'
-files under the same paths. The scores do not depend on how many workers there are (on processors: with the same
+With Ray each subject is a task. Workers on other machines need this folder, DIR, OUT, the checkpoint and the metric
+models' files under the same paths. The scores do not depend on the number of workers (on CPUs: with the same
 OMP_NUM_THREADS).
+
+Differences to the authors' code: the references are the first images by name, where the authors name one image for
+each subject (9 of 30 are 00.jpg); the initializer is the class word, where they name 30, such as "corgi dog".
 """
 
 import argparse
@@ -54,28 +57,29 @@ from .farm import Farm
 from .subject import Bench, Worker
 from .table import FAILED, Row, Table
 
-ONE_PICTURE = ("textboost",)  # methods whose paper learns from a single one
-OWN_WORDS = ("class_word",)  # a subject's, which its data set says
+ONE_IMAGE = ("textboost",)  # methods whose paper learns from a single one
+OWN_WORDS = ("class_word",)  # given by the data set
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the flags of `dreambench`."""
     command = new_parser(" dreambench", __doc__, settings_help(METHOD_NAMES))
     command.add_argument("--data", type=Path, required=True, metavar="DIR", help="the data set, or its folder dataset")
     model_flags(command)
     command.add_argument("--out", type=Path, required=True, help="reports, the table, and in runs/ the trainings")
-    command.add_argument("--subjects", default="", metavar="A,B", help="only these")
+    command.add_argument("--subjects", default="", metavar="A,B", help="names of the only subjects to run")
     command.add_argument(
         "--references", type=int, default=-1, metavar="N",
-        help="learn from the first N pictures by name; 0: from all. If not given as in the papers: TextBoost from one, "
-        "AttnDreamBooth, Textual Inversion, DreamBooth and Custom Diffusion from all that there are (3 to 6)",
+        help="train on the first N images by name; 0: all. By default as in the papers: TextBoost one, all (3 to 6) "
+        "for AttnDreamBooth, Textual Inversion, DreamBooth and Custom Diffusion",
     )  # fmt: skip
-    method = command.add_argument_group("how they are learned")
+    method = command.add_argument_group("training")
     method.add_argument("--method", default="textboost", choices=METHOD_NAMES)
     method_flags(method)
     word_flags(method, leave=OWN_WORDS)
     training_flags(method)
     protocol_flags(command)
-    several = command.add_argument_group("several at once")
+    several = command.add_argument_group("several workers")
     several.add_argument(
         "--workers", type=int, default=1, metavar="N", help="subjects at once; more than one needs ray"
     )
@@ -87,16 +91,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Exits with 1 where a subject failed."""
+    """Run `dreambench`; exit with 1 where a subject failed."""
     if any(row.state == FAILED for row in dreambench(parser().parse_args(arguments))):
         sys.exit(1)
 
 
 def dreambench(given: argparse.Namespace) -> list[Row]:
-    """Learn, draw and score what is not yet done, and write the table after each subject.
+    """Train, generate and score what is not yet done, and write the table after each subject.
 
     Raises:
-        ValueError: something is missing or does not fit; nothing was trained then.
+        ValueError: a file is missing, or a setting does not fit; nothing was trained then.
     """
     say = partial(print, flush=True)
     subjects = dataset.read(given.data, [name for name in given.subjects.split(",") if name])
@@ -104,7 +108,7 @@ def dreambench(given: argparse.Namespace) -> list[Row]:
     for subject in subjects:
         bench.check(subject)
     workers = farm_of(given)
-    worker = Worker(bench)  # reads everything once: what is wrong is found here
+    worker = Worker(bench)  # reads everything once, so that errors are found here
     title, settings = f"DreamBooth protocol: {given.method}", settings_shown(given, bench, worker.model)
     rows = workers.rows(bench, subjects, say) if workers else map(partial(worker, say=say), subjects)
     del worker  # Ray's have models of their own
@@ -117,11 +121,11 @@ def dreambench(given: argparse.Namespace) -> list[Row]:
 
 
 def bench_of(given: argparse.Namespace) -> Bench:
-    """What the flags say of all subjects."""
+    """Return what all subjects have in common, from the flags."""
     device = torch.device(given.device)
     if given.references < -1:
-        raise ValueError(f"The number of references is {given.references}: use 1 or more, or 0 for all pictures.")
-    default = 1 if given.method in ONE_PICTURE else 0
+        raise ValueError(f"The number of references is {given.references}: use 1 or more, or 0 for all images.")
+    default = 1 if given.method in ONE_IMAGE else 0
     return Bench(
         load=loader(given),
         out=given.out,
@@ -134,7 +138,7 @@ def bench_of(given: argparse.Namespace) -> Bench:
         references=default if given.references == -1 else given.references,
         protocol=settings_of(Protocol, given, "the protocol"),
         prompts=own_prompts(given),
-        scorer_config=settings_of(ScorerConfig, given, "the judges"),
+        scorer_config=settings_of(ScorerConfig, given, "the metric models"),
         clip_folders=tuple(given.clip_folder),
         vqa_download=given.vqa_download,
         micro_batch_size=given.micro_batch_size,
@@ -143,7 +147,7 @@ def bench_of(given: argparse.Namespace) -> Bench:
 
 
 def farm_of(given: argparse.Namespace) -> Farm | None:
-    """The workers; `None` where this process does all.
+    """Return the workers; `None` where this process does everything.
 
     Raises:
         ValueError: ray is needed and missing.
@@ -158,7 +162,7 @@ def farm_of(given: argparse.Namespace) -> Farm | None:
 
 
 def settings_shown(given: argparse.Namespace, bench: Bench, model: str) -> dict:
-    """What dreambench.json says of how the table came about."""
+    """Return the settings that dreambench.json has."""
     return {
         "method": type(bench.recipe).__name__,
         "recipe": dataclasses.asdict(bench.recipe),

@@ -1,9 +1,9 @@
-"""The DreamBooth data set as it lies on disk, or another of its form: which subjects there are, and what they are.
+"""The DreamBooth data set on disk, or another of its form: its subjects and their classes.
 
     DIR/<subject>/*.jpg      DIR/prompts_and_classes.txt      or both in DIR/dataset
 
-The text file's first part is a table, `subject_name,class` and a line for each subject; data sets of one's own may add
-the columns `kind` (live or object) and `initializer`. Without the file the published subjects are known by their names.
+The text file's first part is a table, `subject_name,class` and a line for each subject; other data sets may add the
+columns `kind` (live or object) and `initializer`. Without the file the published subjects are recognized by name.
 """
 
 import csv
@@ -21,7 +21,7 @@ LIVE, OBJECT = "live", "object"
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """One of a data set."""
+    """A subject of a data set."""
 
     name: str
     folder: Path
@@ -31,26 +31,26 @@ class Subject:
 
 
 def read(folder: Path, only: list[str]) -> list[Subject]:
-    """The subjects that have a folder with pictures, by name; of a non-empty `only` those, in its order.
+    """Return the subjects that have a folder with images, by name; only those in a non-empty `only`, in its order.
 
     Raises:
-        ValueError: there is none, none of that name, or one has no class.
+        ValueError: there is no subject, none of a name, or one has no class.
     """
     root = folder / "dataset" if (folder / "dataset").is_dir() else folder
-    names = sorted(each.name for each in root.glob("*") if each.is_dir() and _has_pictures(each))
+    names = sorted(each.name for each in root.glob("*") if each.is_dir() and _has_images(each))
     if not names:
         raise ValueError(
-            f"The folder {quoted(folder.name)} holds no subjects: give a copy of the DreamBooth data set, in which "
-            "each subject is a folder of pictures."
+            f"The folder {quoted(folder.name)} has no subjects: give a copy of the DreamBooth data set, in which "
+            "each subject is a folder of images."
         )
     if unknown := [name for name in only if name not in names]:
-        raise ValueError(f"There is no subject {quoted(unknown[0])}: choose of {', '.join(names)}.")
+        raise ValueError(f"The subject {quoted(unknown[0])} does not exist: choose among {', '.join(names)}.")
     table = _table(root / CLASSES)
     return [_subject(root / name, table.get(name, {})) for name in only or names]
 
 
 def kind_of(class_word: str) -> str:
-    """Whether things of a class are alive."""
+    """Return whether a class is live or an object."""
     return LIVE if class_word in _published()["live"] else OBJECT
 
 
@@ -58,12 +58,12 @@ def _published() -> dict:
     return json.loads(FILE.read_text(encoding="utf-8"))
 
 
-def _has_pictures(folder: Path) -> bool:
+def _has_images(folder: Path) -> bool:
     return any(file.suffix.lower() in EXTENSIONS for file in folder.iterdir())
 
 
 def _table(file: Path) -> dict[str, dict[str, str]]:
-    """What the file says of each subject, by its columns; the published classes where there is no file."""
+    """Read each subject's columns from the file; without one, return the published classes."""
     if not file.exists():
         return {name: {"class": word} for name, word in _published()["classes"].items()}
     try:

@@ -1,5 +1,6 @@
-"""A data set's subjects shared by several workers through Ray: a worker is a process with models of its own, on a card
-of its own, here or on another machine. Nothing is shown on a dashboard, and nothing is sent anywhere.
+"""Workers for a data set's subjects, through Ray: processes with their own models and card, here or on other machines.
+
+There is no dashboard, and nothing is reported to anyone.
 """
 
 import logging
@@ -21,14 +22,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, kw_only=True)
 class Farm:
-    """How many workers there are, and where."""
+    """Number and place of the workers."""
 
     workers: int
     gpus: float  # of each worker
-    address: str  # of a Ray that runs; "" starts one here
+    address: str  # of a running Ray; "" starts one here
 
     def rows(self, bench: Bench, subjects: Sequence[Subject], say: Say) -> Iterator[Row]:
-        """Each subject's row as it comes; a worker that dies fails its subject only."""
+        """Yield each subject's row when it is done; a worker that dies fails only its subject."""
         ray = imported()
         self._start(ray)
         try:
@@ -42,7 +43,7 @@ class Farm:
         if not self.address:
             options["include_dashboard"] = False
         ray.init(**options, runtime_env={"env_vars": {**QUIET, "PYTHONPATH": paths}})
-        if self.workers * self.gpus > (cards := ray.cluster_resources().get("GPU", 0)):  # they would wait for ever
+        if self.workers * self.gpus > (cards := ray.cluster_resources().get("GPU", 0)):  # they would wait forever
             raise ValueError(
                 f"{self.workers} workers with --gpus {self.gpus:g} need more cards than the {cards:g} that Ray has: "
                 "start fewer, or give each a part of a card."
@@ -71,7 +72,9 @@ class Farm:
                 try:
                     row = ray.get(reference)
                 except ray.exceptions.RayError as error:  # it was killed, or its machine is gone
-                    row = Row.failed(subject, f"its worker ended ({type(error).__name__}): start it again, it goes on.")
+                    row = Row.failed(
+                        subject, f"its worker ended ({type(error).__name__}): start the command again to resume."
+                    )
                     say(f"{subject.name}: failed: {row.why}")
                     free = worker(number)[1]
                 idle.append((number, free))
@@ -79,7 +82,7 @@ class Farm:
 
 
 class Remote:
-    """A Worker in a process of Ray's."""
+    """A `Worker` in a process of Ray."""
 
     def __init__(self, bench: Bench, cache: str, lines, threads: int):
         torch.set_num_threads(threads)  # rounding depends on it
@@ -91,7 +94,7 @@ class Remote:
 
 
 def imported():
-    """Ray, without its reports.
+    """Import Ray, without its usage reports.
 
     Raises:
         ValueError: it is not installed.

@@ -1,4 +1,4 @@
-"""One subject of the DreamBooth protocol: learn it, draw its prompts, score them, write its report; or find it done."""
+"""One subject of the DreamBooth protocol: train, generate, score and report, unless it is done already."""
 
 import copy
 from collections.abc import Callable
@@ -30,12 +30,18 @@ from ..options import Say, train_command
 from .dataset import Subject
 from .table import Row
 
-FAILURES = (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError)  # of a subject; others are our mistakes
+FAILURES = (
+    ValueError,
+    OSError,
+    RuntimeError,
+    MemoryError,
+    ArithmeticError,
+)  # of a subject; others are errors in this program
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What all subjects have in common; it travels to the workers."""
+    """Settings of all subjects, sent to the workers."""
 
     load: Callable[[], Models]  # reads the checkpoint
     out: Path
@@ -44,10 +50,10 @@ class Bench:
     recipe: object
     stopper: tuple[Monitor, ...]
     seed: int
-    words: dict[str, str | int]  # of every concept
-    references: int  # pictures to learn from; 0: all
+    words: dict[str, str | int]  # of each concept
+    references: int  # images to train on; 0: all
     protocol: Protocol
-    prompts: str  # lines of the user's own; "" for none
+    prompts: str  # the user's own lines; "" for none
     scorer_config: ScorerConfig
     clip_folders: tuple[Path, ...]
     vqa_download: bool
@@ -55,11 +61,12 @@ class Bench:
     checkpoint_every: int
 
     def concept(self, subject: Subject, images: tuple[torch.Tensor, ...], captions: tuple[str, ...] = ()) -> Concept:
+        """Return the concept of a subject with these images `[3, h, w]` in 0..1."""
         own = {"initializer_token": subject.initializer} if subject.initializer else {}
         return Concept(images=images, captions=captions, class_word=subject.class_word, **self.words | own)
 
     def check(self, subject: Subject) -> None:
-        """Raise `ValueError` where the subject's words do not do; its pictures are looked at when it is its turn."""
+        """Raise `ValueError` where the subject's words cannot be used; its images are checked later."""
         concept = self.concept(subject, (torch.zeros(3, 8, 8),))
         words = concept.placeholder_token, concept.initializer, concept.class_word
         trainables.check_words(Tokenizer(bundled_words()), *words)
@@ -68,10 +75,10 @@ class Bench:
 
 
 class Worker:
-    """A process's models and judges, read once, and what it does with them for one subject after the other.
+    """Trains and evaluates one subject after the other with models and metric models that are read once.
 
     Args:
-        cache: a folder of its own, because two workers would write the same files at the same time.
+        cache: name of its cache folder; two workers would write the same files at the same time.
     """
 
     def __init__(self, bench: Bench, cache: str = "cache"):
@@ -85,7 +92,7 @@ class Worker:
         self.model = fingerprint(self.models)
 
     def __call__(self, subject: Subject, say: Say) -> Row:
-        """The subject's row of the table; where it fails, with the sentence that says why."""
+        """Return the subject's row of the table; where it fails, with the error's sentence."""
         say = partial(_named, say, subject.name)
         try:
             return self._done(subject, say)
@@ -103,14 +110,14 @@ class Worker:
         run = Run(concept=concept, recipe=bench.recipe, stopper=bench.stopper, seed=bench.seed, dtype=bench.dtype)
         evaluation = self._evaluation(subject, run, images[count:])
         digest = evaluation.digest(f"{run.digest(self.model)} {pick.weight_of(run.stopper)}")
-        if told := report_folder.read(folder, digest):
+        if report := report_folder.read(folder, digest):
             say("complete with these settings, not repeated")
-            return Row.of(subject, told)
+            return Row.of(subject, report)
         result = pick.chosen(self._trained(run, say), run.stopper)
-        drawn = evaluation.drawn(self._with(result), say)
-        report = evaluation.report(subject.name, drawn, self.extractors, bench.device, say)
+        generated = evaluation.generated(self._with(result), say)
+        report = evaluation.report(subject.name, generated, self.extractors, bench.device, say)
         if not evaluation.references.unseen:
-            why = {column: "all pictures were learned from" for column in report.missing if column.endswith("unseen")}
+            why = {column: "all images were trained on" for column in report.missing if column.endswith("unseen")}
             report = replace(report, missing=report.missing | why)
         facts = {
             "class word": subject.class_word, "method": result.settings["method"], "run": result.folder.name,
@@ -135,11 +142,11 @@ class Worker:
         )
 
     def _trained(self, run: Run, say: Say) -> RunResult:
-        """What the run learned: now, or in an earlier process, whose broken-off training goes on."""
+        """Return the run's result; resume its training if it was interrupted."""
         bench = self.bench
         folder = RunFolder(bench.out / "runs" / run.digest(self.model))
         if finished := folder.result():
-            say("trained before")
+            say("already trained")
             return finished
         device = SingleDevice(device=torch.device(bench.device), dtype=run.dtype)
         return train_command(
@@ -152,12 +159,12 @@ class Worker:
         )  # fmt: skip
 
     def _fresh(self) -> Models:
-        """Models as they were read, for one subject to change."""
+        """Return a copy of the models as they were read, for one subject."""
         parts = {"unet": copy.deepcopy(self.models.unet), "text_encoders": copy.deepcopy(self.models.text_encoders)}
         return replace(self.models, **parts, known_adapters={}, base_weights={})
 
     def _with(self, result: RunResult) -> Models:
-        """Always from the run's result, whoever trained it: a subject that was broken off gets the same pictures."""
+        """Return models with a run's result, restored even if just trained: resumed subjects get the same images."""
         models = self._fresh().to(self.bench.device, self.bench.dtype)
         restore.put(result, models)
         return models

@@ -1,4 +1,4 @@
-"""The table over a data set's subjects: CSV, JSON, a page and lines of text. Data in, files out."""
+"""Table over a data set's subjects: CSV, JSON, a page and lines of text. Data in, files out."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from .dataset import Subject
 
 SCORES = (*COLUMNS, VQA)
 EXPLAINED = (
-    "Mean ± standard deviation over a subject's pictures, of diversity over its prompts; in the last line over the "
+    "Mean ± standard deviation over a subject's images, of diversity over its prompts; in the last line over the "
     "subjects' means."
 )
 DONE, FAILED, MISSING = "done", "failed", "missing"
@@ -24,24 +24,24 @@ DONE, FAILED, MISSING = "done", "failed", "missing"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One subject: its scores, or why it has none."""
+    """A subject's scores, or the reason why it has none."""
 
     subject: str
     class_word: str
     state: str
     why: str = ""
-    scores: dict[str, Spread] = field(default_factory=dict)  # over its pictures; what was not measured is absent
+    scores: dict[str, Spread] = field(default_factory=dict)  # over its images; what was not measured is absent
     missing: dict[str, str] = field(default_factory=dict)  # column -> why it was not measured
     training_seconds: float = 0.0
 
     @classmethod
-    def of(cls, subject: Subject, told: dict) -> "Row":
-        """Of what its report.json tells."""
-        scores = {name: Spread(**spread) for name, spread in told["scores"].items() if spread}
-        vqa = Spread.of(each["scores"][VQA] for each in told["pictures"] if VQA in each["scores"])
+    def of(cls, subject: Subject, report: dict) -> "Row":
+        """Return the row of a subject with this report.json."""
+        scores = {name: Spread(**spread) for name, spread in report["scores"].items() if spread}
+        vqa = Spread.of(each["scores"][VQA] for each in report["images"] if VQA in each["scores"])
         return cls(
-            subject=subject.name, class_word=subject.class_word, state=DONE, missing=told[NOT_MEASURED],
-            scores=scores | ({VQA: vqa} if vqa else {}), training_seconds=told["settings"]["training seconds"],
+            subject=subject.name, class_word=subject.class_word, state=DONE, missing=report[NOT_MEASURED],
+            scores=scores | ({VQA: vqa} if vqa else {}), training_seconds=report["settings"]["training seconds"],
         )  # fmt: skip
 
     @classmethod
@@ -58,22 +58,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """All rows, and their means."""
+    """Rows of all subjects, and their means."""
 
     rows: Sequence[Row]
 
     def overall(self, column: str) -> Spread | None:
-        """Mean and standard deviation over subjects of each subject's mean."""
+        """Return mean and standard deviation over subjects of each subject's mean."""
         return Spread.of(mean for row in self.rows if (mean := row.mean(column)) is not None)
 
     def notes(self) -> list[str]:
-        """Why something was not measured, and what failed; each once."""
+        """Return the reasons for missing scores and failures, each once."""
         found = [f"{name}, {NOT_MEASURED}: {why}" for row in self.rows for name, why in row.missing.items()]
         found += [f"{row.subject}, {row.state}: {row.why}" for row in self.rows if row.why]
         return [*dict.fromkeys(found)]
 
     def csv(self) -> str:
-        """A row for each subject, then mean and standard deviation over subjects. `note` says what is missing, why."""
+        """Return a row for each subject, then mean and standard deviation over subjects; `note` has missing scores."""
         text = io.StringIO()
         writer = csv.DictWriter(text, ["subject", "class", "state", *SCORES, "note"], lineterminator="\n")
         writer.writeheader()
@@ -94,15 +94,15 @@ class Table:
 
     def json(self, settings: dict) -> str:
         found = {name: self.overall(name) for name in SCORES}
-        told = {
+        content = {
             "settings": settings,
             "scores": {name: asdict(spread) if spread else None for name, spread in found.items()},
             "subjects": [asdict(row) for row in self.rows],
         }
-        return json.dumps(told, indent=1, ensure_ascii=False)
+        return json.dumps(content, indent=1, ensure_ascii=False)
 
     def cells(self) -> list[list[str]]:
-        """As a table for people: a heading, a line for each subject, and the mean."""
+        """Return the cells of a readable table: a heading, a line for each subject, and the mean."""
         lines = [["subject", "class", *SCORES, "training"]]
         for row in self.rows:
             seconds = f"{row.training_seconds:.0f} s" if row.state == DONE else row.state
@@ -117,7 +117,7 @@ class Table:
         return "\n".join([*padded, *self.notes()])
 
     def html(self, title: str) -> str:
-        """A page that needs nothing else; each subject is a link to its own report. All words are escaped."""
+        """Return a page without other files; each subject links to its own report. All text is escaped."""
         heading, *lines, overall = self.cells()
         body = [_html_row(heading, "th")]
         for row, line in zip(self.rows, lines, strict=True):
@@ -131,12 +131,12 @@ class Table:
         return document(escape(title), f"{lead}{table}{notes}")
 
     def write(self, folder: Path, settings: dict, title: str) -> None:
-        """dreambench.csv, .json and .html."""
+        """Write dreambench.csv, .json and .html."""
         folder.mkdir(parents=True, exist_ok=True)
         texts = {"csv": self.csv(), "json": self.json(settings), "html": self.html(title)}
         for ending, text in texts.items():
-            with replaced(folder / f"dreambench.{ending}") as beside:
-                beside.write_text(text, encoding="utf-8", newline="\n")
+            with replaced(folder / f"dreambench.{ending}") as temporary:
+                temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _cell(spread: Spread | None) -> str:
@@ -144,6 +144,6 @@ def _cell(spread: Spread | None) -> str:
 
 
 def _html_row(cells: list[str], tag: str, first: str = "") -> str:
-    """One row; `first` is HTML in the place of the first cell."""
+    """Return one row; `first` is HTML in the place of the first cell."""
     texts = [first or escape(cells[0]), *map(escape, cells[1:])]
     return "<tr>" + "".join(f"<{tag}>{text}</{tag}>" for text in texts) + "</tr>"

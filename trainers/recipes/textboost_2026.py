@@ -1,9 +1,29 @@
-"""TextBoost's 2026 revision: adapters that act from the new word on; what stands before it stays exactly as it was.
+"""TextBoost's 2026 revision: causality-preserved adapters (CPA), which act from the placeholder token V on.
 
-Paper: the same authors' second version, arXiv 2409.08248v2. Authors' settings: rank-1 adapters at 1e-4 and the new
-word's vectors at 1e-3, 100 steps of 8 pictures (preset "2026 CPA"); "2026++" also adapts what each cross-attention
-reads, 80 steps. 0.12 M parameters on SD 2.1, 0.15 M with "++". Nothing else needs preserving, so there is no second
-loss. Ours differs from the released code where that lets the adapters act on padding and on prompts without the word.
+Paper: the authors' second version, arXiv 2409.08248v2. V's vectors and low-rank adapters train, with the denoising
+loss alone. With m = 1 at the first position of V and every later one up to the end token, else 0:
+
+    y = W x + m * up(down(x))     at W = fc2 of every MLP of the text encoder; down [r, in], up [out, r]
+    H_l = H + m * A_l(H)          before keys and values of cross-attention l; TextBoost++ only; A_l(H) = up(down(H))
+
+with `down ~ normal(0, 1 / r)` and `up = 0` at first. CLIP's attention looks back only: what stands before V, and a
+prompt without V, is encoded exactly as by the frozen model, so there is nothing to preserve. Presets: "2026 CPA"
+(100 steps of 8 images, rank 1, adapters at 1e-4, vectors at 1e-3; 0.12 M parameters on SD 2.1) and "2026++" (the
+second formula as well, 80 steps; 0.15 M).
+
+Settings of the names that TextBoost has are declared there (`same`): bounds and help, and defaults unless one is given
+here. From TextBoost also come the augmentation as a whole (`paired_views`: operations, phrases, tokens) and the choice
+of text encoders (`WHICH`).
+
+Differences to the authors' code:
+- Augmentation: TextBoost's heavy one (one of scale, crop, shift and flip with probability 0.5, a collage with
+  probability 0.5), named in words. The paper (5.1) and its code have a weak one: horizontal flip with probability 0.5,
+  a mild crop with probability 0.5 after a resize by 1.2; the prompt does not name it.
+- Timesteps are weighted by their signal-to-noise ratio (mean t 584). Theirs are uniform (mean t 499.5).
+- New vectors are scaled back to the vocabulary's mean length. Theirs are clamped to 0.43.
+- Every MLP that the output depends on has an adapter. Theirs skips layer 22 with `--expand`.
+- The adapters act neither on padding nor on prompts without V; theirs do.
+- Views are encoded before training: a pool of 512, not a fresh one for every step.
 """
 
 from collections.abc import Collection, Iterator
@@ -22,7 +42,7 @@ from .textboost import WHICH, TextBoost, paired_views
 
 @dataclass(frozen=True, kw_only=True)
 class TextBoost2026:
-    """Hyperparameters of the revision; the defaults are the authors'."""
+    """Settings of the 2026 revision; steps, rank and learning rates are the authors'."""
 
     steps: int = same(TextBoost, "steps", 100)
     batch_size: int = same(TextBoost, "batch_size")
@@ -47,7 +67,7 @@ class TextBoost2026:
     text_encoder: str = same(TextBoost, "text_encoder")
 
     def subject(self, concept: Concept) -> str:
-        """What `{}` in a prompt stands for."""
+        """Return what `{}` in a prompt stands for: `V`, or `V C` with the class word C."""
         return concept.subject(self.with_class_word)
 
     def check(self, concept: Concept, known: Collection[str] = ()) -> None:
@@ -55,6 +75,7 @@ class TextBoost2026:
         paired_views(self, concept).check(concept)
 
     def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
+        """Yield the only stage."""
         views, encoders = paired_views(self, concept), WHICH[self.text_encoder]
         words = [(concept.placeholder_token, concept.initializer), *views.tokens]
         tokens = [trainables.add_tokens(encoder, words) for encoder in models.text_encoders][encoders]
@@ -81,4 +102,4 @@ class TextBoost2026:
 
 REVISED = TextBoost2026()
 PLUS = replace(REVISED, steps=80, cross_attention=True)
-PRESETS = {"2026 CPA": REVISED, "2026++": PLUS}  # the editor would put a bare number first, as its default
+PRESETS = {"2026 CPA": REVISED, "2026++": PLUS}  # the editor would put a bare number first
