@@ -50,7 +50,7 @@ class AttnDreamBooth:
     steps_3: int = setting(500, "Optimizer steps of stage 3, which trains the whole U-Net.", min=1, max=100_000)
     fine_tuning: str = setting(
         "full",
-        "What stages 2 and 3 train: the weights themselves, as in the paper, or a LoRA for less memory and small files.",
+        "Stages 2 and 3 train the weights themselves, as in the paper, or a LoRA for less memory and small files.",
         options=("full", "lora"),
     )  # fmt: skip
     lora_rank: int = setting(16, "Rank and alpha of the LoRA.", min=1, max=256)
@@ -89,7 +89,7 @@ class AttnDreamBooth:
         5.0, "Stage 3: weight of the attention-variance regularizer.", min=0.0, max=1000.0, advanced=True
     )
     class_tokens: str = setting(
-        "first", "Which token of a longer class word the regularizer uses: the first, as in the paper, or the mean of all.",
+        "first", "Which token of a longer class word is regularized against: the first, as in the paper, or the mean.",
         options=tuple(CLASS_TOKENS), advanced=True,
     )  # fmt: skip
     rotation_p: float = setting(0.75, "Probability of a random rotation.", min=0.0, max=1.0, advanced=True)

@@ -75,7 +75,7 @@ class DVAR:
     )
     seed: int = setting(59, "Seed of the fixed batch.", min=0, max=2**63 - 1, advanced=True)
     rotate_timesteps: bool = setting(
-        False, "Evaluate one accumulated set of timesteps at a time, in turn: a large batch at the cost of a small one.",
+        False, "Evaluate one accumulated set of timesteps at a time, in turn: a large batch at a small one's cost.",
         advanced=True,
     )  # fmt: skip
 
