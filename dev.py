@@ -93,7 +93,7 @@ def parser():
     show.add_argument("--seed", type=int, help="training seed (default: the value in demo/overrides.json)")
     commands.add_parser("test", parents=[shared], help="all tests; further arguments go to pytest")
     commands.add_parser("check", parents=[shared], help="format, lint and the fast tests")
-    commands.add_parser("docs", parents=[shared], help="write the table of settings into README.md")
+    commands.add_parser("docs", parents=[shared], help="write the tables of settings into the help pages")
     return top
 
 
