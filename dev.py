@@ -88,7 +88,7 @@ def parser():
         text += ", with a ComfyUI and an environment of our own"
         versions.add_argument(f"--{name}", dest="versions", action="store_const", const=name, help=text)
     commands.add_parser("check", parents=[shared], help="format, lint and the fast tests")
-    commands.add_parser("docs", parents=[shared], help="write the table of settings into README.md")
+    commands.add_parser("docs", parents=[shared], help="write the tables of settings into the help pages")
     commands.add_parser("gpu-kit", help="build .gpu/, for the check of a machine with a GPU: benchmarks/gpu/check.sh")
     commands.add_parser("lock", help="write the exact versions that all commands install into tools/*.lock")
     commands.add_parser("release-check", help="is this a release? (--tag v1.0.0: under this tag)", add_help=False)

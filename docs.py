@@ -1,32 +1,35 @@
-"""Writes the tables of settings into README.md, from the dataclasses that define them: `python dev.py docs`.
+"""Writes the tables of settings into the help pages, from the dataclasses that define them: `python dev.py docs`.
 
-A test fails while README.md holds another table than this would write.
+A test fails while a page has another table than this would write.
 """
 
 import html
+import re
 from dataclasses import MISSING, fields
+from importlib import import_module
 from pathlib import Path
 
-README = Path(__file__).resolve().parent / "README.md"
+PAGES = Path(__file__).resolve().parent / "js" / "docs"
 BEGIN, END = "<!-- settings: written by python dev.py docs -->", "<!-- end of settings -->"
 
 
-def filled(text: str, methods: dict) -> str:
-    """`text` with a table for each node between the two marks.
+def page(node: str) -> Path:
+    """Return the help page of a recipe's or a monitor's node, by its display name."""
+    words = re.findall(r"[A-Za-z]+", node)
+    return PAGES / "".join(["Personalize", *(word[0].upper() + word[1:] for word in words)]) / "en.md"
 
-    Args:
-        methods: display name of a node -> its presets.
-    """
+
+def filled(text: str, presets: dict) -> str:
+    """Return a help page's text with the table of its presets between the two marks."""
     before, _, rest = text.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise ValueError(f"README.md lacks the marks {BEGIN} and {END}.")
-    tables = "\n\n".join(f"**{name}**\n\n{table(presets)}" for name, presets in methods.items())
-    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"The help page lacks its marks: write {BEGIN} and {END} where the table belongs.")
+    return f"{before}{BEGIN}\n\n{table(presets)}\n\n{END}{after}"
 
 
 def table(presets: dict) -> str:
-    """One row per field of any preset; of those after the first that has it, only what differs from that one."""
+    """Return one row per field of any preset; cells after the first preset with it are empty if they are equal."""
     rows = [["setting", *presets, "meaning"], ["---"] * (len(presets) + 2)]
     every = {}
     for field in (field for preset in presets.values() for field in fields(preset)):
@@ -42,17 +45,38 @@ def table(presets: dict) -> str:
 
 
 def shown(value) -> str:
-    """A default as its widget shows it."""
+    """Return a default as its widget shows it, on one line."""
     if value is MISSING:
         return "–"
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple):
-        return ", ".join(value) or "-"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        return ", ".join(value) or "empty"
+    return f"{value:g}" if isinstance(value, float) else str(value).replace("\n", "<br>") or "empty"
+
+
+def nodes(trainers: str) -> dict[str, dict]:
+    """Return display name -> presets of every recipe's and monitor's node.
+
+    Args:
+        trainers: the name that the package `trainers` is imported by.
+    """
+    recipes, dvar, clip, monitor, scores = (
+        import_module(f"{trainers}.{name}")
+        for name in (
+            "recipes",
+            "stopping.dvar",
+            "stopping.clip_early_stopping",
+            "stopping.monitor",
+            "stopping.pick_by_score",
+        )
+    )
+    with_presets = {dvar.DVAR.name: dvar.PRESETS, clip.ClipEarlyStopping.name: clip.PRESETS}
+    without = {kind.name: {"default": kind()} for kind in (monitor.FixedSteps, scores.PickByScore)}
+    return {**recipes.METHODS, **with_presets, **without}
 
 
 if __name__ == "__main__":
-    from trainers.recipes import METHODS
-
-    README.write_text(filled(README.read_text(encoding="utf-8"), METHODS), encoding="utf-8")
+    for node, presets in nodes("trainers").items():
+        file = page(node)
+        file.write_text(filled(file.read_text(encoding="utf-8"), presets), encoding="utf-8")

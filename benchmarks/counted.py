@@ -23,7 +23,7 @@ from benchmarks.shapes import SHAPES, random_models
 from trainers.data.concept import Concept
 from trainers.data.context import Context
 from trainers.device import SingleDevice
-from trainers.recipes import attndreambooth, dreambooth_lora, textboost, textboost2026
+from trainers.recipes import attndreambooth, dreambooth_lora, textboost, textboost_2026
 from trainers.training import loop
 from trainers.training.objective import Objective
 from trainers.training.stage import freeze_all_but
@@ -31,7 +31,7 @@ from trainers.training.stage import freeze_all_but
 SMALL = {"steps": 1, "views": 1}
 METHODS = {
     "textboost": (replace(textboost.BENCHMARK, knowledge_weight=0.0, clamp_norms=False, **SMALL), 1),
-    "textboost-2026++": (replace(textboost2026.PLUS, clamp_norms=False, **SMALL), 1),
+    "textboost-2026++": (replace(textboost_2026.PLUS, clamp_norms=False, **SMALL), 1),
     "dreambooth-lora": (replace(dreambooth_lora.FULL, **SMALL), 1),
     **{f"attndreambooth-{n}": (replace(attndreambooth.PAPER, views=1), n) for n in (1, 2, 3)},
     "attndreambooth-lora-3": (replace(attndreambooth.PAPER, views=1, fine_tuning="lora"), 3),

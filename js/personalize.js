@@ -1,17 +1,17 @@
-// The live view on Train: the curves of a run while it trains, its last previews, and a button that ends a stage.
-// It draws what the server tells, asks it by the run's digest, and keeps only what it has drawn; see nodes/live.py.
+// The live view on Train: the curves of a run during training, its last previews, and a button that ends a stage.
+// It shows what the server sends, asks for it by the run's digest, and stores nothing else; see nodes/host/live.py.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
 const NODE = "PersonalizeTrain";
-const MOST = 4000; // points; then the server is asked for a thinned history
+const MOST = 4000; // points; beyond that a thinned history is loaded
 const PREVIEWS = 4;
 const COLORS = { mean: "#3d8fe8", fixed: "#e8842c", ratio: "#2fa37c", score: "#b069d6", stop: "#e0524d",
   identity: "#3d8fe8", text: "#2fa37c" };
-const KEYS = ["ratio", "score", "identity", "text"]; // of what a monitor measures: each has a panel
-const LIMITS = { ratio: "stops below", score: "better from", identity: "floor", text: "floor" };
-const FINISH = "Ends the present stage after this step and keeps what it learned: later stages and the graph go on. "
-  + "Cancel stops everything instead; queued again, the training goes on where it was.";
+const KEYS = ["ratio", "score", "identity", "text"]; // measurements of monitors: each has a panel
+const LIMITS = { ratio: "stops below", score: "improves above", identity: "floor", text: "floor" };
+const FINISH = "Ends the current stage after this step and keeps its result: later stages and the graph continue. "
+  + "Cancel stops everything instead; queue again to resume the training.";
 const STYLE = `
 .personalize-live { display: flex; flex-direction: column; gap: 6px; box-sizing: border-box; height: 100%;
   padding: 8px 10px; overflow: hidden; border-radius: 8px; font: 12px/1.35 Inter, system-ui, sans-serif;
@@ -30,7 +30,7 @@ const STYLE = `
   img { display: block; max-height: 76px; max-width: 100%; border-radius: 4px; }
 }`;
 
-const runs = new Map(); // run digest -> what the server said of it
+const runs = new Map(); // run digest -> its history from the server
 const shown = new Map(); // "workflow node" -> digest, for an editor that comes back to a workflow
 const views = new Map(); // node -> its view
 const root = () => app.rootGraph ?? app.graph;
@@ -55,11 +55,11 @@ function redraw(digest) {
   for (const view of views.values()) if (view.digest === digest) view.update();
 }
 
-// ---- what the server says
+// ---- messages of the server
 
 async function load(digest, ...queue) {
   const run = runs.get(digest) ?? { entries: [], previews: [], stops: [] };
-  runs.set(digest, Object.assign(run, { queue })); // with the events that come meanwhile
+  runs.set(digest, Object.assign(run, { queue })); // with the events that arrive meanwhile
   const answer = await api.fetchApi(`/personalize/runs/${digest}`).catch(() => null);
   if (answer?.ok) Object.assign(run, await answer.json());
   run.queue = null;
@@ -71,7 +71,7 @@ function add(run, { entries, ...now }) {
   Object.assign(run, now);
   if (!run.running) run.finishing = null;
   for (const entry of entries) {
-    while (run.entries.at(-1)?.step >= entry.step) run.entries.pop(); // a training short of memory goes back some steps
+    while (run.entries.at(-1)?.step >= entry.step) run.entries.pop(); // out of memory, a training goes back some steps
     run.entries.push(entry);
   }
 }
@@ -86,7 +86,7 @@ function onStep({ detail: event }) {
   redraw(event.run);
 }
 
-function onExecuted({ detail }) { // also of a training that was done before
+function onExecuted({ detail }) { // also for a training that was finished before
   const digest = detail.output?.personalize_run?.[0];
   if (!digest) return;
   show(root().id, detail.display_node ?? detail.node, digest);
@@ -109,7 +109,7 @@ class View {
     options.getMinHeight = () => this.height() + 12;
     options.getMaxHeight = () => (this.run ? undefined : 0);
     this.widget = node.addDOMWidget("live", "PERSONALIZE_LIVE", this.box, options);
-    this.widget.serialize = false; // it is no value of a saved workflow, either
+    this.widget.serialize = false; // nor is it a value of a saved workflow
     new ResizeObserver(() => this.draw()).observe(this.canvas);
     this.update();
   }
@@ -133,12 +133,12 @@ class View {
     const { run, node } = this, height = this.height(), finishing = run?.finishing && run.finishing === run.stage;
     this.widget.hidden = !run;
     this.box.style.display = run ? "" : "none";
-    this.box.style.minHeight = `${height}px`; // what nodes drawn by Vue go by
+    this.box.style.minHeight = `${height}px`; // read by nodes that Vue renders
     if (run) {
       this.text.textContent = title(run);
       this.button.textContent = finishing ? "Finishing" : "Finish now";
       this.button.disabled = !run.running || finishing;
-      this.footer.textContent = run.running ? "" : run.stop_reason || "Broken off: queue again, and it goes on.";
+      this.footer.textContent = run.running ? "" : run.stop_reason || "Interrupted: queue again to resume.";
       this.pictures(run.previews.slice(-PREVIEWS));
     }
     if (height !== this.before) node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
@@ -175,7 +175,7 @@ class View {
 
 function title(run) {
   if (!run.running) return `${run.method}: ${run.entries.at(-1)?.step ?? 0} steps in ${time(run.seconds)}`;
-  const all = run.steps > run.stage_steps ? `, ${run.step} of ${run.steps} in all` : "";
+  const all = run.steps > run.stage_steps ? `, ${run.step} of ${run.steps} in total` : "";
   const left = run.seconds_left >= 1 ? `, about ${time(run.seconds_left)} left` : "";
   return `${run.stage}: step ${run.stage_step} of ${run.stage_steps}${all}${left}`;
 }
@@ -188,12 +188,12 @@ function time(seconds) {
 
 // ---- the curves
 
-function measured({ entries }, monitor, key) { // [step, value]; what was measured before a stage's first step, too
+function measured({ entries }, monitor, key) { // [step, value], including measurements before a stage's first step
   const found = entries.flatMap(({ step, start, measures }) => [[step - 1, start], [step, measures]]);
   return found.map(([step, all]) => [step, all?.[monitor]?.[key]]).filter(([, value]) => value !== undefined);
 }
 
-function monitors({ entries }) { // those with something to draw: [name, what it compares with a threshold or a floor]
+function monitors({ entries }) { // those with curves: [name, the key that has a threshold or a floor]
   const found = new Map();
   for (const [name, values] of entries.flatMap((entry) => Object.entries(entry.measures ?? {}))) {
     for (const key of KEYS) if (key in values) found.set(`${name} ${key}`, [name, key]);
@@ -201,7 +201,7 @@ function monitors({ entries }) { // those with something to draw: [name, what it
   return [...found.values()];
 }
 
-function mean(entries) { // of the last twentieth, never across stages
+function mean(entries) { // running mean over a twentieth of the steps, never across stages
   const length = Math.max(8, Math.round(entries.length / 20));
   let sum = 0, from = 0;
   return entries.map(({ step, stage, loss }, i) => {
@@ -225,13 +225,13 @@ function panels(run) {
     const value = { name, color: COLORS[key], width: 1.7, points: measured(run, monitor, key) };
     const limit = { name: LIMITS[key], color: COLORS.stop, dash: [5, 4] };
     limit.points = measured(run, monitor, LIMITS[key] === "floor" ? `${key}_floor` : "threshold");
-    if (limit.points.length === 1) limit.points.push([run.entries.at(-1).step, limit.points[0][1]]); // a floor stays
+    if (limit.points.length === 1) limit.points.push([run.entries.at(-1).step, limit.points[0][1]]); // a floor is constant
     return { share: 1, lines: [value, limit].filter(({ points }) => points.length) };
   });
   return [{ share: 2, lines }, ...others];
 }
 
-function range(lines) { // of all values; of a rough line without its rare peaks
+function range(lines) { // of all values, without the rare peaks of a rough line
   const values = lines.flatMap(({ points, rough }) => {
     const sorted = points.map(([, y]) => y).sort((a, b) => a - b);
     const rare = rough ? Math.floor(points.length / 50) : 0;
@@ -262,7 +262,7 @@ function plot(context, width, height, run, color) {
     points.forEach(([x, y]) => context.lineTo(x, y));
     context.stroke();
   };
-  const legend = (lines, x, y) => { // each with its last value, as far as there is room
+  const legend = (lines, x, y) => { // each with its last value, as far as they fit
     for (const { name, color: fill, points } of lines) {
       const words = `${name} ${Number(points.at(-1)[1].toPrecision(3))}`;
       const next = x + context.measureText(words).width + 26;

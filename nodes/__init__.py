@@ -1,4 +1,4 @@
-"""The nodes, as ComfyUI lists them. The only package that imports the host."""
+"""Lists the nodes for ComfyUI; no other package imports ComfyUI."""
 
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
@@ -20,13 +20,13 @@ from .train import Train
 
 
 class Personalize(ComfyExtension):
-    """The pack."""
+    """ComfyUI's extension with all nodes of the pack."""
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        making = [LoadReferences, *RECIPES, Train]
-        stopping = [DVARStopper, FixedStepsStopper, CLIPEarlyStoppingStopper, PickByScoreStopper]
-        keeping = [Save, Apply, Load, Runs, LoadFiles]
-        looking = [PromptList, ShowAttention, PlotHistory]
-        evaluating = [Evaluate, ScoreImages, WriteReport]
-        return [*making, *stopping, *keeping, *looking, *evaluating]
+        training = [LoadReferences, *RECIPES, Train]
+        monitors = [DVARStopper, FixedStepsStopper, CLIPEarlyStoppingStopper, PickByScoreStopper]
+        results = [Save, Apply, Load, Runs, LoadFiles]
+        inspection = [PromptList, ShowAttention, PlotHistory]
+        evaluation = [Evaluate, ScoreImages, WriteReport]
+        return [*training, *monitors, *results, *inspection, *evaluation]

@@ -1,4 +1,4 @@
-"""A run's result put onto a MODEL and a CLIP, as patches that every stock node honours."""
+"""Apply Personalized: patches a MODEL and a CLIP with a result, in ways that every stock node honours."""
 
 import math
 
@@ -11,14 +11,14 @@ from .host.causal_adapters import WordAdapters
 from .schema import checked
 from .sockets import CATEGORY, ResultSocket
 
-EXACT = (
-    "Add what was learned in full precision at every use instead of merging it into the half-precision weights: a "
-    "little slower, and checkpoint savers do not see it."
+FULL_PRECISION = (
+    "Add the learned weights in full precision at every use instead of merging them into half-precision weights; "
+    "slightly slower, and nodes that save checkpoints do not include them."
 )
 
 
 class Apply(io.ComfyNode):
-    """RESULT -> MODEL and CLIP, with the strengths that Load LoRA has."""
+    """Turns a RESULT into a MODEL and a CLIP, with the strengths that Load LoRA has."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -27,25 +27,27 @@ class Apply(io.ComfyNode):
             node_id="PersonalizeApply",
             display_name="Apply Personalized",
             category=CATEGORY,
-            description="Puts what was learned onto a model and a text encoder, more or less strongly.",
+            description="Applies a trained result to a model and a text encoder, with adjustable strength.",
             search_aliases=["strength", "lora", "weight", "apply"],
             inputs=[
                 io.Model.Input("model"),
                 io.Clip.Input("clip"),
                 ResultSocket.Input("result"),
-                io.Float.Input("strength_unet", **strength, tooltip="Of what the U-Net learned, if it did."),
+                io.Float.Input(
+                    "strength_unet", **strength, tooltip="Strength of what the U-Net learned, if the method trains it."
+                ),
                 io.Float.Input(
                     "strength_text_encoder", **strength,
-                    tooltip="Of the text encoder's LoRA. The new word itself is always whole.",
+                    tooltip="Strength of what the text encoder learned; the token embedding is always applied in full.",
                 ),
-                io.Boolean.Input("exact", default=False, advanced=True, optional=True, tooltip=EXACT),
+                io.Boolean.Input("full_precision", default=False, advanced=True, optional=True, tooltip=FULL_PRECISION),
             ],
             outputs=[io.Model.Output(display_name="model"), io.Clip.Output(display_name="clip")],
         )  # fmt: skip
 
     @classmethod
     @checked
-    def execute(cls, model, clip, result, strength_unet, strength_text_encoder, exact=False) -> io.NodeOutput:
+    def execute(cls, model, clip, result, strength_unet, strength_text_encoder, full_precision=False) -> io.NodeOutput:
         return io.NodeOutput(*apply(model, clip, result, strength_unet, strength_text_encoder, full_precision))
 
 
@@ -57,10 +59,10 @@ def apply(
     strength_text_encoder: float = 1.0,
     in_full_precision: bool = False,
 ):
-    """Clones of `model` and `clip` that know the concept.
+    """Return clones of `model` and `clip` that have learned the concept.
 
     Raises:
-        ValueError: what was learned does not fit this MODEL and CLIP.
+        ValueError: the result does not fit this MODEL and CLIP.
     """
     encoders, unet_keys, text_keys = check(model, clip, result)
     if in_full_precision:
@@ -83,10 +85,10 @@ def apply(
 
 
 def check(model, clip, result: RunResult) -> tuple[tuple[str, ...], dict[str, str], dict[str, str]]:
-    """The text encoders, and the host's names of the U-Net's and their weights by the names of layers in a file.
+    """Return the text encoders' names, and two maps from layer names in a file to the host's U-Net and encoder weights.
 
     Raises:
-        ValueError: what was learned is not whole, or does not fit this MODEL and CLIP.
+        ValueError: the result is incomplete, or does not fit this MODEL and CLIP.
     """
     encoders = models.family_of(model, clip).text_encoders
     unet_keys = internals.model_lora_keys_unet(model.model, {})
@@ -99,7 +101,7 @@ def check(model, clip, result: RunResult) -> tuple[tuple[str, ...], dict[str, st
 
 
 def fits(model, clip, result: RunResult) -> bool:
-    """Whether `check` has nothing to say."""
+    """Return whether `check` raises nothing."""
     try:
         return bool(check(model, clip, result))
     except ValueError:
@@ -111,7 +113,7 @@ def _shapes(module) -> dict[str, tuple[int, ...]]:
 
 
 def check_layers(lora: dict[str, Tensor], keys: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raise `ValueError` unless every layer belongs to a weight and has its shape: the host would only log it."""
+    """Raise `ValueError` unless every layer belongs to a weight and has its shape; the host would only log it."""
     layers: dict[str, dict[str, Tensor]] = {}
     for key, value in lora.items():
         name, _, part = key.partition(".")
@@ -123,22 +125,22 @@ def check_layers(lora: dict[str, Tensor], keys: dict[str, str], shapes: dict[str
             "use the family of models that the run was trained on."
         )
     if len({keys[name] for name in layers}) < len(layers):
-        raise ValueError("Two learned layers belong to one weight, in two spellings: save or download the file again.")
+        raise ValueError("Two learned layers name the same weight, in two spellings: save or download the file again.")
     for name, parts in layers.items():
         if not _is_whole(parts):
             raise ValueError(
-                f"The learned layer {name} is not whole: queue the run's training again, or delete the run."
+                f"The learned layer {name} is incomplete: queue the run's training again, or delete the run."
             )
         weight = shapes[keys[name]]
         if not _fits(parts, weight, shapes.get(full_precision.bias_of(keys[name]), ())):
             raise ValueError(
-                f"The learned layer {name} has not the shape of this MODEL's or CLIP's {' x '.join(map(str, weight))} "
-                "weight: use the family of models that the run was trained on."
+                f"The learned layer {name} does not have the shape of its weight in this MODEL or CLIP, "
+                f"{' x '.join(map(str, weight))}: use the family of models that the run was trained on."
             )
 
 
 def _is_whole(parts: dict[str, Tensor]) -> bool:
-    """A LoRA or a full difference, or the difference of the bias, or one of the former with the latter."""
+    """Return whether these are a LoRA, a full weight difference, a bias difference, or one of the first two with it."""
     kind = parts.keys() - {"diff_b"}
     if kind == {"lora_up.weight", "lora_down.weight", "alpha"}:
         up, down, alpha = (parts[part] for part in ("lora_up.weight", "lora_down.weight", "alpha"))
@@ -157,7 +159,7 @@ def _fits(parts: dict[str, Tensor], weight: tuple[int, ...], bias: tuple[int, ..
 
 
 def check_carried(result: RunResult, clip, encoders: tuple[str, ...]) -> None:
-    """Raise `ValueError` unless the learned vectors have the shapes of the text encoders."""
+    """Raise `ValueError` unless the learned embeddings have the shapes of the text encoders."""
     shapes = [tuple(outputs.shape) for outputs in result.fixed_outputs] or [None] * len(encoders)
     whole = all(len(vectors) == len(encoders) for vectors in result.tokens.values()) and len(shapes) == len(encoders)
     for i, name in enumerate(encoders):
@@ -166,6 +168,6 @@ def check_carried(result: RunResult, clip, encoders: tuple[str, ...]) -> None:
         words = {tuple(vectors[i].shape[1:]) for vectors in result.tokens.values()} if whole else set()
         if not whole or words - {(width,)} or shapes[i] not in (None, (encoder.num_layers + 1, 77, width)):
             raise ValueError(
-                f"The learned words do not fit this CLIP, whose width is {width}: use the family of models that the "
-                "run was trained on."
+                f"The learned token embeddings do not fit this CLIP, whose width is {width}: use the family of models "
+                "that the run was trained on."
             )

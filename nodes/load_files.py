@@ -1,4 +1,4 @@
-"""Load Files: what this pack saved, and LoRAs and embeddings of other programs, as a RESULT."""
+"""Load Personalized Files: reads this pack's files, and other programs' LoRAs and embeddings, as a RESULT."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from ..trainers.formats import foreign
 from ..trainers.runs.result import RunResult, from_other_programs, read_complete
 from ..trainers.text import quoted, reason
 from ..trainers.training.trainables import check_placeholder
-from .apply import EXACT, apply
+from .apply import FULL_PRECISION, apply
 from .host import folders, weights
 from .host.models import family_of
 from .host.session import notices
@@ -27,7 +27,7 @@ KINDS = {"personalized": "personalize", "lora": "loras", "embedding": "embedding
 
 
 class LoadFiles(io.ComfyNode):
-    """Files -> MODEL and CLIP that know what is in them, and a RESULT."""
+    """Turns files into a MODEL and a CLIP with their contents applied, and a RESULT."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -36,33 +36,33 @@ class LoadFiles(io.ComfyNode):
             node_id="PersonalizeLoadFiles",
             display_name="Load Personalized Files",
             category=CATEGORY,
-            description="Loads what Save Personalized wrote, or a LoRA and an embedding of another program.",
+            description="Loads a file that Save Personalized wrote, or a LoRA and an embedding of another program.",
             search_aliases=["import", "load lora", "embedding", "textual inversion", "kohya", "diffusers", "peft"],
             inputs=[
                 io.Model.Input("model"),
                 io.Clip.Input("clip"),
                 io.Combo.Input(
                     "personalized", options=names("personalized"),
-                    tooltip="A file of models/personalize: everything that a training learned.",
+                    tooltip="File in models/personalize, with everything that a training learned.",
                 ),
                 io.Combo.Input(
                     "lora", options=names("lora"), optional=True,
-                    tooltip="Instead: a LoRA of kohya's scripts, of diffusers or PEFT.",
+                    tooltip="LoRA of kohya's scripts, diffusers or PEFT, to load instead.",
                 ),
                 io.Combo.Input(
                     "embedding", options=names("embedding"), optional=True,
-                    tooltip="Instead, or with the LoRA: an embedding of A1111 or diffusers, as safetensors.",
+                    tooltip="Embedding of A1111 or diffusers, as safetensors, to load alone or with the LoRA.",
                 ),
                 io.String.Input(
                     "placeholder_token", default="<concept>", optional=True,
-                    tooltip="The word that the embedding gets. A personalized file brings its own.",
+                    tooltip="Placeholder token for the embedding; a personalized file brings its own.",
                 ),
-                io.Float.Input("strength_unet", **strength, tooltip="Of what belongs to the U-Net."),
+                io.Float.Input("strength_unet", **strength, tooltip="Strength of the U-Net's part."),
                 io.Float.Input(
                     "strength_text_encoder", **strength,
-                    tooltip="Of the text encoder's LoRA. The new word itself is always whole.",
+                    tooltip="Strength of the text encoder's part; the token embedding is always applied in full.",
                 ),
-                io.Boolean.Input("exact", default=False, advanced=True, optional=True, tooltip=EXACT),
+                io.Boolean.Input("full_precision", default=False, advanced=True, optional=True, tooltip=FULL_PRECISION),
             ],
             outputs=[
                 io.Model.Output(display_name="model"),
@@ -76,7 +76,7 @@ class LoadFiles(io.ComfyNode):
     def validate_inputs(
         cls, personalized: str | None = None, lora: str | None = None, embedding: str | None = None
     ) -> bool | str:
-        """Instead of the host's own check, which knows the lists as they were."""
+        """Check the files as they are now; the host's own check compares with an earlier list."""
         chosen = {"personalized": personalized, "lora": lora, "embedding": embedding}
         answers = [valid(partial(path_of, name), value) for name, value in chosen.items()]
         return next((answer for answer in answers if answer is not True), True)
@@ -93,50 +93,54 @@ class LoadFiles(io.ComfyNode):
     @checked
     def execute(
         cls, model, clip, personalized, lora=NONE, embedding=NONE, placeholder_token="<concept>", strength_unet=1.0,
-        strength_text_encoder=1.0, exact=False,
+        strength_text_encoder=1.0, full_precision=False,
     ) -> io.NodeOutput:  # fmt: skip
         chosen = {"personalized": personalized, "lora": lora, "embedding": embedding}
         paths = {name: path for name, value in chosen.items() if (path := path_of(name, value or NONE))}
         result = read(paths, family_of(model, clip).text_encoders, clip, placeholder_token.strip())
-        words = ", ".join(result.tokens) or "no word"
-        notices(cls.hidden.unique_id)(f"{words}; {len(result.lora)} entries of a LoRA")
-        return io.NodeOutput(*apply(model, clip, result, strength_unet, strength_text_encoder, exact), result)
+        tokens = ", ".join(result.tokens) or "no placeholder token"
+        notices(cls.hidden.unique_id)(f"{tokens}; {len(result.lora)} LoRA tensors")
+        return io.NodeOutput(*apply(model, clip, result, strength_unet, strength_text_encoder, full_precision), result)
 
 
 def names(kind: str) -> list[str]:
-    """What an input offers."""
+    """Return the file names that an input offers."""
     listed = folders.model_files(KINDS[kind])
     return [NONE, *(name for name in listed if name.endswith(".safetensors"))]
 
 
 def path_of(kind: str, name: object) -> Path | None:
-    """The file that an input names, within the host's folders of that kind.
+    """Return the file that an input names, within the host's folders of that kind; `None` where none is chosen.
 
     Raises:
-        ValueError: there is none, or it is no safetensors file.
+        ValueError: it does not exist, or is not a safetensors file.
     """
     name = str(name)  # the host does not see to it that a choice is text
     if name == NONE:
         return None
     if not name.endswith(".safetensors"):
-        raise ValueError(f"The file {quoted(name)} is no safetensors file: convert it, or choose another.")
+        raise ValueError(f"The file {quoted(name)} is not a safetensors file: convert it, or choose another.")
     plain = "\0" not in name and ".." not in re.split(r"[\\/]", name)
     path = folders.model_file(KINDS[kind], name) if plain else None
     if path is None:
-        raise ValueError(f"There is no file {quoted(name)} in {KINDS[kind]}: choose one of the list (press R).")
+        raise ValueError(
+            f"There is no file {quoted(name)} in {KINDS[kind]}: choose one from the list (press R to refresh it)."
+        )
     return path
 
 
 def read(paths: dict[str, Path], encoders: tuple[str, ...], clip, token: str) -> RunResult:
-    """The RESULT that the chosen files make.
+    """Return the RESULT of the chosen files.
 
     Raises:
-        ValueError: they cannot be read, or do not go together.
+        ValueError: they cannot be read, or cannot be combined.
     """
     if not paths:
         raise ValueError("No file is chosen: choose a personalized file, or a LoRA, an embedding or both.")
     if "personalized" in paths and len(paths) > 1:
-        raise ValueError("A personalized file brings its own LoRA and words: load other files in a node of their own.")
+        raise ValueError(
+            "A personalized file cannot be combined with a LoRA or an embedding: load those with another node."
+        )
     contents = {kind: _contents(path) for kind, path in paths.items()}
     if "personalized" in contents:
         return read_complete(*contents["personalized"], paths["personalized"])

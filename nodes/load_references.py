@@ -1,4 +1,4 @@
-"""Load References: pictures and words that make up a concept."""
+"""Load References: the images, masks and tokens that make up a concept."""
 
 from comfy_api.latest import io
 
@@ -10,7 +10,7 @@ from .sockets import CATEGORY, ConceptSocket
 
 
 class LoadReferences(io.ComfyNode):
-    """Pictures of one subject -> CONCEPT."""
+    """Turns reference images of one subject into a CONCEPT."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -18,34 +18,41 @@ class LoadReferences(io.ComfyNode):
             node_id="PersonalizeLoadReferences",
             display_name="Load References",
             category=CATEGORY,
-            description="One or more pictures of your subject, and the word that will mean it.",
-            search_aliases=["training images", "dataset", "concept", "reference"],
-            # Core's dataset nodes hand out lists; without this, each picture would start a training of its own.
+            description="Loads one or more reference images of your subject, and names the placeholder token for it.",
+            search_aliases=["training images", "dataset", "concept", "reference images", "instance images"],
+            # Core's dataset nodes return lists; without this, each image would start a training of its own.
             is_input_list=True,
             inputs=[
                 io.Autogrow.Input(
                     "images",
                     template=io.Autogrow.TemplatePrefix(io.Image.Input("image"), prefix="image", min=0, max=16),
                     optional=True,
-                    tooltip="Pictures of the subject; batches and pictures of different sizes are fine.",
+                    tooltip="Reference images of the subject, also batches and different sizes.",
                 ),
-                io.Mask.Input("mask", optional=True, tooltip="Where the subject is, one mask per picture, in order."),
-                io.Model.Input("model", optional=True, tooltip="Only read for width and height."),
+                io.Mask.Input("mask", optional=True, tooltip="Masks of the subject, one per image, in their order."),
+                io.Model.Input(
+                    "model", optional=True, tooltip="Model to read the resolution for width and height from."
+                ),
                 io.String.Input(
                     "folder",
                     default="",
-                    tooltip="A folder of pictures inside ComfyUI's input folder, instead of images.",
+                    tooltip="Folder of reference images inside ComfyUI's input folder, added to connected images.",
                 ),
-                io.String.Input("class_word", default="dog", tooltip="What kind of thing it is, in one word."),
+                io.String.Input(
+                    "class_word",
+                    default="dog",
+                    tooltip="Class word of the subject: one word such as dog, mug or backpack.",
+                ),
                 io.String.Input(
                     "placeholder_token",
                     default="<concept>",
-                    tooltip="The new word for your subject. Write it in prompts.",
+                    tooltip="Placeholder token that stands for your subject in prompts.",
                 ),
                 io.String.Input(
                     "initializer_token",
                     default="",
-                    tooltip="Words to start from, such as 'corgi dog': one vector each. Empty: the class word.",
+                    tooltip="Words whose embeddings initialize the placeholder token, such as 'corgi dog'; empty: the "
+                    "class word.",
                 ),
                 io.Int.Input(
                     "resolution",
@@ -53,39 +60,46 @@ class LoadReferences(io.ComfyNode):
                     min=0,
                     max=2048,
                     step=8,
-                    tooltip="Training size in pixels; 0 = the model's own.",
+                    tooltip="Training resolution in pixels; 0 = the model's own.",
                 ),
                 io.Combo.Input(
                     "crop",
                     options=["center", "random", "bucket"],
-                    tooltip="How to cut pictures that are not square; with bucket they nearly keep their shape.",
+                    tooltip="How to crop images that are not square; bucket nearly keeps their aspect ratio.",
                 ),
                 io.Int.Input(
-                    "first", default=0, min=0, max=10000, advanced=True, tooltip="Use only the first N; 0 = all."
+                    "max_images",
+                    default=0,
+                    min=0,
+                    max=10000,
+                    advanced=True,
+                    tooltip="Use only the first N images; 0 = all.",
                 ),
                 io.String.Input(
-                    "choose", default="", advanced=True, tooltip="Use only these pictures, counted from 1: '1, 3-5'."
+                    "select_images",
+                    default="",
+                    advanced=True,
+                    tooltip="Use only the images with these numbers, counted from 1, such as '1, 3-5'.",
                 ),
                 io.String.Input(
                     "captions",
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="What each connected picture shows, a line each, with {} for the subject: 'A house in {}'. "
-                    "Pictures of a folder have theirs in .txt files beside them.",
+                    tooltip="Captions of the connected images, one per line, with {} for the subject: 'A house in {}'; "
+                    "images of a folder take theirs from .txt files of the same name.",
                 ),
                 io.Image.Input(
                     "class_images",
                     optional=True,
-                    tooltip="Pictures of other things of that kind, for methods with prior preservation; without any, "
-                    "the model draws its own.",
+                    tooltip="Class images for methods with prior preservation; without any, the model generates them.",
                 ),
                 io.String.Input(
                     "class_folder",
                     default="",
                     optional=True,
-                    tooltip="A folder of such pictures inside ComfyUI's input folder; what each shows may stand in a "
-                    ".txt file beside it.",
+                    tooltip="Folder of class images inside ComfyUI's input folder, optionally with captions in .txt "
+                    "files of the same name.",
                 ),
             ],
             outputs=[
@@ -100,19 +114,19 @@ class LoadReferences(io.ComfyNode):
     @classmethod
     @checked
     def execute(
-        cls, folder, class_word, placeholder_token, initializer_token, resolution, crop, first, choose,
+        cls, folder, class_word, placeholder_token, initializer_token, resolution, crop, max_images, select_images,
         images=None, mask=None, model=None, captions=(), class_images=None, class_folder=("",),
     ) -> io.NodeOutput:  # fmt: skip
-        pictures = connected(images)
-        texts = captions_for("\n".join(captions), len(pictures))
+        references = connected(images)
+        texts = captions_for("\n".join(captions), len(references))
         if folder[0].strip():
-            more, beside = images_in(folder[0].strip())
-            pictures, texts = pictures + more, texts + beside
+            more, their_captions = images_in(folder[0].strip())
+            references, texts = references + more, texts + their_captions
         masks = [m for batch in mask or [] for m in batch.reshape(-1, *batch.shape[-2:])]
-        pictures, masks, texts = chosen(pictures, masks, texts, first[0], choose[0])
-        others, beside = of_class(class_images, class_folder[0].strip())
+        references, masks, texts = chosen(references, masks, texts, max_images[0], select_images[0])
+        of_its_class, class_captions = of_class(class_images, class_folder[0].strip())
         concept = Concept(
-            images=tuple(pictures),
+            images=tuple(references),
             masks=tuple(masks) or None,
             class_word=class_word[0].strip(),
             placeholder_token=placeholder_token[0].strip(),
@@ -120,8 +134,8 @@ class LoadReferences(io.ComfyNode):
             resolution=resolution[0],
             crop=crop[0],
             captions=tuple(texts),
-            class_images=tuple(others),
-            class_captions=tuple(beside),
+            class_images=tuple(of_its_class),
+            class_captions=tuple(class_captions),
         )
         height, width = concept.sizes(models.resolution_of(model[0]) if model else 512)[0]
         return io.NodeOutput(concept, concept.images[0].movedim(0, -1)[None], concept.placeholder_token, width, height)

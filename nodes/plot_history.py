@@ -1,4 +1,4 @@
-"""Plot History: how a training went, as a picture, as files for other programs, and in words."""
+"""Plot History: the curves of a training as an image, as files for other programs, and as a summary."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from .sockets import CATEGORY, ResultSocket
 
 
 class PlotHistory(io.ComfyNode):
-    """RESULT -> its curves; beside them CSV, JSON and TensorBoard's events below the output folder."""
+    """Plots a RESULT's curves, and writes CSV, JSON and TensorBoard events below the output folder."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -23,33 +23,36 @@ class PlotHistory(io.ComfyNode):
             node_id="PersonalizePlotHistory",
             display_name="Plot History",
             category=CATEGORY,
-            description="Draws how a training went: its loss, what monitors measured, and where and why it stopped.",
+            description="Plots a training: its loss, what the monitors measured, and where and why it stopped.",
             search_aliases=["loss", "curve", "graph", "chart", "tensorboard", "csv", "log"],
             is_output_node=True,
             inputs=[
                 ResultSocket.Input("result"),
                 io.Combo.Input(
-                    "scale", options=["linear", "log"], tooltip="Of the losses; log shows small changes of small ones."
+                    "scale", options=["linear", "log"],
+                    tooltip="Scale of the loss axes; log shows small changes of small losses."
                 ),
                 io.Int.Input(
                     "running_mean", default=25, min=1, max=10_000,
-                    tooltip="Steps that the thick line of the loss takes together.",
+                    tooltip="Number of steps that the loss's running mean, the thick line, averages.",
                 ),
-                io.Int.Input("width", default=1024, min=512, max=4096, step=8, tooltip="Of the picture, in pixels."),
+                io.Int.Input("width", default=1024, min=512, max=4096, step=8, tooltip="Width of the image in pixels."),
                 io.Int.Input(
                     "panel_height", default=240, min=160, max=1024, step=8, advanced=True,
-                    tooltip="Of each curve's panel, in pixels.",
+                    tooltip="Height of each panel in pixels.",
                 ),
                 io.Boolean.Input("save", default=False, tooltip="Also write the history as CSV and JSON."),
                 io.Boolean.Input(
                     "tensorboard", default=False,
-                    tooltip="Also write it for TensorBoard, which has to be installed.",
+                    tooltip="Also write TensorBoard events; the package tensorboard has to be installed.",
                 ),
                 io.String.Input(
                     "prefix", default="personalize/history", advanced=True,
-                    tooltip="Where the files go, in the output folder: into a folder named like the run.",
+                    tooltip="Folder inside the output folder for these files; each run gets a subfolder.",
                 ),
-                ResultSocket.Input("other", optional=True, tooltip="A second training, laid over the first."),
+                ResultSocket.Input(
+                    "second_result", optional=True, tooltip="Second training to plot over the first."
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="image"),
@@ -61,7 +64,7 @@ class PlotHistory(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, prefix: str | None = None, tensorboard: bool | None = None) -> bool | str:
-        """What can be known before the graph runs: a training may stand before this node."""
+        """Check what is known before the graph runs, which may train for hours before it reaches this node."""
         if (answer := valid(_folder, prefix)) is not True:
             return answer
         return valid(lambda wanted: wanted and history_export.check_tensorboard(), tensorboard)
@@ -69,14 +72,14 @@ class PlotHistory(io.ComfyNode):
     @classmethod
     @checked
     def execute(
-        cls, result, scale, running_mean, width, panel_height, save, tensorboard, prefix, other=None
+        cls, result, scale, running_mean, width, panel_height, save, tensorboard, prefix, second_result=None
     ) -> io.NodeOutput:
-        runs = [result, other] if other else [result]
+        runs = [result, second_result] if second_result else [result]
         size = {"width": width, "panel_height": panel_height}
         image = history_plot.image(runs, **size, log=scale == "log", mean_of=running_mean)
         summary = "\n\n".join(history.summary(run, running_mean) for run in runs)
         csv = _write(result, folder_of(prefix), save, tensorboard)
-        losses = {"loss": [entry["loss"] for entry in history.entries(result)]}  # as core's Train LoRA gives them
+        losses = {"loss": [entry["loss"] for entry in history.entries(result)]}  # the form of core's Train LoRA
         shown = ui.PreviewImage(image, cls=cls).as_dict() | ui.PreviewText(summary).as_dict()
         return io.NodeOutput(image, csv, summary, losses, ui=shown)
 
@@ -86,7 +89,7 @@ def _folder(prefix: str) -> Path:
 
 
 def _write(result: RunResult, prefix: str, save: bool, tensorboard: bool) -> str:
-    """The path of the CSV below the output folder, if it is written."""
+    """Write the wanted files; return the CSV's path below the output folder, "" where it is not written."""
     name = f"{prefix}/{history_export.folder_name(result)}"
     folder, entries = Path(folders.inside_output(name)), history.entries(result)
     try:
@@ -100,6 +103,6 @@ def _write(result: RunResult, prefix: str, save: bool, tensorboard: bool) -> str
             history_export.write_events(entries, folder / "history.tfevents", history_export.started(result))
     except OSError as error:
         raise RuntimeError(
-            f"The history cannot be written ({reason(error)}): make room, or choose another prefix."
+            f"The history cannot be written ({reason(error)}): free disk space, or choose another prefix."
         ) from error
     return f"{name}/history.csv" if save else ""

@@ -1,4 +1,4 @@
-"""Prompt List: many prompts in one queue, and a folder for the pictures of each."""
+"""Prompt List: many prompts in one queue, and a folder for the images of each."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ PROMPTS = "a photo of {}\na photo of {} on the beach\na photo of {} in the snow\
 
 
 class PromptList(io.ComfyNode):
-    """Lines of text -> a list of prompts and a list of file name prefixes; stock nodes work through both."""
+    """Turns lines of text into a list of prompts and a list of filename prefixes for stock nodes."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -24,23 +24,34 @@ class PromptList(io.ComfyNode):
             node_id="PersonalizePromptList",
             display_name="Prompt List",
             category=CATEGORY,
-            description="Draws one prompt after the other in one queue, and gives each a folder for its pictures.",
+            description="Runs many prompts in one queue, and gives each a folder for its images.",
             search_aliases=["prompts", "batch", "list", "text file", "folder per prompt"],
             inputs=[
-                io.String.Input("prompts", default=PROMPTS, multiline=True, tooltip="One prompt per line."),
                 io.String.Input(
-                    "file",
-                    default="",
-                    tooltip="More prompts: a text file in the input folder, one per line; empty: none.",
+                    "prompts", default=PROMPTS, multiline=True, tooltip="Prompts, one per line; {} is the subject."
                 ),
-                io.String.Input("subject", default="<concept>", tooltip="What {} stands for in prompts."),
+                io.String.Input(
+                    "prompt_file",
+                    default="",
+                    tooltip="Text file in the input folder with more prompts, one per line; empty: none.",
+                ),
+                io.String.Input(
+                    "subject",
+                    default="<concept>",
+                    tooltip="Text that replaces {} in the prompts, such as the placeholder token.",
+                ),
                 io.String.Input(
                     "prefix",
                     default="personalize/prompts",
-                    tooltip="Where the prompts' folders and prompts.txt go, in the output folder.",
+                    tooltip="Folder inside the output folder for the prompts' folders and prompts.txt.",
                 ),
                 io.Int.Input(
-                    "first", default=0, min=0, max=10000, advanced=True, tooltip="Use only the first N; 0 = all."
+                    "max_prompts",
+                    default=0,
+                    min=0,
+                    max=10000,
+                    advanced=True,
+                    tooltip="Use only the first N prompts; 0 = all.",
                 ),
             ],
             outputs=[
@@ -51,22 +62,23 @@ class PromptList(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, prompts=None, file=None, subject=None, prefix=None) -> bool | str:
-        """What can be known before the graph runs: a training may stand before this node."""
+    def validate_inputs(cls, prompts=None, prompt_file=None, subject=None, prefix=None) -> bool | str:
+        """Check what is known before the graph runs, which may train for hours before it reaches this node."""
         if (answer := valid(_folder, prefix)) is not True:
             return answer
-        known = None if prompts is None or file is None else (prompts, file, "any" if subject is None else subject)
-        return valid(lambda given: prompts_of(_text(*given[:2]), given[2]), known)
+        subject = "any" if subject is None else subject
+        widgets = None if prompts is None or prompt_file is None else (prompts, prompt_file)
+        return valid(lambda given: prompts_of(_text(*given), subject), widgets)
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None = None, **others) -> str:
-        """The file's lines may change while its name stays."""
-        return digest_of_text(file or "")
+    def fingerprint_inputs(cls, prompt_file: str | None = None, **others) -> str:
+        """Return a digest of the file's contents, which may change while its name stays."""
+        return digest_of_text(prompt_file or "")
 
     @classmethod
     @checked
-    def execute(cls, prompts, file, subject, prefix, first) -> io.NodeOutput:
-        texts, prefix = prompts_of(_text(prompts, file), subject, first), folder_of(prefix)
+    def execute(cls, prompts, prompt_file, subject, prefix, max_prompts) -> io.NodeOutput:
+        texts, prefix = prompts_of(_text(prompts, prompt_file), subject, max_prompts), folder_of(prefix)
         folders = folder_names(texts)
         _write(_folder(prefix) / "prompts.txt", table(texts, folders))
         return io.NodeOutput(texts, [f"{prefix}/{folder}/image" for folder in folders], len(texts))
@@ -76,8 +88,8 @@ def _folder(prefix: str) -> Path:
     return Path(inside_output(folder_of(prefix)))
 
 
-def _text(prompts: str, file: str) -> str:
-    return f"{prompts}\n{text_in_input(file, 'prompts', 'prompt')}"
+def _text(prompts: str, prompt_file: str) -> str:
+    return f"{prompts}\n{text_in_input(prompt_file, 'prompts', 'prompt')}"
 
 
 def _write(path: Path, text: str) -> None:
@@ -87,5 +99,5 @@ def _write(path: Path, text: str) -> None:
             beside.write_text(text, encoding="utf-8")
     except OSError as error:
         raise RuntimeError(
-            f"The file {path.name} cannot be written ({reason(error)}): make room, or choose another prefix."
+            f"The file {path.name} cannot be written ({reason(error)}): free disk space, or choose another prefix."
         ) from error

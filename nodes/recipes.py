@@ -1,4 +1,4 @@
-"""One node per method, generated from its recipe: presets, each with its own fields."""
+"""Generates one node per method from its recipe: presets, each with its own settings."""
 
 from dataclasses import dataclass
 
@@ -15,52 +15,53 @@ from .sockets import CATEGORY, RecipeSocket
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """How a method's node presents itself; its presets are those of METHODS."""
+    """Texts of a method's node; its presets are those of METHODS."""
 
     node_id: str  # part of every saved workflow: never changes
     name: str
     description: str
     search_aliases: tuple[str, ...]
-    presets: str  # what they are
+    presets: str  # the tooltip that tells them apart
 
 
-SHORT = "full: as long as the authors train without a stopping monitor. short: the length of their quick baseline."
+SHORT = "full: the authors' number of steps without early stopping; short: the steps of their quick baseline."
 TRAIN = ("train", "personalize")
 NODES = (
     Method(
         node_id="PersonalizeTextBoost",
         name="TextBoost",
-        description="Learns a subject from one picture by adapting the text encoder.",
+        description="Settings of TextBoost, which learns a subject from one image by adapting the text encoder.",
         search_aliases=("textboost", *TRAIN, "lora", "dreambooth"),
-        presets="benchmark: the settings of the paper's comparison. readme: the authors' example command. "
-        "style: for a style, from pictures with a caption each. 2026 CPA: the authors' revision, adapters "
-        "that leave everything before the new word as it was. 2026++: the same, and in the U-Net.",
+        presets="benchmark: the settings of the paper's comparison; readme: the authors' example command; style: for a "
+        "style, from images with a caption each; 2026 CPA: the authors' revision with causality-preserved adapters, "
+        "which keep everything before the placeholder token unchanged; 2026++: also adapts the U-Net.",
     ),
     Method(
         node_id="PersonalizeAttnDreamBooth",
         name="AttnDreamBooth",
-        description="Learns a subject in three stages: the word, what the model attends to, the model itself.",
+        description="Settings of AttnDreamBooth, which trains embedding, cross-attention and U-Net in three stages.",
         search_aliases=("attndreambooth", "dreambooth", *TRAIN, "fine-tune"),
-        presets="paper: 660 steps in all. fast: 360, the last 200 of them with half the pictures.",
+        presets="paper: the authors' settings, 660 steps; fast: 360 steps, the last 200 with half the batch size.",
     ),
     Method(
         node_id="PersonalizeTextualInversion",
         name="Textual Inversion",
-        description="Learns a new word for a subject and leaves the model as it is: the smallest of all results.",
+        description="Settings of Textual Inversion, which trains only a token embedding, the smallest of all results.",
         search_aliases=("textual inversion", "embedding", *TRAIN),
         presets=SHORT,
     ),
     Method(
         node_id="PersonalizeDreamBoothLoRA",
         name="DreamBooth-LoRA",
-        description="Learns a new word and a small LoRA on the U-Net's attention.",
+        description="Settings of DreamBooth-LoRA, which trains a token embedding and a LoRA on the U-Net's attention.",
         search_aliases=("dreambooth", "lora", *TRAIN, "fine-tune"),
         presets=SHORT,
     ),
     Method(
         node_id="PersonalizeCustomDiffusion",
         name="Custom Diffusion",
-        description="Learns a new word and what the U-Net makes of words, beside other pictures of its class.",
+        description="Settings of Custom Diffusion, which trains a token embedding and the cross-attention's keys and "
+        "values, with prior preservation.",
         search_aliases=("custom diffusion", "prior preservation", *TRAIN, "fine-tune"),
         presets=SHORT,
     ),
@@ -68,7 +69,7 @@ NODES = (
 
 
 def recipe_node(method: Method) -> type[io.ComfyNode]:
-    """The node of a method: one choice among its presets, each with its own fields."""
+    """Return the node class of a method: a choice among its presets, each with its own settings."""
 
     class Recipe(io.ComfyNode):
         @classmethod
@@ -94,31 +95,31 @@ def recipe_node(method: Method) -> type[io.ComfyNode]:
 
 
 def preset_input(presets: dict, tooltip: str) -> io.Input:
-    """A choice among a method's presets, each with widgets for its own fields."""
+    """Return a choice among presets, each with widgets for its own settings."""
     options = [io.DynamicCombo.Option(name, widgets(recipe)) for name, recipe in presets.items()]
     return io.DynamicCombo.Input("preset", options=options, tooltip=tooltip)
 
 
 def chosen(method: str, presets: dict, preset: dict | None):
-    """The settings that a preset's widgets describe.
+    """Return the settings that a preset's widgets describe.
 
     Raises:
-        ValueError: there is no such preset, its captions cannot be read, or the CLIP that it names cannot be found.
+        ValueError: the preset does not exist, its captions cannot be read, or its metric model cannot be found.
     """
     values = dict(preset or {})
     name = values.pop("preset", None)
     if name not in presets:
-        raise ValueError(f"{method} has no preset of that name: choose one of {', '.join(presets)}.")
+        raise ValueError(f"The preset of {method} does not exist: choose one of {', '.join(presets)}.")
     if values.get("captions") is not None:
         values["captions"] = captions_of(text_in_input(values["captions"], "captions", "caption"))
     return with_extractors(filled(presets[name], values))
 
 
 def with_extractors(settings):
-    """A recipe's or a monitor's settings as they are.
+    """Return a recipe's or a monitor's settings unchanged, once its metric models are found.
 
     Raises:
-        ValueError: a backbone that they name cannot be found.
+        ValueError: a metric model that they name cannot be found.
     """
     for extractor in extractor_configs(settings, ()):
         extractors.check(extractor)

@@ -1,4 +1,4 @@
-"""Reference pictures from sockets and folders, checked before anything expensive starts."""
+"""Reads reference images from sockets and folders, and checks them before anything expensive starts."""
 
 import os
 import re
@@ -12,41 +12,41 @@ from .host import folders
 
 
 def connected(images: dict[str, list[Tensor]] | None) -> list[Tensor]:
-    """Every picture of every connected IMAGE, `[3, h, w]`, in the order of the sockets."""
+    """Return every image of every connected IMAGE, `[3, h, w]`, in the order of the sockets."""
     batches = [batch for value in (images or {}).values() for batch in (value if isinstance(value, list) else [value])]
     # Copies: what comes down the graph was made in inference mode, and others may use it too.
-    return [_rgb(picture).movedim(-1, 0).float().cpu().clone() for batch in batches for picture in batch]
+    return [_rgb(image).movedim(-1, 0).float().cpu().clone() for batch in batches for image in batch]
 
 
-def _rgb(picture: Tensor) -> Tensor:
-    """`[h, w, c]` to three channels: gray three times, transparent over white, as a folder's files are read."""
-    channels = picture.shape[-1]
+def _rgb(image: Tensor) -> Tensor:
+    """Convert `[h, w, c]` to three channels: gray is repeated, transparency becomes white, as for files of a folder."""
+    channels = image.shape[-1]
     if channels not in (1, 3, 4):
-        raise ValueError(f"A connected picture has {channels} channels: connect one in colour or in gray.")
+        raise ValueError(f"A connected image has {channels} channels: connect an RGB, RGBA or grayscale image.")
     if channels < 4:
-        return picture.expand(-1, -1, 3)
-    return picture[..., :3] * picture[..., 3:] + 1 - picture[..., 3:]
+        return image.expand(-1, -1, 3)
+    return image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
 
 
 def captions_for(text: str, count: int) -> list[str]:
-    """The captions of `count` connected pictures, one per line; without any text an empty one each.
+    """Return the captions of `count` connected images, one per line of `text`; empty captions for an empty text.
 
     Raises:
-        ValueError: another number of lines.
+        ValueError: the number of lines is not `count`.
     """
     lines = [line.strip() for line in text.split("\n")] if text.strip() else [""] * count
     while len(lines) > count and not lines[-1]:
         lines.pop()
     if len(lines) != count:
         raise ValueError(
-            f"The captions have {len(lines)} lines but {count} pictures are connected: write one line per connected "
-            "picture, an empty one for none, and a caption of a folder's picture into a .txt file beside it."
+            f"The captions have {len(lines)} lines but {count} images are connected: write one line per connected "
+            "image, an empty line for no caption, and captions of a folder's images into .txt files of the same name."
         )
     return lines
 
 
 def images_in(folder: str) -> tuple[list[Tensor], list[str]]:
-    """The images of a folder inside ComfyUI's input folder and a caption for each, "" where there is none.
+    """Return the images of a folder inside ComfyUI's input folder and a caption for each, "" where there is none.
 
     Raises:
         ValueError: the folder lies elsewhere, does not exist, holds no images, or a file in it cannot be read.
@@ -54,65 +54,71 @@ def images_in(folder: str) -> tuple[list[Tensor], list[str]]:
     path = Path(folders.inside_input(folder))
     if not path.is_dir():
         raise ValueError(
-            f"There is no folder {quoted(folder)} in ComfyUI's input folder: write its name as it is there."
+            f"The folder {quoted(folder)} does not exist in ComfyUI's input folder: write its name as it is there."
         )
     images, captions = read_folder(path, lambda file: Path(folders.inside_input(os.path.join(folder, file.name))))
     return [*images], [*captions] or [""] * len(images)
 
 
 def of_class(images: list[Tensor] | None, folder: str) -> tuple[list[Tensor], list[str]]:
-    """Connected class pictures and those of a folder, and what they show: "" where no file says it, none if all are.
+    """Return the connected class images and those of a folder, and their captions, "" for none; no list if all are "".
 
     Raises:
-        ValueError: as `pictures_in`.
+        ValueError: as `images_in`.
     """
-    pictures = connected({"class_images": images} if images else None)
-    captions = [""] * len(pictures)
+    class_images = connected({"class_images": images} if images else None)
+    captions = [""] * len(class_images)
     if folder:
-        more, beside = images_in(folder)
-        pictures, captions = pictures + more, captions + beside
-    return pictures, captions if any(captions) else []
+        more, their_captions = images_in(folder)
+        class_images, captions = class_images + more, captions + their_captions
+    return class_images, captions if any(captions) else []
 
 
 def chosen(
-    pictures: list[Tensor], masks: list[Tensor], captions: list[str], first: int, choose: str
+    images: list[Tensor], masks: list[Tensor], captions: list[str], max_images: int, selection: str
 ) -> tuple[list[Tensor], list[Tensor], list[str]]:
-    """The pictures to learn from, with their masks as `[1, h, w]` and their captions, one for each or none at all.
+    """Return the reference images, their masks as `[1, h, w]` and their captions, one for each or none at all.
+
+    Args:
+        max_images: number of images to use, 0 for all.
+        selection: numbers of the images to use, such as "1, 3-5"; "" for all.
 
     Raises:
-        ValueError: no pictures, masks that do not fit them, or a choice that does not exist.
+        ValueError: there is no image, the masks do not fit, or a selected image does not exist.
     """
-    if not pictures:
-        raise ValueError("There is no picture to learn from: connect an image, or name a folder in the input folder.")
-    if masks and len(masks) != len(pictures):
-        raise ValueError(f"There are {len(pictures)} pictures but {len(masks)} masks: connect one mask per picture.")
-    index = _indices(choose, len(pictures)) if choose.strip() else range(len(pictures))[: first or None]
-    masks = [_fitting(masks[i], pictures[i]) for i in index] if masks else []
-    kept = [captions[i] for i in index]
-    return [pictures[i] for i in index], masks, kept if any(kept) else []
+    if not images:
+        raise ValueError("There is no reference image: connect an image, or name a folder in the input folder.")
+    if masks and len(masks) != len(images):
+        raise ValueError(f"There are {len(images)} images but {len(masks)} masks: connect one mask per image.")
+    index = _indices(selection, len(images)) if selection.strip() else range(len(images))[: max_images or None]
+    masks = [_fitting(masks[i], images[i]) for i in index] if masks else []
+    captions = [captions[i] for i in index]
+    return [images[i] for i in index], masks, captions if any(captions) else []
 
 
-def _indices(choose: str, count: int) -> list[int]:
-    """'1, 3-5' to [0, 2, 3, 4]."""
+def _indices(selection: str, count: int) -> list[int]:
+    """Convert '1, 3-5' to [0, 2, 3, 4]."""
     index = []
-    for part in choose.split(","):
+    for part in selection.split(","):
         match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
         low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if low > high:
-            raise ValueError(f"Cannot read {quoted(choose)} as a choice of pictures: write numbers such as '1, 3-5'.")
+            raise ValueError(
+                f"The selection {quoted(selection)} cannot be read: write numbers of images such as '1, 3-5'."
+            )
         if low < 1 or high > count:
-            raise ValueError(f"Picture {part.strip()} does not exist: choose from 1 to {count}.")
+            raise ValueError(f"Image {part.strip()} does not exist: select from 1 to {count}.")
         index += range(low - 1, high)
     return index
 
 
-def _fitting(mask: Tensor, picture: Tensor) -> Tensor:
-    if not mask.any():  # first: what Load Image gives for a picture without transparency is empty and has its own size
+def _fitting(mask: Tensor, image: Tensor) -> Tensor:
+    if not mask.any():  # first: Load Image's mask of an image without transparency is empty and has another size
         raise ValueError("A mask is empty: paint over the subject, or leave the mask unconnected.")
-    if mask.shape[-2:] != picture.shape[-2:]:
-        height, width = picture.shape[-2:]
+    if mask.shape[-2:] != image.shape[-2:]:
+        height, width = image.shape[-2:]
         raise ValueError(
-            f"A mask is {mask.shape[-1]} x {mask.shape[-2]} pixels but its picture {width} x {height}: "
+            f"A mask is {mask.shape[-1]} x {mask.shape[-2]} pixels but its image {width} x {height}: "
             "use a mask of the same size."
         )
     return mask.float().cpu().clone().clamp(0, 1)[None]

@@ -1,4 +1,4 @@
-"""Report: one or several REPORTs as a table, a grid, files for other programs, and a page for people."""
+"""Report: one or several REPORTs as a table, an image grid, an HTML page and files for other programs."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from .sockets import CATEGORY, ReportSocket
 
 
 class WriteReport(io.ComfyNode):
-    """REPORTs beside each other -> files below the output folder, and pictures."""
+    """Writes REPORTs next to each other into files below the output folder, and returns them as images."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -25,7 +25,7 @@ class WriteReport(io.ComfyNode):
             node_id="PersonalizeReport",
             display_name="Report",
             category=CATEGORY,
-            description="Writes what evaluations found, beside each other: a page with pictures, a table, CSV, JSON.",
+            description="Compares evaluations: an HTML page with all images, a table, a scatter plot, CSV and JSON.",
             search_aliases=["evaluation", "compare", "html", "csv", "json", "table", "scores"],
             is_output_node=True,
             inputs=[
@@ -34,23 +34,23 @@ class WriteReport(io.ComfyNode):
                     template=io.Autogrow.TemplatePrefix(
                         ReportSocket.Input("report"), prefix="report", min=0, max=16
                     ),
-                    tooltip="Of Evaluate or Score Images, such as the untrained model's and the trained one's.",
+                    tooltip="Reports of Evaluate or Score Images to compare, such as of several methods.",
                 ),
                 io.String.Input(
                     "prefix", default="personalize/reports",
-                    tooltip="Where the files go, in the output folder: into a folder named by the labels.",
+                    tooltip="Folder inside the output folder for these files; the labels name its subfolder.",
                 ),
                 io.Combo.Input(
-                    "rows", options=[PROMPTS, REPORTS], default=PROMPTS, optional=True,
-                    tooltip="What a row of the grid is: a prompt, or a report with a column for each prompt.",
+                    "grid_rows", options=[PROMPTS, REPORTS], default=PROMPTS, optional=True,
+                    tooltip="Rows of the grid: one per prompt, or one per report with a column for each prompt.",
                 ),
                 ReportSocket.Input(
                     "floor", optional=True,
-                    tooltip="The untrained model's: what is reached without learning. A line in the scatter.",
+                    tooltip="Report of the untrained model: the scores without training, lines in the scatter plot.",
                 ),
                 ReportSocket.Input(
                     "ceiling", optional=True,
-                    tooltip="Of real pictures of the subject, such as Score Images gives: as good as it can get.",
+                    tooltip="Report of real images of the subject, such as of Score Images: the best possible scores.",
                 ),
             ],
             outputs=[
@@ -65,25 +65,28 @@ class WriteReport(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, prefix: str | None = None, reports: dict | None = None) -> bool | str:
-        """What can be known before the graph runs: a training may stand before this node. The host names `reports`."""
+        """Check what is known before the graph runs, which may train for hours before it reaches this node.
+
+        The host demands the name `reports` here.
+        """
         return valid(lambda given: folders.inside_output(folder_of(given)), prefix)
 
     @classmethod
     @checked
-    def execute(cls, prefix, reports: dict | None = None, rows=None, floor=None, ceiling=None) -> io.NodeOutput:
-        found = ordered([*(reports or {}).values()], floor, ceiling)
-        if not found:
+    def execute(cls, prefix, reports: dict | None = None, grid_rows=None, floor=None, ceiling=None) -> io.NodeOutput:
+        compared = ordered([*(reports or {}).values()], floor, ceiling)
+        if not compared:
             raise ValueError("There is no report to write: connect one of Evaluate or Score Images.")
-        name = f"{folder_of(prefix)}/{csv_json.folder_name(found)}"
-        pictures = _write(Path(folders.inside_output(name)), found, rows or PROMPTS)
-        table, grid, scatter = (picture[None] for picture in pictures.values())
-        summary = "\n\n".join(report.summary() for report in found)
+        name = f"{folder_of(prefix)}/{csv_json.folder_name(compared)}"
+        images = _write(Path(folders.inside_output(name)), compared, grid_rows or PROMPTS)
+        table, grid, scatter = (image[None] for image in images.values())
+        summary = "\n\n".join(report.summary() for report in compared)
         shown = ui.PreviewImage(table, cls=cls).as_dict() | ui.PreviewText(f"{name}/report.html\n\n{summary}").as_dict()
         return io.NodeOutput(table, grid, f"{name}/report.html", f"{name}/report.csv", summary, scatter, ui=shown)
 
 
 def ordered(reports: list[Report | None], floor: Report | None, ceiling: Report | None) -> list[Report]:
-    """Those that are connected: the floor first, the ceiling last, each knowing what it is."""
+    """Return the connected reports, the floor first and the ceiling last, both with their roles."""
     first = [] if floor is None else [replace(floor, role=FLOOR)]
     last = [] if ceiling is None else [replace(ceiling, role=CEILING)]
     return [*first, *(report for report in reports if report is not None), *last]
@@ -94,5 +97,5 @@ def _write(folder: Path, reports: list[Report], rows: str) -> dict[str, Tensor]:
         return report_folder.write(folder, reports, rows)
     except OSError as error:
         raise RuntimeError(
-            f"The report cannot be written ({reason(error)}): make room, or choose another prefix."
+            f"The report cannot be written ({reason(error)}): free disk space, or choose another prefix."
         ) from error

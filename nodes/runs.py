@@ -1,4 +1,4 @@
-"""Load and Runs: what earlier trainings left in output/personalize/runs."""
+"""Load Personalized and Runs: use, list and delete earlier trainings in output/personalize/runs."""
 
 import re
 import time
@@ -9,7 +9,7 @@ from ..trainers.runs.folder import RunFolder
 from ..trainers.runs.pick import picked
 from ..trainers.stopping.pick_by_score import PickByScore
 from ..trainers.text import quoted
-from .apply import EXACT, apply
+from .apply import FULL_PRECISION, apply
 from .host.folders import runs_folder
 from .host.session import notices
 from .schema import checked, valid
@@ -19,13 +19,13 @@ NONE = "there is no run yet"
 
 
 def folders() -> list[RunFolder]:
-    """All runs, the newest first."""
+    """Return all runs, the newest first."""
     files = [file for file in runs_folder().glob("*/run.json") if re.fullmatch(r"[0-9a-f]{16}", file.parent.name)]
     return [RunFolder(file.parent) for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)]
 
 
 def labels() -> list[str]:
-    """One line per run, the newest first; it ends with the run's digest."""
+    """Return one line per run, the newest first; each ends with the run's digest."""
     return [_label(folder) for folder in folders()] or [NONE]
 
 
@@ -38,20 +38,20 @@ def _label(folder: RunFolder) -> str:
 
 
 def find(label: object) -> RunFolder:
-    """The run that a label, or a digest alone, names.
+    """Return the run that a label, or a digest alone, names.
 
     Raises:
-        ValueError: there is no such run.
+        ValueError: the run does not exist.
     """
     digest = str(label).rsplit(" ", 1)[-1]  # the host does not see to it that a choice is text
     for folder in folders():
         if folder.path.name == digest:
             return folder
-    raise ValueError(f"There is no run {quoted(str(label))}: choose one of the list (press R to refresh it).")
+    raise ValueError(f"There is no run {quoted(str(label))}: choose one from the list (press R to refresh it).")
 
 
 class Load(io.ComfyNode):
-    """An earlier run -> MODEL and CLIP as its training returned them, and its RESULT."""
+    """Restores an earlier run: MODEL and CLIP as its training returned them, and its RESULT."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -59,20 +59,20 @@ class Load(io.ComfyNode):
             node_id="PersonalizeLoad",
             display_name="Load Personalized",
             category=CATEGORY,
-            description="Restores what an earlier training learned, without its pictures and without training.",
+            description="Restores the result of an earlier training, without its images and without training again.",
             search_aliases=["restore", "run", "load lora", "checkpoint"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that the run was trained on, or one like it."),
+                io.Model.Input("model", tooltip="Model that the run was trained on, or another of its family."),
                 io.Clip.Input("clip"),
                 io.Combo.Input(
-                    "run", options=labels(), tooltip="The newest first. A run that was broken off loads too."
+                    "run", options=labels(), tooltip="Run to restore, the newest first; interrupted runs work, too."
                 ),
-                io.Boolean.Input("exact", default=False, advanced=True, optional=True, tooltip=EXACT),
+                io.Boolean.Input("full_precision", default=False, advanced=True, optional=True, tooltip=FULL_PRECISION),
                 io.Float.Input(
                     "text_weight", default=PickByScore.text_weight, min=0.0, max=1.0, step=0.01, optional=True,
                     display_mode=io.NumberDisplay.slider, advanced=True,
-                    tooltip="Of a run with Pick by Score: 0 loads the state with most likeness, 1 the one that follows "
-                    "words best.",
+                    tooltip="For runs with Pick by Score: 0 loads the state with the highest identity, 1 the one with "
+                    "the highest text alignment.",
                 ),
             ],
             outputs=[
@@ -85,7 +85,7 @@ class Load(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, run: str | None = None) -> bool | str:
-        """Instead of the host's own check: a run's line changes when it ends, its digest does not."""
+        """Check the digest; the host's own check compares the whole line, which changes when the run ends."""
         return valid(find, run)
 
     @classmethod
@@ -94,20 +94,20 @@ class Load(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, model, clip, run, exact=False, text_weight=PickByScore.text_weight) -> io.NodeOutput:
+    def execute(cls, model, clip, run, full_precision=False, text_weight=PickByScore.text_weight) -> io.NodeOutput:
         folder = find(run)
         result = folder.result(partial=True)
         if result is None:
             raise ValueError(
-                f"The run {folder.path.name} holds nothing that can be loaded: queue its training again, or delete it."
+                f"The run {folder.path.name} has no result that can be loaded: queue its training again, or delete it."
             )
         result = picked(result, text_weight)
         notices(cls.hidden.unique_id)(f"{result.placeholder_token}: {result.stop_reason}")
-        return io.NodeOutput(*apply(model, clip, result, in_full_precision=exact), result)
+        return io.NodeOutput(*apply(model, clip, result, in_full_precision=full_precision), result)
 
 
 class Runs(io.ComfyNode):
-    """A list of the runs with their sizes, and a way to delete one."""
+    """Lists the runs with their sizes, and deletes one if asked to."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -115,12 +115,14 @@ class Runs(io.ComfyNode):
             node_id="PersonalizeRuns",
             display_name="Runs",
             category=CATEGORY,
-            description="Lists what trainings left on the disk, and deletes a run when told to.",
+            description="Lists the trainings on disk with their sizes, and deletes one if asked to.",
             search_aliases=["delete", "disk space", "clean up", "trainings"],
             is_output_node=True,
             inputs=[
-                io.Combo.Input("action", options=["list", "delete"], tooltip="delete removes the run below for good."),
-                io.Combo.Input("run", options=labels()),
+                io.Combo.Input(
+                    "action", options=["list", "delete"], tooltip="List all runs, or delete the run below permanently."
+                ),
+                io.Combo.Input("run", options=labels(), tooltip="Run to delete, the newest first."),
             ],
             outputs=[io.String.Output(display_name="runs")],
         )

@@ -1,4 +1,4 @@
-"""Save: what was learned, as files for stock loaders and for Load Personalized Files."""
+"""Save Personalized: writes a result as files for stock loaders and for Load Personalized Files."""
 
 import os
 import re
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..trainers.files import replaced
 from ..trainers.formats import kohya
+from ..trainers.runs.result import complete
 from ..trainers.text import quoted, reason
 from .host import folders
 from .schema import checked, valid
@@ -17,7 +18,7 @@ from .sockets import CATEGORY, ResultSocket
 
 
 class Save(io.ComfyNode):
-    """RESULT -> <name>.safetensors in models/loras, models/embeddings and models/personalize."""
+    """Writes a RESULT as <name>.safetensors in models/loras, models/embeddings and models/personalize."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -25,15 +26,16 @@ class Save(io.ComfyNode):
             node_id="PersonalizeSave",
             display_name="Save Personalized",
             category=CATEGORY,
-            description="Writes a LoRA for Load LoRA, an embedding for embedding:name in prompts, and all in one file.",
+            description="Saves a LoRA for Load LoRA, an embedding for embedding:name in prompts, and a complete file.",
+            search_aliases=["export", "save lora", "save embedding", "safetensors"],
             is_output_node=True,
             inputs=[
                 ResultSocket.Input("result"),
-                io.String.Input("name", default="my_subject", tooltip="Letters, digits, - and _ ; also the file name."),
-                io.Boolean.Input("overwrite", default=False, tooltip="Replace files of that name."),
+                io.String.Input("name", default="my_subject", tooltip="Name of the files: letters, digits, - and _."),
+                io.Boolean.Input("overwrite", default=False, tooltip="Replace existing files of that name."),
                 io.Boolean.Input(
-                    "complete", default=True, optional=True,
-                    tooltip="Also write one file with everything that was learned, for Load Personalized Files.",
+                    "complete_file", default=True, optional=True,
+                    tooltip="Also save everything that was learned in one file, for Load Personalized Files.",
                 ),
             ],
             outputs=[
@@ -44,14 +46,14 @@ class Save(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name: str | None = None) -> bool | str:
-        """A name that cannot be one is known before the training, not after it; one that a link brings is not."""
+        """Check the name before the training, not after it; a linked name is not known yet."""
         return valid(_file_name, name)
 
     @classmethod
     @checked
-    def execute(cls, result, name, overwrite, complete=True) -> io.NodeOutput:
+    def execute(cls, result, name, overwrite, complete_file=True) -> io.NodeOutput:
         name = _file_name(name)
-        files = _files(result, name, complete)
+        files = _files(result, name, complete_file)
         paths = {kind: _target(kind, name, overwrite) for kind in files}
         for kind, (tensors, header) in files.items():
             _write(tensors, paths[kind], header)
@@ -60,30 +62,36 @@ class Save(io.ComfyNode):
         return io.NodeOutput(lora, embedding, ui=ui.PreviewText(_sentence(result, name, [*files])))
 
 
-def _files(result, name: str, complete: bool) -> dict[str, tuple[dict[str, Tensor], dict[str, str]]]:
-    """Tensors and header of each file, by the kind of folder."""
+def _files(result, name: str, complete_file: bool) -> dict[str, tuple[dict[str, Tensor], dict[str, str]]]:
+    """Return tensors and header of each file, by the kind of folder."""
     files, token = {}, result.placeholder_token
     if result.lora:
         files["loras"] = result.lora, result.metadata(name)
     if token in result.tokens:
-        words = kohya.embedding(token, result.tokens[token])
-        files["embeddings"] = words, result.metadata(name, "textual-inversion")
-    if complete:
+        embedding = kohya.embedding(token, result.tokens[token])
+        files["embeddings"] = embedding, result.metadata(name, "textual-inversion")
+    if complete_file:
         files["personalize"] = complete(result, name)
     return files
 
 
 def _sentence(result, name: str, kinds: list[str]) -> str:
     where = " and ".join(f"in {kind}" for kind in kinds)
-    use = f"; write embedding:{name} in prompts" if "embeddings" in kinds else "; there is no new word among it"
+    use = f"; write embedding:{name} in prompts" if "embeddings" in kinds else "; no placeholder token was learned"
     lora = "" if "loras" in kinds else f", and no LoRA: {_instead(result, kinds)}"
-    return f"Saved {name}.safetensors {where}{lora}{use}." if kinds else "Nothing was learned that could be saved."
+    return (
+        f"Saved {name}.safetensors {where}{lora}{use}."
+        if kinds
+        else "Nothing was saved: the result contains nothing that was learned."
+    )
 
 
 def _instead(result, kinds: list[str]) -> str:
     if not result.adapters:
-        return "nothing but words was learned"
-    return "the adapters are in personalize" if "personalize" in kinds else "switch complete on to keep the adapters"
+        return "only token embeddings were learned"
+    if "personalize" in kinds:
+        return "the adapters are in personalize"
+    return "switch complete_file on to save the adapters"
 
 
 def _file_name(name: str) -> str:
@@ -111,5 +119,5 @@ def _write(tensors: dict[str, Tensor], path: str, metadata: dict[str, str]) -> N
     except (OSError, SafetensorError) as error:
         name = os.path.basename(path)
         raise RuntimeError(
-            f"The file {name} cannot be written ({reason(error)}): make room and queue again."
+            f"The file {name} cannot be written ({reason(error)}): free disk space and queue again."
         ) from error

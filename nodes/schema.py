@@ -1,6 +1,6 @@
-"""A recipe's dataclass fields as widgets, and the check that what arrives is what a node's inputs allow.
+"""Turns a recipe's dataclass fields into widgets, and checks that arriving values are what a node's inputs allow.
 
-One definition per setting: the field, or the node's own input.
+Each setting is defined once: as a field, or as the node's own input.
 """
 
 import copy
@@ -16,7 +16,7 @@ from ..trainers.evaluation.report import Report
 from ..trainers.runs.result import RunResult
 from ..trainers.text import quoted
 
-# What comes down a link, by what the nodes use of it: other packs' models need not be the host's classes.
+# Values of links are checked for what the nodes use of them: other packs' models need not be the host's classes.
 SOCKETS = {
     "MODEL": lambda value: hasattr(value, "get_model_object"),
     "CLIP": lambda value: hasattr(value, "cond_stage_model"),
@@ -27,15 +27,15 @@ SOCKETS = {
     "PERSONALIZE_RECIPE": lambda value: hasattr(value, "stages"),
     "PERSONALIZE_RESULT": lambda value: isinstance(value, RunResult),
     "PERSONALIZE_REPORT": lambda value: isinstance(value, Report),
-    "PERSONALIZE_STOPPER": lambda value: isinstance(value, tuple) and all(hasattr(one, "meter") for one in value),
+    "PERSONALIZE_STOPPER": lambda value: isinstance(value, tuple) and all(hasattr(one, "evaluator") for one in value),
 }
-# Lists of runs and files change while a workflow is open; these inputs are looked at by their own nodes.
+# Lists of runs and files change while a workflow is open; the nodes of these inputs check them.
 CHANGING = ("run", "personalized", "lora", "embedding")
 WIDGETS = {"STRING": str, "INT": int, "FLOAT": (int, float), "BOOLEAN": int}
 
 
 def widgets(recipe) -> list[io.Input]:
-    """One widget per field of a recipe, with that instance's values as defaults.
+    """Return one widget per field of a recipe, with that instance's values as defaults.
 
     All are optional, so that a prompt saved before a field existed still runs.
     """
@@ -59,14 +59,14 @@ def _widget(field: dataclasses.Field, default) -> io.Input:
         return io.Float.Input(field.name, **limits, step=step, round=1e-8, **options)
     if isinstance(default, str):
         return io.String.Input(field.name, multiline=limits.get("lines", False), **options)
-    return io.String.Input(field.name, **options | {"default": ""})  # lines of text, by the name of a file
+    return io.String.Input(field.name, **options | {"default": ""})  # the name of a text file
 
 
 def checked(execute):
-    """For a node's `execute`: refuse what its inputs do not allow, before anything else.
+    """Decorate a node's `execute` to refuse values that its inputs do not allow.
 
-    The host checks widgets only, and only what is written into them: not what a link brings, not a number that is
-    none, not a word where a link belongs. A link into an input that the node does not have it even passes on.
+    The host only checks values that are typed into widgets: neither values of links, nor NaN, nor text where a link
+    belongs. It even passes on a link into an input that the node does not have.
     """
     signature = inspect.signature(execute)
     rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
@@ -85,15 +85,15 @@ def checked(execute):
 
 
 def filled(settings, values: dict):
-    """A dataclass of settings with what its widgets say.
+    """Return a dataclass of settings with the values of its widgets.
 
-    A prompt saved before a widget existed lacks it, and the host then says None: the settings' own value stays.
+    A prompt saved before a widget existed lacks it, and the host passes None: the settings' own value stays.
     """
     return dataclasses.replace(settings, **{name: value for name, value in values.items() if value is not None})
 
 
 def valid(check, value) -> bool | str:
-    """For a node's `validate_inputs`: `True`, or the sentence that `check` raises; what a link brings is not known."""
+    """Return `True`, or the sentence that `check` raises, for `validate_inputs`; linked values are `None` and pass."""
     try:
         if value is not None:
             check(value)
@@ -112,7 +112,7 @@ def _check_input(wanted: io.Input, value, is_list: bool) -> None:
         chosen = {} if value is None else value
         if not isinstance(chosen, dict):
             keys = ", ".join(option.key for option in wanted.options)
-            raise ValueError(f"The input {wanted.id} takes no link: choose one of {keys}.")
+            raise ValueError(f"The input {wanted.id} does not accept a link: choose one of {keys}.")
         for option in wanted.options:
             for inner in option.inputs if option.key == chosen.get(wanted.id) else ():
                 _check_input(inner, chosen.get(inner.id), is_list)
@@ -126,7 +126,7 @@ def _check(wanted: io.Input, value) -> None:
     kind, name = wanted.get_io_type(), wanted.id
     if kind in SOCKETS and not SOCKETS[kind](value):
         hint = ", from a checkpoint that contains it" if kind in ("CLIP", "VAE") else ""
-        raise ValueError(f"The input {name} got no {kind}: connect one{hint}.")
+        raise ValueError(f"The input {name} did not receive a {kind}: connect one{hint}.")
     if kind in WIDGETS and not isinstance(value, WIDGETS[kind]):
         raise ValueError(f"The input {name} needs a {kind}, not {quoted(value)}: connect one, or write it.")
     if kind == "STRING" and not value.isascii():
@@ -143,4 +143,4 @@ def _check_text(name: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"The text of {name} holds characters that are no text: write it anew.") from None
+        raise ValueError(f"The text of {name} contains invalid characters: write it again.") from None

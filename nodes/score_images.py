@@ -1,4 +1,4 @@
-"""Score Images: pictures that something else drew, and their prompts -> a REPORT."""
+"""Score Images: scores images that other nodes generated."""
 
 from comfy_api.latest import io
 
@@ -15,7 +15,7 @@ from .sockets import CATEGORY, ConceptSocket
 
 
 class ScoreImages(io.ComfyNode):
-    """IMAGEs and prompts -> REPORT."""
+    """Turns IMAGEs and their prompts into a REPORT."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -23,22 +23,22 @@ class ScoreImages(io.ComfyNode):
             node_id="PersonalizeScoreImages",
             display_name="Score Images",
             category=CATEGORY,
-            description="Scores pictures that any node drew: are they the subject, and do they follow their prompts.",
+            description="Scores the identity, text alignment and diversity of images that any node generated.",
             search_aliases=["evaluate", "clip score", "clip-t", "clip-i", "dino", "lpips", "metrics"],
-            # Prompt List and the stock nodes behind it hand out lists: together they are one report.
+            # Prompt List and the stock nodes behind it return lists: together they are one report.
             is_input_list=True,
             inputs=[
-                io.Image.Input("images"),
-                ConceptSocket.Input("concept", tooltip="The subject: its pictures, its word, its class word."),
+                io.Image.Input("images", tooltip="Images to score."),
+                ConceptSocket.Input("concept", tooltip="Subject with reference images, placeholder token, class word."),
                 io.String.Input(
                     "prompts", default="", multiline=True,
-                    tooltip="What they were drawn from: one prompt for each batch of a list, a line for each picture, "
+                    tooltip="Prompts that the images were generated from: one per batch of a list, one line per image, "
                     "or one for all.",
                 ),
                 *scoring.shared_inputs(),
                 *scoring.metric_inputs(),
-                scoring.unseen_input(),
-                io.Mask.Input("mask", optional=True, tooltip="Where the subject is, one mask per picture, in order."),
+                scoring.held_out_input(),
+                io.Mask.Input("mask", optional=True, tooltip="Masks of the subject, one per image, in their order."),
             ],
             outputs=scoring.outputs(),
             hidden=[io.Hidden.unique_id],
@@ -47,45 +47,49 @@ class ScoreImages(io.ComfyNode):
     @classmethod
     @checked
     def execute(
-        cls, images, concept, prompts, label, compare_with, mask_references, unseen=(), mask=(), **named
+        cls, images, concept, prompts, label, compare_with, mask_references, held_out=(), mask=(), **named
     ) -> io.NodeOutput:
         scorer_config = scoring.scorer_config({name: value for name, (value, *_) in named.items()})
-        subject = scoring.references(concept[0], unseen or [], mask_references[0])
-        word = concept[0].class_word if compare_with[0] == CLASS_WORD else ""
-        drawn = _drawn(images, prompts, mask or [], concept[0].placeholder_token, word)
-        say = session.notices(cls.hidden.unique_id if cls.hidden else "")
-        progress = internals.ProgressBar(3 * len(drawn) + 2 * (len(subject.seen) + len(subject.unseen)))
+        subject = scoring.references(concept[0], held_out or [], mask_references[0])
+        replacement = concept[0].class_word if compare_with[0] == CLASS_WORD else ""
+        generated = _generated(images, prompts, mask or [], concept[0].placeholder_token, replacement)
+        notify = session.notices(cls.hidden.unique_id if cls.hidden else "")
+        progress = internals.ProgressBar(3 * len(generated) + 2 * (len(subject.seen) + len(subject.unseen)))
 
-        def on_pictures(count: int) -> None:
+        def on_images(count: int) -> None:
             progress.update(count)
             session.check_interrupted()
 
-        report = scoring.scored(scorer_config, label[0], drawn, subject, say, on_pictures)
-        say(report.summary().replace("\n", "; "))
+        report = scoring.scored(scorer_config, label[0], generated, subject, notify, on_images)
+        notify(report.summary().replace("\n", "; "))
         return io.NodeOutput(*scoring.results(report))
 
 
-def _drawn(images: list, prompts: list[str], masks: list, placeholder: str, word: str) -> list[GeneratedImage]:
-    """Each picture with its prompt; pictures of one prompt count as its seeds 0, 1, ..."""
-    pictures = [to_pil(picture) for picture in connected({"images": images})]
-    if not pictures:
-        raise ValueError("There is no picture to score: connect an image that holds one.")
-    texts = prompts_for(prompts, [len(batch) for batch in images])
+def _generated(
+    batches: list, prompts: list[str], masks: list, placeholder: str, replacement: str
+) -> list[GeneratedImage]:
+    """Return each image with its prompt; images of one prompt count as its seeds 0, 1, ..."""
+    images = [to_pil(image) for image in connected({"images": batches})]
+    if not images:
+        raise ValueError("There is no image to score: connect at least one.")
+    texts = prompts_for(prompts, [len(batch) for batch in batches])
     cut = [mask for batch in masks for mask in batch.reshape(-1, *batch.shape[-2:])]
-    if cut and len(cut) != len(pictures):
-        raise ValueError(f"There are {len(pictures)} pictures but {len(cut)} masks: connect one mask per picture.")
+    if cut and len(cut) != len(images):
+        raise ValueError(f"There are {len(images)} images but {len(cut)} masks: connect one mask per image.")
     seeds = [texts[:i].count(text) for i, text in enumerate(texts)]
     return [
-        GeneratedImage(prompt=text, text=plain_prompt(text, placeholder, word), seed=seed, image=picture, mask=mask)
-        for picture, text, seed, mask in zip(pictures, texts, seeds, cut or [None] * len(pictures), strict=True)
+        GeneratedImage(
+            prompt=text, text=plain_prompt(text, placeholder, replacement), seed=seed, image=image, mask=mask
+        )
+        for image, text, seed, mask in zip(images, texts, seeds, cut or [None] * len(images), strict=True)
     ]
 
 
 def prompts_for(prompts: list[str], batches: list[int]) -> list[str]:
-    """A prompt for each picture of batches of these sizes.
+    """Return a prompt for each image of batches of these sizes.
 
     Raises:
-        ValueError: another number of prompts.
+        ValueError: the number of prompts fits neither images nor batches.
     """
     lines = [line for text in prompts for line in captions_of(text)]
     count = sum(batches)
@@ -96,6 +100,6 @@ def prompts_for(prompts: list[str], batches: list[int]) -> list[str]:
     if len(lines) == len(batches):
         return [line for line, size in zip(lines, batches, strict=True) for _ in range(size)]
     raise ValueError(
-        f"There are {count} pictures in {len(batches)} batches but {len(lines)} prompts: write one for each picture, "
-        "one for each batch, or one for all."
+        f"There are {count} images in {len(batches)} batches but {len(lines)} prompts: write one for each image, one "
+        "for each batch, or one for all."
     )

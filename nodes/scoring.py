@@ -1,4 +1,4 @@
-"""What the nodes that score have in common: widgets, references, judges on the host's device, and outputs."""
+"""Shared by the nodes that score: widgets, references, metric models on the host's device, and outputs."""
 
 import contextlib
 import gc
@@ -22,31 +22,34 @@ from .sockets import ReportSocket
 
 
 def shared_inputs() -> list[io.Input]:
-    """Widgets and sockets that stand before a scoring node's own."""
+    """Return the widgets that come before a scoring node's own."""
     return [
-        io.String.Input("label", default="trained", tooltip="What this is called in reports, such as base or trained."),
+        io.String.Input("label", default="trained", tooltip="Name of this evaluation in reports, such as base model."),
         io.Combo.Input(
             "compare_with", options=[CLASS_WORD, REMOVED],
-            tooltip="What stands for the subject in the text that CLIP-T compares with: its class word, or nothing.",
+            tooltip="Text in place of the subject when CLIP-T compares: the class word, or nothing (removed).",
         ),
         io.Boolean.Input(
             "mask_references", default=False,
-            tooltip="Show CLIP-I and DINO only what the masks of the references leave; the rest is gray.",
+            tooltip="Mask the reference images with the concept's masks for CLIP-I and DINO; the rest becomes gray.",
         ),
     ]  # fmt: skip
 
 
 def metric_inputs() -> list[io.Input]:
+    """Return the widgets that choose the metric models."""
     return widgets(ScorerConfig())
 
 
-def unseen_input() -> io.Input:
+def held_out_input() -> io.Input:
+    """Return the socket for reference images that no training used."""
     return io.Image.Input(
-        "unseen", optional=True, tooltip="More pictures of the subject, which the training did not see."
+        "held_out", optional=True, tooltip="Held-out images of the subject, which the training did not use."
     )
 
 
 def outputs() -> list[io.Output]:
+    """Return the outputs that scoring nodes share, see `results`."""
     return [
         ReportSocket.Output(display_name="report"),
         io.Image.Output(display_name="grid"),
@@ -56,35 +59,41 @@ def outputs() -> list[io.Output]:
 
 
 def results(report: Report) -> tuple:
-    """What the outputs give."""
+    """Return the values of the shared outputs."""
     reports = [report]
     return report, grid.grid(reports)[None], grid.table(reports)[None], report.summary()
 
 
 def scorer_config(values: dict) -> ScorerConfig:
-    """The judges that the widgets describe, checked as far as names and folders tell.
+    """Return the metric models that the widgets describe, checked as far as names and folders tell.
 
     Raises:
-        ValueError: one cannot be found.
+        ValueError: one of them cannot be found.
     """
-    chosen = filled(ScorerConfig(), values)
-    chosen.check(extractors)
-    return chosen
+    config = filled(ScorerConfig(), values)
+    config.check(extractors)
+    return config
 
 
-def references(concept: Concept, unseen: Sequence[Tensor], with_masks: bool) -> References:
-    """The concept's pictures, and the connected ones."""
+def references(concept: Concept, held_out: Sequence[Tensor], with_masks: bool) -> References:
+    """Return the concept's reference images, and the held-out ones.
+
+    Raises:
+        ValueError: masks are asked for, but the concept has none.
+    """
     seen = [to_pil(image) for image in concept.images]
     if with_masks:
         if not concept.masks:
-            raise ValueError("The references have no masks: connect them to Load References, or leave mask_references.")
+            raise ValueError(
+                "The reference images have no masks: connect masks to Load References, or switch mask_references off."
+            )
         seen = [foreground(image, mask[0]) for image, mask in zip(seen, concept.masks, strict=True)]
-    return References(seen=seen, unseen=[to_pil(image) for image in connected({"unseen": [*unseen]})])
+    return References(seen=seen, unseen=[to_pil(image) for image in connected({"held_out": [*held_out]})])
 
 
 @contextlib.contextmanager
 def session() -> Iterator[torch.device]:
-    """The device on which judges score; afterwards they are forgotten, so that their memory is the graph's again."""
+    """Yield the device that metric models run on; unload them afterwards, so that the graph has its memory back."""
     try:
         yield training_device()
     finally:
@@ -94,22 +103,27 @@ def session() -> Iterator[torch.device]:
 
 
 def make_room(size: int) -> None:
-    """Have the host move models of its own off the device, as far as `size` bytes and what they compute with need."""
+    """Have the host move its own models off the device for `size` bytes of weights and their activations."""
     internals.free_memory(3 * size // 2, training_device())
 
 
 def scored(
     scorer_config: ScorerConfig,
     label: str,
-    drawn: Sequence[GeneratedImage],
+    generated: Sequence[GeneratedImage],
     subject: References,
-    say: Callable[[str], None],
-    on_pictures,
+    notify: Callable[[str], None],
+    on_images: Callable[[int], None],
 ) -> Report:
-    """The report, by judges that leave the memory afterwards."""
+    """Return the report; the metric models are unloaded afterwards.
+
+    Args:
+        notify: given sentences for the node.
+        on_images: given the number of images scored since the last call; may raise to interrupt.
+    """
 
     def on_extractor(sentence: str) -> None:
-        say(sentence)
+        notify(sentence)
         check_interrupted()
 
     with session() as device:
@@ -118,7 +132,7 @@ def scored(
             extractors=extractors,
             device=device,
             on_extractor=on_extractor,
-            on_images=on_pictures,
+            on_images=on_images,
             make_room=make_room,
         )
-        return scoring.report(label.strip() or "unnamed", drawn, subject)
+        return scoring.report(label.strip() or "unnamed", generated, subject)

@@ -1,4 +1,4 @@
-"""The pack's own socket types. Their names are part of every saved workflow: they never change."""
+"""Defines the pack's own socket types; their names are part of every saved workflow and never change."""
 
 from comfy_api.latest import io
 

@@ -1,4 +1,4 @@
-"""Monitors for Train, each joined to another one if you like."""
+"""Nodes of the monitors for Train, which can be chained."""
 
 from comfy_api.latest import io
 
@@ -11,13 +11,13 @@ from .recipes import chosen, preset_input, with_extractors
 from .schema import checked, filled, valid, widgets
 from .sockets import CATEGORY, StopperSocket
 
-JOINED = "Another monitor that watches as well; the first that fires ends the stage."
+CHAINED = "Another monitor to run as well; the first that fires ends the stage."
 
 
 def monitor_node(
     node_id: str, name: str, presets: dict, *, description: str, search_aliases: list[str], tooltip: str
 ) -> type[io.ComfyNode]:
-    """The node of a monitor with presets; `tooltip` says what these are."""
+    """Return the node class of a monitor with presets, which `tooltip` tells apart."""
 
     class Stopper(io.ComfyNode):
         @classmethod
@@ -30,7 +30,7 @@ def monitor_node(
                 search_aliases=["early stopping", "monitor", *search_aliases],
                 inputs=[
                     preset_input(presets, tooltip),
-                    StopperSocket.Input("stopper", optional=True, tooltip=JOINED),
+                    StopperSocket.Input("stopper", optional=True, tooltip=CHAINED),
                 ],
                 outputs=[StopperSocket.Output(display_name="stopper")],
             )
@@ -49,19 +49,19 @@ DVARStopper = monitor_node(
     "PersonalizeDVAR",
     DVAR.name,
     dvar.PRESETS,
-    description="Stops a training when its loss on one fixed batch has settled.",
-    search_aliases=["convergence", "variance"],
-    tooltip="The window and threshold for a method; the last three are the paper's, for their full lengths, the others "
-    "ours, for short trainings.",
+    description="Early stopping: ends a training when its loss on one fixed batch has become stable.",
+    search_aliases=["convergence", "variance", "fixed batch"],
+    tooltip="Window and threshold for a method: the last three presets are the paper's, for full-length trainings, the "
+    "others are this pack's, for short ones.",
 )
 CLIPEarlyStoppingStopper = monitor_node(
     "PersonalizeCLIPEarlyStopping",
     ClipEarlyStopping.name,
     clip_early_stopping.PRESETS,
-    description="Stops a training when the pictures it draws no longer come closer to the references.",
+    description="Early stopping: ends a training when its images no longer get closer to the reference images.",
     search_aliases=["clip score", "patience", "plateau"],
-    tooltip="Patience, threshold and pictures for a method; the first three are the paper's, for their full lengths, "
-    "the others ours, for short trainings.",
+    tooltip="Patience and threshold for a method: the first three presets are the paper's, for full-length trainings, "
+    "the others are this pack's, for short ones.",
 )
 
 
@@ -74,9 +74,9 @@ class FixedStepsStopper(io.ComfyNode):
             node_id="PersonalizeFixedSteps",
             display_name="Fixed Steps",
             category=CATEGORY,
-            description="Ends a training, or one stage of it, after a number of steps.",
+            description="Early stopping: ends a training, or one stage of it, after a fixed number of steps.",
             search_aliases=["early stopping", "max steps", "limit"],
-            inputs=[*widgets(FixedSteps()), StopperSocket.Input("stopper", optional=True, tooltip=JOINED)],
+            inputs=[*widgets(FixedSteps()), StopperSocket.Input("stopper", optional=True, tooltip=CHAINED)],
             outputs=[StopperSocket.Output(display_name="stopper")],
         )
 
@@ -95,9 +95,16 @@ class PickByScoreStopper(io.ComfyNode):
             node_id="PersonalizePickByScore",
             display_name=PickByScore.name,
             category=CATEGORY,
-            description="Scores a training on its way, for likeness and for following words, and picks the best state.",
-            search_aliases=["best checkpoint", "overfitting", "evaluate", "clip-t", "dino", "early stopping"],
-            inputs=[*widgets(PickByScore()), StopperSocket.Input("stopper", optional=True, tooltip=JOINED)],
+            description="Scores identity and text alignment during training, and returns the state that you prefer.",
+            search_aliases=[
+                "best checkpoint",
+                "checkpoint selection",
+                "overfitting",
+                "clip-t",
+                "dino",
+                "early stopping",
+            ],
+            inputs=[*widgets(PickByScore()), StopperSocket.Input("stopper", optional=True, tooltip=CHAINED)],
             outputs=[StopperSocket.Output(display_name="stopper")],
         )
 

@@ -1,4 +1,4 @@
-"""Train: MODEL, CLIP, VAE, CONCEPT and RECIPE in; the same MODEL and CLIP with the new word out."""
+"""Train: turns MODEL, CLIP, VAE, CONCEPT and RECIPE into a MODEL and a CLIP that have learned the concept."""
 
 import logging
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..trainers.runs.run import Run, extractor_configs
 from ..trainers.runs.train import train
 from ..trainers.training.memory import MemoryPlan
 from ..trainers.training.trainables import check_words
-from .apply import EXACT, apply, fits
+from .apply import FULL_PRECISION, apply, fits
 from .host import clip_attachment, internals, weights
 from .host.folders import cache_folder, runs_folder
 from .host.live import Live
@@ -32,7 +32,7 @@ PREVIEW_PROMPTS = "a photo of {}\na painting of {}"
 
 
 class Train(io.ComfyNode):
-    """One training; its folder below output/personalize/runs keeps everything it made."""
+    """Runs one training; its folder below output/personalize/runs keeps all of its files."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -40,8 +40,8 @@ class Train(io.ComfyNode):
             node_id="PersonalizeTrain",
             display_name="Train",
             category=CATEGORY,
-            description="Learns the concept and returns a model and a text encoder that know it.",
-            search_aliases=["train", "fine-tune", "personalize", "dreambooth", "textboost"],
+            description="Trains the model on your subject and returns a model and a text encoder that have learned it.",
+            search_aliases=["train", "fine-tune", "finetune", "personalize", "dreambooth", "lora", "textboost"],
             inputs=[
                 io.Model.Input("model"),
                 io.Clip.Input("clip"),
@@ -50,33 +50,45 @@ class Train(io.ComfyNode):
                 RecipeSocket.Input("recipe"),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**63 - 1, control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Another seed is another training: leave it fixed unless you want one.",
+                    tooltip="Seed of the training: another seed trains again, so leave it fixed.",
                 ),
                 io.String.Input(
                     "preview_prompts", default=PREVIEW_PROMPTS, multiline=True,
-                    tooltip="One prompt per line, drawn while training; {} is your subject.",
+                    tooltip="Prompts of the preview images, one per line; {} is your subject.",
                 ),
-                io.Int.Input("preview_every", default=50, min=0, max=100_000, tooltip="In steps; 0 = no previews."),
-                io.Int.Input("previews_per_prompt", default=1, min=1, max=16, advanced=True),
-                io.Int.Input("preview_steps", default=20, min=1, max=200, advanced=True, tooltip="Sampler steps."),
-                io.Float.Input("preview_cfg", default=7.5, min=1.0, max=30.0, step=0.5, advanced=True),
+                io.Int.Input(
+                    "preview_every", default=50, min=0, max=100_000,
+                    tooltip="Training steps between previews; 0 = no previews.",
+                ),
+                io.Int.Input(
+                    "previews_per_prompt", default=1, min=1, max=16, advanced=True,
+                    tooltip="Number of preview images per prompt.",
+                ),
+                io.Int.Input(
+                    "preview_steps", default=20, min=1, max=200, advanced=True,
+                    tooltip="Sampler steps of the preview images.",
+                ),
+                io.Float.Input(
+                    "preview_cfg", default=7.5, min=1.0, max=30.0, step=0.5, advanced=True,
+                    tooltip="Guidance scale (CFG) of the preview images.",
+                ),
                 io.Combo.Input(
                     "precision", options=["auto", "bfloat16", "float16", "float32"], advanced=True,
-                    tooltip="auto: bfloat16 where the card has it, else float16 where that works, else float32.",
+                    tooltip="Training precision; auto is bfloat16 if the device supports it, else float16 or float32.",
                 ),
                 io.Int.Input(
                     "micro_batch_size", default=0, min=0, max=512, advanced=True,
-                    tooltip="Pictures at once; fewer need less memory and give the same result. 0 = as many as fit.",
+                    tooltip="Images per forward pass: fewer take less memory, with equal results; 0 = as many as fit.",
                 ),
                 io.Int.Input(
                     "checkpoint_every", default=50, min=0, max=100_000, advanced=True, optional=True,
-                    tooltip="In steps: what a killed training loses at most. 0 = only when it is cancelled.",
+                    tooltip="Steps between checkpoints, at most lost if ComfyUI is killed; 0 = only when cancelled.",
                 ),
                 io.Boolean.Input(
-                    "exact", default=False, advanced=True, optional=True, tooltip=EXACT,
+                    "full_precision", default=False, advanced=True, optional=True, tooltip=FULL_PRECISION,
                 ),
                 StopperSocket.Input(
-                    "stopper", optional=True, tooltip="Monitors that may end the training, or a stage of it, early."
+                    "stopper", optional=True, tooltip="Monitors that can end the training, or a stage of it, early."
                 ),
             ],
             outputs=[
@@ -92,7 +104,8 @@ class Train(io.ComfyNode):
     @checked
     def execute(
         cls, model, clip, vae, concept, recipe, seed, preview_prompts, preview_every, previews_per_prompt,
-        preview_steps, preview_cfg, precision, micro_batch_size, checkpoint_every=50, exact=False, stopper=(),
+        preview_steps, preview_cfg, precision, micro_batch_size, checkpoint_every=50, full_precision=False,
+        stopper=(),
     ) -> io.NodeOutput:  # fmt: skip
         preview = Preview(
             prompts=tuple(line.strip() for line in preview_prompts.splitlines() if line.strip()),
@@ -108,27 +121,27 @@ class Train(io.ComfyNode):
             "memory_plan": MemoryPlan(micro_batch_size=micro_batch_size),
             "checkpoint_every": checkpoint_every,
         }
-        say, warnings = notices(cls.hidden.unique_id), []
+        notify, warnings = notices(cls.hidden.unique_id), []
 
         def warn(sentence: str) -> None:
             logging.warning(sentence)
             warnings.append(sentence)
-            say(sentence)
+            notify(sentence)
 
-        if unseen := warning(model, clip):
-            warn(unseen)
-        result = find_or_train(model, clip, vae, run, say, hidden=cls.hidden, warn=warn, **options)
+        if unsupported := warning(model, clip):
+            warn(unsupported)
+        result = find_or_train(model, clip, vae, run, notify, hidden=cls.hidden, warn=warn, **options)
         result = pick.chosen(result, stopper)
         end = f"run {result.folder.name}: {result.stop_reason}, {result.seconds / 60:.1f} minutes of training"
-        say(". ".join([end, *warnings]))
-        trained_model, trained_clip = apply(model, clip, result, in_full_precision=exact)
-        pictures = previews(result)
-        shown = {"personalize_run": [result.folder.name], **ui.PreviewImage(pictures[-1:], cls=cls).as_dict()}
-        return io.NodeOutput(trained_model, trained_clip, result, pictures, ui=shown)
+        notify(". ".join([end, *warnings]))
+        trained_model, trained_clip = apply(model, clip, result, in_full_precision=full_precision)
+        images = previews(result)
+        shown = {"personalize_run": [result.folder.name], **ui.PreviewImage(images[-1:], cls=cls).as_dict()}
+        return io.NodeOutput(trained_model, trained_clip, result, images, ui=shown)
 
 
-def find_or_train(model, clip, vae, run: Run, say, **options) -> RunResult:
-    """The finished run with these inputs if there is one, else a training: a new one, or one that was broken off."""
+def find_or_train(model, clip, vae, run: Run, notify, **options) -> RunResult:
+    """Return the finished run with these inputs if there is one, else train, resuming an interrupted run."""
     family, concept = check_fit(model, clip, vae), run.concept
     run.recipe.check(concept, known=clip_attachment.of(clip).tokens)
     for name in family.text_encoders:
@@ -141,30 +154,30 @@ def find_or_train(model, clip, vae, run: Run, say, **options) -> RunResult:
     if finished and fits(model, clip, finished):  # a damaged one is trained again
         return finished
     with training_session() as device:
-        # A function of its own: when it returns, nothing but the result is left of the training.
-        return _train(model, clip, vae, run, device, folder, say, model_fingerprint=fingerprint, **options)
+        # A separate function: when it returns, only the result remains in memory.
+        return _train(model, clip, vae, run, device, folder, notify, model_fingerprint=fingerprint, **options)
 
 
 def _train(
-    model, clip, vae, run: Run, device, folder, say, *, model_fingerprint: str, hidden, warn=logging.warning,
+    model, clip, vae, run: Run, device, folder, notify, *, model_fingerprint: str, hidden, warn=logging.warning,
     **options,
 ) -> RunResult:  # fmt: skip
-    load_extractors(run, say)
-    models = weights.read_models(model, clip, vae, run.dtype, say)
+    load_extractors(run, notify)
+    models = weights.read_models(model, clip, vae, run.dtype, notify)
     progress = internals.ProgressBar(run.recipe.steps)
 
     def on_step(report) -> None:
         progress.update_absolute(report.stage_step, report.steps)
         view.add(report.entry())
-        say(view.words())
+        notify(view.words())
         check_interrupted()
 
-    def on_preview(step: int, picture: Image.Image) -> None:
-        progress.update_absolute(progress.current, None, ("JPEG", picture, 768))  # `step` counts all stages
+    def on_preview(step: int, image: Image.Image) -> None:
+        progress.update_absolute(progress.current, None, ("JPEG", image, 768))  # `step` counts all stages
         check_interrupted()
 
     def on_notice(sentence: str) -> None:
-        say(sentence)
+        notify(sentence)
         check_interrupted()
 
     with Live(folder, run.recipe.steps, hidden) as view:
@@ -180,28 +193,28 @@ def _train(
         return train(run, models, folder, free_memory=lambda: free_memory(device), **options)
 
 
-def load_extractors(run: Run, say) -> None:
-    """What the recipe and the monitors ask, before anything that takes long.
+def load_extractors(run: Run, notify) -> None:
+    """Load the metric models of the recipe and the monitors, before anything that takes long.
 
     Raises:
         ValueError: one of them cannot be loaded.
     """
-    for choice in extractor_configs(run.recipe, run.stopper):
-        say(f"reading {described(choice)}")
-        extractors.load(choice)
+    for config in extractor_configs(run.recipe, run.stopper):
+        notify(f"loading {described(config)}")
+        extractors.load(config)
 
 
 def previews(result: RunResult) -> torch.Tensor:
-    """The previews of a run as one IMAGE, in the order of their steps; the reference where there are none."""
+    """Return the previews of a run as one IMAGE, in the order of their steps; a reference image if there are none."""
     files = sorted((result.folder / "previews").glob("step_*.png")) or [result.folder / "images" / "00.png"]
-    pictures = [picture for file in files if (picture := _picture(file)) is not None] or [torch.zeros(64, 64, 3)]
-    return torch.stack([picture for picture in pictures if picture.shape == pictures[-1].shape])
+    images = [image for file in files if (image := _read(file)) is not None] or [torch.zeros(64, 64, 3)]
+    return torch.stack([image for image in images if image.shape == images[-1].shape])
 
 
-def _picture(file: Path) -> torch.Tensor | None:
-    """`[h, w, 3]`; `None` for a file that somebody deleted or damaged, because the training is worth more than it."""
+def _read(file: Path) -> torch.Tensor | None:
+    """Return `[h, w, 3]`, or `None` for a deleted or damaged file: a preview must not fail a training."""
     try:
-        with Image.open(file) as picture:
-            return torch.from_numpy(np.array(picture.convert("RGB"))).float() / 255
+        with Image.open(file) as image:
+            return torch.from_numpy(np.array(image.convert("RGB"))).float() / 255
     except (OSError, ValueError, SyntaxError):
         return None

@@ -1,5 +1,4 @@
-"""A custom-node folder without nodes for the demo host: it registers the tiny architecture when ComfyUI starts, and the
-judges' with timm.
+"""Registers the demo's tiny architecture when ComfyUI starts, and its metric models with timm; it adds no nodes.
 
 Link this folder into the host's custom_nodes (or copy it and set PERSONALIZE_DEMO to the demo folder).
 Both files are loaded by their paths: the repository's root must stay out of sys.path, where its folder nodes/ would

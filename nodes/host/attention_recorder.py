@@ -1,23 +1,23 @@
-"""Reads the attention of the host's own cross-attention layers while it samples."""
+"""Records the attention of the host's own cross-attention layers while it samples."""
 
 from collections.abc import Callable
 
 from torch import Tensor
 
-from ...trainers.reports import attention_maps as pictures
+from ...trainers.reports import attention_maps
 from ...trainers.training import cross_attention
 from . import causal_adapters
 
 
 class Recorder:
-    """The host's replacement of every cross-attention: it computes the same, and keeps the words' probabilities."""
+    """Replaces every cross-attention of the host by one that computes the same and records the words' probabilities."""
 
     def __init__(self, words: list[list[int]]):
         self.words = words
         self.maps: dict[tuple, Tensor] = {}  # the host's block -> [words, h, w]
 
     def on(self, model):
-        """A clone of `model` that is recorded."""
+        """Return a clone of `model` whose attention is recorded."""
         clone = model.clone()
         replaced = model.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
         for block in causal_adapters.block_names(model).values():
@@ -26,17 +26,17 @@ class Recorder:
         return clone
 
     def _at(self, block: tuple, earlier: Callable | None) -> Callable:
-        """Another pack's replacement still says what the layer gives."""
+        """Return the replacement of one layer; an earlier one, of another pack, still computes the layer's output."""
 
         def attend(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
             weights = cross_attention.probabilities(q.float(), k.float(), options["n_heads"])
-            self._keep(block, weights, options)
+            self._record(block, weights, options)
             return earlier(q, k, v, options) if earlier else cross_attention.attended(weights, v)
 
         return attend
 
-    def _keep(self, block: tuple, weights: Tensor, options: dict) -> None:
-        """Of the first look only, if a guidance looks twice; beside the prompt it sees the same prompt again."""
+    def _record(self, block: tuple, weights: Tensor, options: dict) -> None:
+        """Record the first pass only: guidance may run a second one, and batch the same prompt twice."""
         if block not in self.maps:
             size = options["activations_shape"][-2:]
-            self.maps[block] = pictures.word_maps(weights[0], self.words, *size).cpu()
+            self.maps[block] = attention_maps.word_maps(weights[0], self.words, *size).cpu()

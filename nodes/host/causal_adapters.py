@@ -1,7 +1,8 @@
-"""Causality-preserved adapters on the host's own modules: what trainers/causal.py trained, acting in a graph.
+"""Applies causality-preserved adapters, trained by trainers/training/causal_adapters.py, to the host's own modules.
 
-Where a word acts is known when its prompt is tokenized. The text encoder's adapters read it there; the U-Net's need it
-much later, so a prompt's conditioning carries it under the word's name, through the sampler, to every cross-attention.
+The positions where a placeholder token's adapters act are known when its prompt is tokenized. The text encoder's
+adapters use them there; for the U-Net's, the conditioning carries them, under the token's name, through the sampler to
+every cross-attention.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,39 +14,40 @@ from torch import Tensor
 from . import internals, models
 
 KEY = "personalize"
-TEXT, UNET = "text_encoders.", "unet."  # how names of adapters begin, see trainers/causal.py
+TEXT, UNET = "text_encoders.", "unet."  # prefixes of adapter names, see trainers/training/causal_adapters.py
 
 
 @dataclass(frozen=True)
 class WordAdapters:
-    """The adapters of one learned word."""
+    """Holds the adapters of one placeholder token, and their strengths."""
 
     tensors: dict[str, Tensor]  # <name>.down [r, in] and <name>.up [out, r]
     strength_text_encoder: float = 1.0
     strength_unet: float = 1.0
 
     def whole(self) -> dict[str, Tensor]:
-        """The tensors with the strengths in them."""
+        """Return the tensors multiplied by the strengths."""
         whole = dict(self.tensors)
         for key in (key for key in self.tensors if key.endswith(".up")):
             whole[key] = whole[key] * (self.strength_unet if key.startswith(UNET) else self.strength_text_encoder)
         return whole
 
     def layers(self, prefix: str) -> dict[str, tuple[Tensor, Tensor]]:
-        """Name without `prefix` to down and up."""
+        """Return down and up by name, for the names that begin with `prefix`, which is cut off."""
         names = {key.rpartition(".")[0] for key in self.tensors if key.startswith(prefix)}
         return {n.removeprefix(prefix): (self.tensors[f"{n}.down"], self.tensors[f"{n}.up"]) for n in sorted(names)}
 
 
 def low_rank(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    """Multiply `x` `[..., in]` by `down` `[r, in]` and `up` `[out, r]`; returns `[..., out]`."""
     return x @ down.to(x).T @ up.to(x).T
 
 
 def mask(rows: list, vectors: Tensor, end: int) -> Tensor:
-    """1 from a word's first vector on up to the first end token, 0 elsewhere; `[rows, tokens, 1]`.
+    """Return 1 from a token's first vector to the first end token, 0 elsewhere; `[rows, tokens, 1]`.
 
     Args:
-        rows: the host's tokens, one list per chunk of 77: ids, and the very `vectors` of learned words.
+        rows: the host's tokens, one list per chunk of 77: ids, and the very `vectors` of learned tokens.
     """
     result = torch.zeros(len(rows), max(map(len, rows)), 1)
     for row, tokens in enumerate(rows):
@@ -58,17 +60,17 @@ def mask(rows: list, vectors: Tensor, end: int) -> Tensor:
 
 @dataclass
 class Pass:
-    """The current pass through one of the host's text encoders."""
+    """Holds the state of the current pass through one of the host's text encoders."""
 
-    masks: dict[str, Tensor] = field(default_factory=dict)  # word -> where it acts
+    masks: dict[str, Tensor] = field(default_factory=dict)  # placeholder token -> where its adapters act
     reached: set[str] = field(default_factory=set)  # the adapted layers that ran
 
 
 def following(forward, vectors: dict[str, Tensor], end: int, current: Pass, layers: Iterable[str]):
-    """`forward` of one of the host's text encoders, which notes where each word acts and that its `layers` ran.
+    """Wrap the forward of one of the host's text encoders to note where each token acts and which `layers` ran.
 
-    Raises:
-        ValueError: the host computed a layer without calling it, as it may a quantised one: its adapters did nothing.
+    The wrapper raises `ValueError` if the host computed a layer without calling it, as it may with a quantized one,
+    because its adapters then had no effect.
     """
 
     def follow(tokens, *args, **kwargs):
@@ -77,8 +79,8 @@ def following(forward, vectors: dict[str, Tensor], end: int, current: Pass, laye
         output = forward(tokens, *args, **kwargs)
         if missed := sorted({*layers} - current.reached):
             raise ValueError(
-                f"This ComfyUI computes {missed[0]} of the CLIP past what {', '.join(vectors)} learned for it: load a "
-                "CLIP in fp16, bf16 or fp32."
+                f"This CLIP skips the adapters that {', '.join(vectors)} has in {missed[0]}: load a CLIP in fp16, bf16 "
+                "or fp32."
             )
         return output
 
@@ -86,7 +88,7 @@ def following(forward, vectors: dict[str, Tensor], end: int, current: Pass, laye
 
 
 def adapted(linear, path: str, adapters: dict[str, tuple[Tensor, Tensor, float]], current: Pass):
-    """The forward of the host's linear layer at `path` with each word's down, up and strength beside it."""
+    """Return a forward of the host's linear layer at `path` that adds each token's adapter: down, up and strength."""
     original = type(linear).forward
 
     def forward(x, **folded):
@@ -101,7 +103,7 @@ def adapted(linear, path: str, adapters: dict[str, tuple[Tensor, Tensor, float]]
 
 
 def text_patches(clip, words: dict[str, WordAdapters]) -> dict[str, Callable]:
-    """Object patches for a CLIP whose tokenizer knows the words: its adapters, and prompts that say where they act."""
+    """Return object patches for a CLIP whose tokenizer has the placeholder tokens: adapters, and where they act."""
     patches: dict[str, Callable] = {}
     names = models.encoder_names(clip)
     for i, name in enumerate(names):
@@ -118,12 +120,12 @@ def text_patches(clip, words: dict[str, WordAdapters]) -> dict[str, Callable]:
             patches[f"{name}.forward"] = following(method(encoder, "forward"), vectors, _end(encoder), current, layers)
     if any(adapters.layers(UNET) for adapters in words.values()):
         vectors = _vectors(clip, names[-1], words)
-        patches["encode_token_weights"] = _saying(clip.cond_stage_model, names[-1], vectors)
+        patches["encode_token_weights"] = _with_masks(clip.cond_stage_model, names[-1], vectors)
     return patches
 
 
 def method(module, name: str):
-    """A method as its class has it, whatever another clone has patched meanwhile."""
+    """Return a method as its class defines it, whatever another clone has patched since."""
     return getattr(type(module), name).__get__(module)
 
 
@@ -140,22 +142,22 @@ def _vectors(clip, name: str, words: dict[str, WordAdapters]) -> dict[str, Tenso
     return {word: placeholders[word][1] for word in words}
 
 
-def _saying(stage, name: str, vectors: dict[str, Tensor]):
-    """The host's encoding of a prompt, whose conditioning then also says where each word acts, `[1, tokens, 1]`."""
+def _with_masks(stage, name: str, vectors: dict[str, Tensor]):
+    """Wrap the host's prompt encoding to add to the conditioning where each token acts, `[1, tokens, 1]`."""
     encode, end = method(stage, "encode_token_weights"), _end(getattr(stage, name))
 
     def encoded(pairs):
         output = encode(pairs)
         chunks = [[token for token, *_ in chunk] for chunk in pairs[name.removeprefix("clip_")]]
-        said = {f"{KEY} {word}": mask(chunks, learned, end).reshape(1, -1, 1) for word, learned in vectors.items()}
-        return (*output[:2], {**(output[2] if len(output) > 2 else {}), **said})
+        masks = {f"{KEY} {word}": mask(chunks, learned, end).reshape(1, -1, 1) for word, learned in vectors.items()}
+        return (*output[:2], {**(output[2] if len(output) > 2 else {}), **masks})
 
     return encoded
 
 
 @dataclass
 class ContextAdapters:
-    """The host's patch of every cross-attention: it reads `H + m * A(H)` instead of the prompt's states H."""
+    """Patches every cross-attention of the host to read `H + m * A(H)` instead of the prompt's hidden states H."""
 
     words: dict[str, WordAdapters]
     blocks: dict[tuple, dict[str, tuple[Tensor, Tensor, float]]] = field(init=False)
@@ -178,13 +180,13 @@ class ContextAdapters:
 
 
 def _where(where: Tensor, context: Tensor) -> Tensor:
-    """As long as the context: a prompt that a graph joined to this one does not know the word."""
+    """Pad a mask with 0 to the context's length, because a graph may concatenate prompts without the token."""
     missing = context.shape[1] - where.shape[1]
     return torch.nn.functional.pad(where.to(context), (0, 0, 0, missing)) if missing else where.to(context)
 
 
 def attach_unet(model, words: dict[str, WordAdapters]):
-    """A clone of `model` whose cross-attentions adapt what they read of these words; of others, as before."""
+    """Return a clone of `model` with these tokens' adapters before its cross-attentions, next to earlier tokens'."""
     words = {**(model.get_attachment(KEY) or {}), **words}
     words = {word: adapters for word, adapters in words.items() if adapters.layers(UNET)}
     earlier = model.model_options["transformer_options"].get("patches", {}).get("attn2_patch", [])
@@ -203,24 +205,24 @@ def attach_unet(model, words: dict[str, WordAdapters]):
 
 
 class Conditions:
-    """The host's reading of a prompt's conditioning, which also passes on where words act."""
+    """Wraps the host's `extra_conds` to also pass on where the tokens act."""
 
     def __init__(self, original):
         self.original = original
 
     def __call__(self, **kwargs):
-        said = {name: internals.CONDCrossAttn(value) for name, value in kwargs.items() if name.startswith(f"{KEY} ")}
-        return self.original(**kwargs) | said
+        masks = {name: internals.CONDCrossAttn(value) for name, value in kwargs.items() if name.startswith(f"{KEY} ")}
+        return self.original(**kwargs) | masks
 
 
 def _to_options(executor, x, timesteps, context, y, control, options, **kwargs):
-    """A wrapper of the U-Net: where words act goes among the options that its blocks read."""
-    said = {name.removeprefix(f"{KEY} "): kwargs.pop(name) for name in [*kwargs] if name.startswith(f"{KEY} ")}
-    return executor(x, timesteps, context, y, control, {**options, KEY: said}, **kwargs)
+    """Wrap the U-Net to move the masks of the tokens into the options that its blocks read."""
+    masks = {name.removeprefix(f"{KEY} "): kwargs.pop(name) for name in [*kwargs] if name.startswith(f"{KEY} ")}
+    return executor(x, timesteps, context, y, control, {**options, KEY: masks}, **kwargs)
 
 
 def block_names(model) -> dict[str, tuple]:
-    """diffusers' path of each cross-attention -> what the host calls its block: ("input", 4, 0)."""
+    """Map diffusers' path of each cross-attention to the host's name of its block, such as ("input", 4, 0)."""
     names, end = {}, ".attn2.to_k.weight"
     for path, key in internals.unet_to_diffusers(model.model.model_config.unet_config).items():
         if path.endswith(end):
@@ -231,7 +233,7 @@ def block_names(model) -> dict[str, tuple]:
 
 
 def check(adapters: dict[str, Tensor], model, clip) -> None:
-    """Raise `ValueError` unless every adapter is whole, belongs to a layer of this MODEL or CLIP, and has its shape."""
+    """Raise `ValueError` unless every adapter is complete and has the shape of a layer of this MODEL or CLIP."""
     wanted = _shapes(model, clip)
     for name in {key.rpartition(".")[0] for key in adapters}:
         down, up = adapters.get(f"{name}.down"), adapters.get(f"{name}.up")
@@ -244,7 +246,7 @@ def check(adapters: dict[str, Tensor], model, clip) -> None:
 
 
 def _shapes(model, clip) -> dict[str, tuple[int, int]]:
-    """Rows and columns of every layer that can have an adapter."""
+    """Return rows and columns of every layer that can have an adapter."""
     width = model.model.model_config.unet_config["context_dim"]
     shapes = {f"{UNET}{path}": (width, width) for path in block_names(model)}
     for i, name in enumerate(models.encoder_names(clip)):

@@ -1,6 +1,6 @@
-"""What a personalised CLIP carries beside its LoRA: new words, their adapters, and outputs that stay fixed.
+"""Attaches to a CLIP what a LoRA cannot hold: placeholder tokens, their adapters, and fixed outputs.
 
-Both live on copies: the CLIP that came down the graph, and every other clone of it, stays as it was.
+All of it is attached to copies: the CLIP of the graph, and every other clone of it, stays unchanged.
 """
 
 import copy
@@ -15,21 +15,21 @@ from .causal_adapters import KEY, WordAdapters
 
 @dataclass(frozen=True, kw_only=True)
 class ClipAttachment:
-    """Per placeholder and per text encoder ("clip_l", ...)."""
+    """Holds what is attached, by placeholder token and by text encoder ("clip_l", ...)."""
 
-    tokens: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # placeholder -> encoder -> [n, d]
+    tokens: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # placeholder token -> encoder -> [n, d]
     fixed_outputs: dict[str, Tensor] = field(default_factory=dict)  # encoder -> [layers + 1, 77, d]
-    adapters: dict[str, WordAdapters] = field(default_factory=dict)  # placeholder -> its adapters
-    patches: tuple[str, ...] = ()  # what of the host's objects is patched for all this
+    adapters: dict[str, WordAdapters] = field(default_factory=dict)  # placeholder token -> its adapters
+    patches: tuple[str, ...] = ()  # names of the host's objects that are patched for this
 
 
 def of(clip) -> ClipAttachment:
-    """What `clip` carries already; nothing, for a CLIP that this pack did not make."""
+    """Return what is attached to `clip`; an empty attachment for a CLIP that this pack did not make."""
     return clip.patcher.get_attachment(KEY) or ClipAttachment()
 
 
 def attach(clip, carried: ClipAttachment):
-    """A clone of `clip` that understands every placeholder of `carried` and keeps its fixed outputs."""
+    """Return a clone of `clip` with the placeholder tokens, adapters and fixed outputs of `carried`."""
     clone = clip.clone()
     clone.tokenizer = copy.copy(clip.tokenizer)
     for name in {encoder for vectors in carried.tokens.values() for encoder in vectors}:
@@ -49,12 +49,12 @@ def attach(clip, carried: ClipAttachment):
 
 
 def _with_words(tokenizer, vectors: dict[str, Tensor]):
-    """A copy of one of the host's tokenizers that knows `vectors` by their placeholders."""
+    """Return a copy of one of the host's tokenizers that maps placeholder tokens to `vectors`."""
     for name in ("tokenize_with_weights", "_try_get_embedding"):
-        internals.part(tokenizer, name)  # the host would pass over a word it does not ask for
+        internals.part(tokenizer, name)  # without them the host would ignore the tokens silently
     knowing = copy.copy(tokenizer)
     knowing.placeholders = {token: (_file_name(token), v.clone()) for token, v in vectors.items()}
-    knowing.embedding_directory = tokenizer.embedding_directory or []  # None would switch embeddings off
+    knowing.embedding_directory = tokenizer.embedding_directory or []  # None would disable embeddings
     if not isinstance(tokenizer, PlaceholderWords):
         base = type(tokenizer)
         knowing.__class__ = type(f"Placeholder{base.__name__}", (PlaceholderWords, base), {})
@@ -62,14 +62,14 @@ def _with_words(tokenizer, vectors: dict[str, Tensor]):
 
 
 def _file_name(token: str) -> str:
-    """An embedding name for a placeholder: the host cuts names at brackets, so they are spelled in hexadecimal."""
+    """Return an embedding name for a placeholder token, in hexadecimal because the host cuts names at brackets."""
     return f"personalize-{token.encode().hex()}"
 
 
 class PlaceholderWords:
-    """Mixed into a host tokenizer: placeholders become embeddings that are answered from memory.
+    """Mixin for a host tokenizer that turns placeholder tokens into embeddings held in memory.
 
-    The host's prompt syntax - weights, commas, long prompts - then works on them as on any embedding.
+    The host's prompt syntax (weights, commas, long prompts) then works on them as on any embedding.
     """
 
     placeholders: dict[str, tuple[str, Tensor]]
@@ -88,11 +88,11 @@ class PlaceholderWords:
 
 
 def fixed_forward(encoder, outputs: Tensor, original):
-    """`original`, the forward of one of the host's text encoders, with start token and empty prompt replaced.
+    """Wrap the forward of one of the host's text encoders to replace the outputs of start token and empty prompt.
 
     Args:
         outputs: the fixed outputs, `[layers + 1, 77, d]`, for whichever layer the graph reads; after the final norm
-            where it follows every layer that is read.
+            if the norm follows every layer that is read.
     """
     end = encoder.special_tokens["end"]
 
@@ -110,13 +110,13 @@ def fixed_forward(encoder, outputs: Tensor, original):
 
 
 def _last(encoder, outputs: Tensor) -> Tensor:
-    """The last hidden state, `[77, d]`, which the final norm always follows."""
+    """Return the last hidden state, `[77, d]`, after the final norm."""
     norm = encoder.transformer.text_model.final_layer_norm
     return outputs[-1] if encoder.layer_norm_hidden_state else norm(outputs[-1].to(norm.weight.device).float())
 
 
 def _pooled(encoder, outputs: Tensor) -> Tensor:
-    """What the host pools of the empty prompt: the last layer at the first end token, through OpenCLIP's projection."""
+    """Return the empty prompt's pooled output: the last layer at the first end token, through OpenCLIP's projection."""
     pooled = _last(encoder, outputs)[1:2]
     if encoder.return_projected_pooled:
         pooled = encoder.transformer.text_projection(pooled.to(encoder.transformer.text_projection.weight.device))

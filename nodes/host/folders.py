@@ -1,4 +1,4 @@
-"""Where the host keeps files: its input, output and model folders, and names that may not leave them."""
+"""Finds files in the host's input, output and model folders, and refuses names that lead out of them."""
 
 import hashlib
 import os
@@ -12,52 +12,58 @@ folder_paths.add_model_folder_path("personalize", os.path.join(folder_paths.mode
 
 
 def model_files(kind: str) -> list[str]:
-    """The names of the files in the host's folders of a kind, such as "loras"."""
+    """Return the names of the files in the host's folders of a kind, such as "loras"."""
     return folder_paths.get_filename_list(kind)
 
 
 def model_file(kind: str, name: str) -> Path | None:
-    """The file of that name in the host's folders of a kind; `None` where there is none."""
+    """Return the file of that name in the host's folders of a kind; `None` if it does not exist."""
     path = folder_paths.get_full_path(kind, name)
     return path and Path(path)
 
 
 def model_folder(kind: str) -> str:
-    """The folder of a kind that new files go into."""
+    """Return the folder of a kind for new files."""
     return folder_paths.get_folder_paths(kind)[0]
 
 
 def runs_folder() -> Path:
+    """Return the folder of all runs, output/personalize/runs."""
     return Path(folder_paths.get_output_directory()) / "personalize" / "runs"
 
 
 def cache_folder() -> Path:
-    """What is costly to compute again, for any run."""
+    """Return the folder that all runs share for results that are expensive to compute again."""
     return Path(folder_paths.get_output_directory()) / "personalize" / "cache"
 
 
 def inside_input(name: str) -> str:
-    """The path of a file or folder below ComfyUI's input folder.
+    """Return the path of a file or folder below ComfyUI's input folder.
 
     Raises:
-        ValueError: it lies elsewhere, however it is spelled.
+        ValueError: it is outside, however it is written.
     """
     return _inside("input", folder_paths.get_input_directory(), name)
 
 
 def inside_output(name: str) -> str:
-    """The same of ComfyUI's output folder."""
+    """Return the path of a file or folder below ComfyUI's output folder.
+
+    Raises:
+        ValueError: it is outside, however it is written.
+    """
     return _inside("output", folder_paths.get_output_directory(), name)
 
 
 def text_in_input(name: str, what: str, line: str) -> str:
-    """The text of a file below ComfyUI's input folder; "" for an empty name.
+    """Return the text of a file below ComfyUI's input folder; "" for an empty name.
 
     Args:
-        what: the file holds, and `line` one of them, as messages call them.
+        what: what the file contains, for messages, such as "prompts".
+        line: what one line of it is, such as "prompt".
 
     Raises:
-        ValueError: a file that lies elsewhere, cannot be read, or is empty.
+        ValueError: the file is outside that folder, cannot be read, or is empty.
     """
     if not (name := name.strip()):
         return ""
@@ -67,7 +73,7 @@ def text_in_input(name: str, what: str, line: str) -> str:
         raise ValueError(f"The {what} file {quoted(name)} cannot be read as text: save it as UTF-8.") from error
     except OSError as error:
         raise ValueError(
-            f"The {what} file {quoted(name)} cannot be read ({reason(error)}): write the name of a text file as it is "
+            f"The {what} file {quoted(name)} cannot be read ({reason(error)}): write the name of a text file "
             "below input/."
         ) from error
     if not text.strip():
@@ -76,7 +82,7 @@ def text_in_input(name: str, what: str, line: str) -> str:
 
 
 def digest_of_text(name: str) -> str:
-    """Another word when the text of such a file is another, or cannot be read."""
+    """Return a digest of the text of such a file, or the error where it cannot be read."""
     try:
         return hashlib.sha256(text_in_input(name, "text", "line").encode()).hexdigest()
     except ValueError as error:
@@ -92,6 +98,6 @@ def _inside(kind: str, folder: str, name: str) -> str:
         inside = False
     if not inside:
         raise ValueError(
-            f"{quoted(name)} is not inside ComfyUI's {kind} folder: write its name as it is below {kind}/."
+            f"The path {quoted(name)} is not inside ComfyUI's {kind} folder: write its name as it is below {kind}/."
         )
     return path

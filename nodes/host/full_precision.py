@@ -1,6 +1,6 @@
-"""What was learned, added in full precision at every use instead of being merged into half-precision weights.
+"""Adds learned weights in full precision at every use instead of merging them into half-precision weights.
 
-But for modules so small, such as norms, that the host merges whatever there is.
+The exception is modules so small, such as norms, that the host always merges them.
 """
 
 import comfy.model_management as mm
@@ -21,7 +21,7 @@ class LowRank:
         return weight + (self.scale * up @ down).view(weight.shape).to(weight.dtype)
 
     def move_to(self, device: torch.device) -> int:
-        """Called by the host when it moves the model; returns the bytes that moved."""
+        """Move the tensors with the model; return the number of bytes. The host calls this."""
         self.up, self.down = self.up.to(device), self.down.to(device)
         return self.up.nbytes + self.down.nbytes
 
@@ -36,13 +36,13 @@ class Difference:
         return weight + (self.scale * self.difference.to(weight.device, torch.float32)).to(weight.dtype)
 
     def move_to(self, device: torch.device) -> int:
-        """Called by the host when it moves the model; returns the bytes that moved."""
+        """Move the tensors with the model; return the number of bytes. The host calls this."""
         self.difference = self.difference.to(device)
         return self.difference.nbytes
 
 
 def add(patcher, lora: dict[str, Tensor], keys: dict[str, str], strength: float) -> int:
-    """Put the layers of a kohya LoRA that belong to this patcher onto it and return their number.
+    """Add the layers of a kohya LoRA that belong to this patcher; return their number.
 
     Args:
         keys: name of a layer in the file -> the host's name of the weight.
@@ -64,7 +64,7 @@ def _put(patcher, weight: str, adding: LowRank | Difference) -> None:
 
 
 def _is_merged_anyway(patcher, weight: str) -> bool:
-    """Whether the host, with dynamic VRAM, loads this weight's module whole and leaves out its wrappers."""
+    """Return whether the host, with dynamic VRAM, loads this weight's module at once and skips its wrappers."""
     if not getattr(patcher, "is_dynamic", lambda: False)():
         return False
     return mm.module_size(patcher.model.get_submodule(weight.rpartition(".")[0])) <= SMALL
@@ -78,5 +78,5 @@ def _adding(lora: dict[str, Tensor], name: str, part: str, strength: float) -> L
 
 
 def bias_of(weight: str) -> str:
-    """The host's name of the bias beside a weight."""
+    """Return the host's name of the bias that belongs to a weight."""
     return f"{weight.removesuffix('.weight')}.bias"

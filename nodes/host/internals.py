@@ -1,7 +1,7 @@
-"""What is taken from inside the host, beyond what node packs are promised: looked up here, by name, when it is used.
+"""Looks up, by name and when used, what the pack takes from inside the host beyond its public interface.
 
-A host that has moved one of these says so in a sentence and keeps every other node, where an AttributeError in the
-middle of a training would say nothing. Functions and classes: `internals.calculate_weight`.
+If a host has moved one of these, one sentence says so and all other nodes still work; an AttributeError in the middle
+of a training would not tell. Functions and classes are attributes of this module: `internals.calculate_weight`.
 """
 
 import importlib
@@ -45,7 +45,7 @@ TAKEN = {
 
 
 class HostChanged(RuntimeError):
-    """This ComfyUI lacks something that the pack uses."""
+    """Raised if this ComfyUI lacks something that the pack uses."""
 
 
 def __getattr__(name: str):
@@ -58,7 +58,11 @@ def __getattr__(name: str):
 
 
 def part(thing, path: str):
-    """What lies at a dotted path inside one of the host's objects."""
+    """Return what is at a dotted path inside one of the host's objects.
+
+    Raises:
+        HostChanged: the path does not exist.
+    """
     try:
         return attrgetter(path)(thing)
     except AttributeError as error:
@@ -66,6 +70,7 @@ def part(thing, path: str):
 
 
 def changed(what: str) -> HostChanged:
+    """Return the error that says what this ComfyUI lacks."""
     return HostChanged(
         f"This ComfyUI has no {what}, which Personalize needs: update Personalize, or use the newest ComfyUI in its "
         "README's table."
@@ -73,10 +78,10 @@ def changed(what: str) -> HostChanged:
 
 
 def linear_input(x, folded: dict):
-    """What a linear layer multiplies, and by how much its product counts, when the host calls it with `folded`.
+    """Return the input and the output scale of a linear layer that the host calls with the operations `folded` into it.
 
     Raises:
-        HostChanged: the host folds in what the pack does not know.
+        HostChanged: the host folds in an operation that the pack does not know.
     """
     given = {name: value for name, value in folded.items() if value is not None}
     activation = given.get("input_act")
@@ -89,7 +94,7 @@ def linear_input(x, folded: dict):
 
 
 def _activated(x, activation: str, weights: dict):
-    """The host's own activation; one with weights of its own, a norm, has a function of its own there."""
+    """Apply the host's own activation; the host has a separate function for those with weights, which are norms."""
     import comfy.ops
 
     try:

@@ -1,6 +1,6 @@
-"""The live view's side of the server: trainings under way as events, and the history of any run on request.
+"""Serves the live view: sends events of running trainings, and the history of any run on request.
 
-The view itself is js/personalize.js. It owns nothing: what it shows is what is sent here, and it asks by run digest.
+The view itself is js/personalize.js. It stores nothing: it shows what is sent from here, and asks by run digest.
 """
 
 import asyncio
@@ -18,28 +18,28 @@ from . import folders, internals
 
 EVENT = "personalize.step"
 INTERVAL = 0.2  # seconds between two events of a training
-MOST = 1000  # points of a history that are sent, and as many more of what was measured
+MOST = 1000  # points of a history that are sent, and as many more that have measurements
 NEWEST = 8  # names of previews in an event
 RUNNING: dict[str, "Live"] = {}  # the trainings of this process, by run digest
 
 
 class Live:
-    """One training under way, as the editors see it: `with Live(...) as view`, and a Watcher with its methods."""
+    """Sends one running training to the editors: `with Live(...) as view`, and Callbacks with its methods."""
 
     def __init__(self, folder: Path, steps: int, hidden):
         """
         Args:
-            steps: of all stages, as the recipe has it.
-            hidden: the node's: its id, and the workflow it stands in where there is one.
+            steps: optimizer steps of all stages, by the recipe.
+            hidden: the node's hidden inputs: its id, and its workflow if there is one.
         """
         context, workflow = internals.get_executing_context(), (hidden.extra_pnginfo or {}).get("workflow") or {}
         self.folder, self.planned = folder, steps
         self.prompt = {"run": folder.name, "node": str(hidden.unique_id), "workflow": workflow.get("id")}
         self.prompt |= {"prompt_id": context.prompt_id if context else None}
         self.entries: list[dict] = []  # since the last event
-        self.stages: dict[str, int] = {}  # the steps of the stages so far
+        self.stages: dict[str, int] = {}  # stage -> its steps, for the stages so far
         self.last: dict = {}  # the last line of the log
-        self.sent, self.began, self.pace = -math.inf, (0.0, 0), 0.0  # began: when, and after which step of the stage
+        self.sent, self.began, self.pace = -math.inf, (0.0, 0), 0.0  # began: time, and step of the stage
         self.finishing = False
 
     def __enter__(self) -> "Live":
@@ -52,20 +52,20 @@ class Live:
             self.send(running=False)
 
     def finish(self) -> bool:
-        """Whether a user asked since the last call to end the present stage: `Watcher.finish`."""
+        """Return whether a user asked since the last call to end the current stage: `Callbacks.finish`."""
         asked, self.finishing = self.finishing, False
         return asked
 
     def add(self, entry: dict) -> None:
         """Add a line of steps.jsonl."""
-        if not self.last and entry["step"] > 1:  # a run that goes on: what its earlier stages were
+        if not self.last and entry["step"] > 1:  # a resumed run: read its earlier stages
             self.stages = {e["stage"]: e["steps"] for e in read(self.folder)[: entry["step"] - 1]}
         if self.last and entry["stage"] != self.last["stage"]:
-            self.finishing = False  # who asked in the last moments of a stage did not mean the next one
+            self.finishing = False  # a request in the last moments of a stage does not mean the next one
         now = time.monotonic()
         if entry["stage"] != self.last.get("stage") or entry["step"] <= self.last["step"]:
             self.began = now, entry["stage_step"]
-        elif entry["stage_step"] - self.began[1] >= 2:  # until then the pace of the stage before is the better guess
+        elif entry["stage_step"] - self.began[1] >= 2:  # until then the previous stage's pace is the better estimate
             self.pace = (now - self.began[0]) / (entry["stage_step"] - self.began[1])
         self.stages[entry["stage"]] = entry["steps"]
         self.last = entry
@@ -74,24 +74,24 @@ class Live:
             self.send()
 
     def steps(self) -> int:
-        """At which step of all stages it will end, as far as one knows: a stage may have been ended before its last."""
+        """Return the expected last step over all stages, given that earlier stages may have ended early."""
         if not self.last:
             return self.planned
         to_come = max(0, self.planned - sum(self.stages.values()))
         return self.last["step"] + self.last["steps"] - self.last["stage_step"] + to_come
 
     def seconds_left(self) -> float | None:
-        """At the pace of this stage, with everything between its steps; `None` while it is not known."""
+        """Return the remaining seconds at the pace of this stage, evaluations included; `None` while unknown."""
         return round(self.pace * (self.steps() - self.last["step"]), 1) if self.pace else None
 
     def words(self) -> str:
-        """The same for a node that has only a line of text."""
+        """Return the progress as one line of text, for nodes without the live view."""
         entry, left = self.last, self.seconds_left() or 0
         soon = f", about {left / 60:.0f} minutes left" if left >= 60 else ""
         return f"{entry['stage']}: step {entry['stage_step']} of {entry['steps']}, loss {entry['loss']:.4f}{soon}"
 
     def send(self, running: bool = True) -> None:
-        """Tell every editor that is open what is new; one that is opened later asks for the rest."""
+        """Send what is new to every open editor; an editor opened later asks for the rest."""
         entry, entries = self.last, self.entries
         self.entries, self.sent = [], time.monotonic()
         stage = {"stage": entry["stage"], "stage_step": entry["stage_step"], "stage_steps": entry["steps"]}
@@ -103,11 +103,11 @@ class Live:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a run's folder says
+# Contents of a run's folder
 
 
 def history(digest: str) -> dict | None:
-    """What a picture of a run needs, of one that trains and of one that ended; `None` where there is none."""
+    """Return what the live view needs to plot a running or finished run; `None` if the run does not exist."""
     folder = folders.runs_folder() / digest
     info = RunFolder(folder).info()
     if info is None:
@@ -129,7 +129,7 @@ def history(digest: str) -> dict | None:
 
 
 def read(folder: Path, most: int | None = None) -> list[dict]:
-    """The log's steps, thinned to `most`; not the line that is just being written, nor what else is no step."""
+    """Return the log's steps, thinned to `most`, without lines that are incomplete or not a step."""
     try:
         lines = (folder / "steps.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -147,9 +147,9 @@ def _entry(line: str) -> dict | None:
 
 
 def thinned(lines: list[str], most: int) -> list[str]:
-    """About `most` lines, evenly, and as many of those with measures; each stage's first and the last two always stay.
+    """Return about `most` evenly spaced lines, as many with measurements, each stage's first line and the last two.
 
-    As text: reading the numbers of a hundred thousand steps takes a second, and most of them are not wanted.
+    Works on text, because parsing a hundred thousand steps takes a second and most of them are dropped.
     """
     measured = [i for i, line in enumerate(lines) if '"measures": {"' in line]
     first = [i for i, line in enumerate(lines) if '"stage_step": 1,' in line or '"stage_step": 1}' in line]
@@ -162,7 +162,7 @@ def _every(indices, most: int):
 
 
 def compact(entry: dict) -> dict:
-    """Of a line of the log what is drawn; only numbers that JSON knows."""
+    """Reduce a line of the log to what is plotted, without NaN and infinite values, which JSON cannot hold."""
     kept = {"step": entry["step"], "stage": entry["stage"], "loss": float(f"{entry['loss']:.5g}")}
     return kept | {name: found for name in ("start", "measures") if (found := _numbers(entry.get(name)))}
 
@@ -179,7 +179,7 @@ def _numbers(measures) -> dict[str, dict[str, float]]:
 
 
 def previews(folder: Path) -> list[str]:
-    """The names of its pictures in the order of their steps; `/view` serves them."""
+    """Return the file names of the previews in the order of their steps; `/view` serves them."""
     names = [re.fullmatch(r"step_(\d+)\.png", file.name) for file in (folder / "previews").glob("step_*.png")]
     return [name[0] for name in sorted(filter(None, names), key=lambda name: int(name[1]))]
 
@@ -189,28 +189,33 @@ def previews(folder: Path) -> list[str]:
 
 
 def is_digest(text: object) -> bool:
+    """Return whether this is a run's digest, 16 hexadecimal digits."""
     return isinstance(text, str) and re.fullmatch(r"[0-9a-f]{16}", text) is not None
 
 
 async def get_run(request: web.Request) -> web.Response:
-    """GET /personalize/runs/{digest}"""
+    """Answer GET /personalize/runs/{digest} with a run's history."""
     digest = request.match_info["digest"]
-    # In a thread of its own: a long history is no reason for other answers to wait.
+    # In a thread, so that a long history does not delay other answers.
     found = await asyncio.to_thread(history, digest) if is_digest(digest) else None
-    return web.json_response(found) if found else _refused(404, "There is no such run: its folder may be deleted.")
+    return (
+        web.json_response(found)
+        if found
+        else _refused(404, "The run does not exist: its folder may have been deleted.")
+    )
 
 
 async def post_finish(request: web.Request) -> web.Response:
-    """POST /personalize/finish {"run": digest}: end its present stage after the next step and keep the result."""
+    """Answer POST /personalize/finish {"run": digest}: end the run's current stage after the next step."""
     try:
         asked = json.loads(await request.read())
     except (ValueError, RecursionError):
         asked = None
     if not isinstance(asked, dict) or [*asked] != ["run"] or not is_digest(asked["run"]):
-        return _refused(400, 'Send {"run": "..."} with the 16 hexadecimal digits of a run.')
+        return _refused(400, 'The request is not valid: send {"run": "..."} with the 16 hexadecimal digits of a run.')
     view = RUNNING.get(asked["run"])
     if view is None:
-        return _refused(404, "This run is not training now.")
+        return _refused(404, "The run is not training: there is nothing to finish.")
     view.finishing = True
     return web.json_response({"run": asked["run"]})
 

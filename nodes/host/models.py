@@ -1,4 +1,4 @@
-"""Which diffusion model a graph hands over: its family, its text encoders, what it predicts, and what does not fit."""
+"""Identifies a graph's diffusion model: its family, text encoders and prediction type; refuses what does not fit."""
 
 from ...trainers.models.families import FAMILIES, SD1, SD2, SDXL, Family
 from . import internals
@@ -6,7 +6,7 @@ from . import internals
 KINDS = {"SD15": SD1, "SD20": SD2, "SDXL": SDXL}  # by the host's classes
 
 
-# The host derives them from SDXL, but their U-Nets are cut down unevenly.
+# The host derives them from SDXL, but their U-Nets are pruned unevenly.
 UNEVEN = ("SSD1B", "Segmind_Vega", "KOALA_700M", "KOALA_1B")
 NAMES = {
     "SD15": SD1.name,
@@ -14,14 +14,14 @@ NAMES = {
     "SDXL": SDXL.name,
     "SSD1B": "SSD-1B",
     "Segmind_Vega": "Segmind Vega",
-}  # where the host's class says less
+}  # where the name of the host's class says less
 
 
 def family_of(model, clip=None) -> Family:
-    """The family of a MODEL and the CLIP beside it.
+    """Return the family of a MODEL and its CLIP.
 
     Raises:
-        ValueError: one that cannot be trained, by its name, or a CLIP of another family than the MODEL.
+        ValueError: the MODEL cannot be trained, or the CLIP is of another family.
     """
     config = model.model.model_config
     family = _family(config)
@@ -31,7 +31,7 @@ def family_of(model, clip=None) -> Family:
 
 
 def _family(config) -> Family:
-    """Relatives that see more than noisy latents (inpainting, depth, unCLIP) are refused like strangers."""
+    """Return the family; refuse variants with more inputs than noisy latents (inpainting, depth, unCLIP), too."""
     unet, name = config.unet_config, type(config).__name__
     known = (
         None
@@ -45,11 +45,11 @@ def _family(config) -> Family:
         kind += f" with {unet.get('in_channels')} input channels"
     *first, last = (family.name for family in FAMILIES)
     ours = f"{', '.join(first)} and {last}"
-    raise ValueError(f"This model is {kind}, but so far only plain {ours} models can be trained: load one of those.")
+    raise ValueError(f"This model is {kind}, but only plain {ours} models can be trained: load one of those.")
 
 
 def encoder_names(clip) -> list[str]:
-    """The host's names of a CLIP's text encoders, in the order in which the U-Net reads them."""
+    """Return the host's names of a CLIP's text encoders, in the order in which the U-Net reads them."""
     return [name for name in ("clip_l", "clip_g", "clip_h", "t5xxl") if hasattr(clip.cond_stage_model, name)]
 
 
@@ -59,20 +59,20 @@ def _check_clip(clip, family: Family, context_width: int) -> None:
     if encoders != [*family.text_encoders]:
         found = ", ".join(encoders) or type(stage).__name__
         raise ValueError(
-            f"This CLIP ({found}) does not belong to an {family.name} model: take MODEL and CLIP from one loader."
+            f"This CLIP ({found}) does not belong to an {family.name} model: take MODEL and CLIP from the same loader."
         )
     width = sum(getattr(stage, key).transformer.get_input_embeddings().weight.shape[1] for key in encoders)
     if width != context_width:
         raise ValueError(
-            f"The CLIP's width is {width} but the MODEL expects {context_width}: take both from one loader."
+            f"The CLIP's width is {width} but the MODEL expects {context_width}: take both from the same loader."
         )
 
 
 def prediction_of(model) -> str:
-    """What a MODEL predicts, as it is patched in the graph.
+    """Return what a MODEL predicts, "epsilon" or "v_prediction", as patched in the graph.
 
     Raises:
-        ValueError: neither noise nor v, or noise levels other than Stable Diffusion's discrete ones.
+        ValueError: it predicts something else, or its noise levels are not Stable Diffusion's discrete ones.
     """
     sampling = model.get_model_object("model_sampling")
     kinds = {internals.EPS.calculate_denoised: "epsilon", internals.V_PREDICTION.calculate_denoised: "v_prediction"}
@@ -86,15 +86,15 @@ def prediction_of(model) -> str:
 
 
 def resolution_of(model) -> int:
-    """Pixels on a side that a MODEL was trained at."""
+    """Return the resolution, in pixels per side, that a MODEL was trained at."""
     return family_of(model).resolutions[prediction_of(model)]
 
 
 def check_fit(model, clip, vae) -> Family:
-    """The family of what a graph hands over.
+    """Return the family of a MODEL, its CLIP and its VAE.
 
     Raises:
-        ValueError: the three do not belong together, or cannot be trained.
+        ValueError: they do not belong together, or cannot be trained.
     """
     family = family_of(model, clip)
     if vae.latent_channels != 4:

@@ -1,4 +1,4 @@
-"""Pictures of many prompts and seeds through the host's own sampler, as stock nodes would draw them one by one."""
+"""Generates images of many prompts and seeds with the host's own sampler, as stock nodes would one by one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from . import internals, session
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How pictures are drawn: KSampler's settings, and the size in pixels."""
+    """KSampler's settings, the size of the images in pixels, and how many are sampled together."""
 
     seeds: tuple[int, ...]
     steps: int
@@ -21,34 +21,36 @@ class Sampling:
     negative: str
     width: int
     height: int
-    at_once: int
+    batch_size: int
 
 
-def draw(model, clip, vae, prompts: Sequence[str], sampling: Sampling, on_step: Callable[[int], None]) -> list[Tensor]:
-    """Pictures `[h, w, 3]` in 0..1: every prompt's seeds, prompt after prompt.
+def generate(
+    model, clip, vae, prompts: Sequence[str], sampling: Sampling, on_step: Callable[[int], None]
+) -> list[Tensor]:
+    """Return images `[h, w, 3]` in 0..1: every prompt's seeds, prompt after prompt.
 
-    All prompts of a seed start from the same latents, those of a KSampler with that seed and one picture.
+    All prompts of a seed start from the same latents, those of a KSampler with that seed and one image.
 
     Args:
-        on_step: told how many pictures went one step on; may raise to break off.
+        on_step: given the number of images that advanced one sampler step; may raise to interrupt.
     """
     negative, *positives = [encode(clip, text) for text in (sampling.negative, *prompts)]
     latents = [
-        _latents(model, positive, negative, sampling.seeds[start : start + sampling.at_once], sampling, on_step)
+        _latents(model, positive, negative, sampling.seeds[start : start + sampling.batch_size], sampling, on_step)
         for positive in positives
-        for start in range(0, len(sampling.seeds), sampling.at_once)
+        for start in range(0, len(sampling.seeds), sampling.batch_size)
     ]
-    return [picture for batch in latents for picture in _decoded(vae, batch)]
+    return [image for batch in latents for image in _decoded(vae, batch)]
 
 
 def encode(clip, prompt: str) -> list:
-    """What CLIPTextEncode gives."""
+    """Return the conditioning that CLIPTextEncode returns for a prompt."""
     session.check_interrupted()
     return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
 
 
 def start_latents(seeds: Sequence[int], sampling: Sampling) -> Tensor:
-    """Noise `[seeds, 4, h / 8, w / 8]`, each seed's own whatever its neighbours are."""
+    """Return noise `[seeds, 4, h / 8, w / 8]` that depends on each seed alone, not on its neighbours in the batch."""
     empty = torch.zeros(1, 4, sampling.height // 8, sampling.width // 8)
     return torch.cat([internals.prepare_noise(empty, seed) for seed in seeds])
 

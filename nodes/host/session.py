@@ -1,4 +1,4 @@
-"""What only the host can do: its folders, families, memory, messages and interrupts (weights are weights.py's)."""
+"""Wraps the host's memory management, messages and interrupts, and shares the metric models of this process."""
 
 import contextlib
 import gc
@@ -13,7 +13,7 @@ from ...trainers import device as rule
 from ...trainers.metrics.extractor_cache import ExtractorCache
 from . import internals
 
-# The CLIPs that judge. In memory while a training lasts, so that its word, its monitors and scores share one.
+# Metric models stay in memory during a training, so that its initializer, monitors and scores share them.
 extractors = ExtractorCache(
     folders=lambda: [
         folder for kind in ("clip_vision", "personalize") for folder in folder_paths.get_folder_paths(kind)
@@ -22,7 +22,7 @@ extractors = ExtractorCache(
 
 
 def notices(node_id: str) -> Callable[[str], None]:
-    """A function that shows a sentence on a node; where no editor listens, it does nothing."""
+    """Return a function that shows a sentence on a node, and does nothing without an editor."""
     server = getattr(PromptServer, "instance", None)
     return lambda sentence: server.send_progress_text(sentence, node_id) if server else None
 
@@ -33,26 +33,27 @@ def check_interrupted() -> None:
 
 
 def training_device() -> torch.device:
+    """Return the host's compute device."""
     return internals.get_torch_device()
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that the host reports free on `device`."""
+    """Return the bytes that the host reports as free on `device`."""
     return internals.get_free_memory(device)
 
 
 @torch.inference_mode()  # the graph's: a parameter that was made in it breaks when it is moved outside of it
 def unload_all() -> None:
-    """Take the graph's models off the device."""
+    """Unload the graph's models from the device."""
     internals.unload_all_models()
     internals.soft_empty_cache()
 
 
 @contextlib.contextmanager
 def training_session() -> Iterator[torch.device]:
-    """Gradients on, the graph's models out of the way, and afterwards everything as it was.
+    """Enable gradients, unload the graph's models, and restore everything afterwards.
 
-    Keep what is trained inside a function called from this block, so that its memory is free when the block ends.
+    Keep trained tensors inside a function called from this block, so that their memory is free when the block ends.
     """
     device = training_device()
     rng = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
@@ -71,9 +72,9 @@ def training_session() -> Iterator[torch.device]:
 
 
 def training_dtype(name: str) -> torch.dtype:
-    """The precision to compute in, of "auto" by the host's rules for its device.
+    """Return the precision to train in; for "auto" by the host's rules for its device.
 
     Raises:
-        ValueError: nothing can be trained on that device.
+        ValueError: the device cannot train.
     """
     return rule.training_dtype(name, training_device(), internals.should_use_bf16, internals.should_use_fp16)

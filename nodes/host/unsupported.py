@@ -1,8 +1,8 @@
-"""What a graph has done to a MODEL or CLIP that a training cannot see, in words for a warning."""
+"""Describes changes of a MODEL or CLIP in the graph that a training cannot take into account, for a warning."""
 
 from .causal_adapters import KEY, Conditions, ContextAdapters
 
-# What a sampler may be given beside the weights, by the host's names.
+# Options of a sampler that change its results without changing weights, by the host's names.
 OPTIONS = {
     "model_function_wrapper": "a wrapper of the model",
     "sampler_cfg_function": "a guidance function",
@@ -13,15 +13,15 @@ OPTIONS = {
 
 
 def warning(model, clip) -> str:
-    """One sentence, or nothing where a training sees all that the graph does."""
+    """Return one sentence, or "" if a training takes the whole graph into account."""
     parts = [f"{what} on the {name}" for name, p in (("MODEL", model), ("CLIP", clip.patcher)) for what in _on(p)]
     if not parts:
         return ""
-    return f"The training learns without {', '.join(parts)}: what is drawn with them may differ from its previews."
+    return f"The training ignores {', '.join(parts)}: images generated with them may differ from the previews."
 
 
 def _on(patcher) -> list[str]:
-    """What no copy of the weights shows: hooks, injected code, patches of functions and of the sampling."""
+    """List what a copy of the weights lacks: hooks, injected code, patches of functions and of the sampling."""
     found = ["a bypass LoRA" if name == "bypass_lora" else f"injected code ({name})" for name in patcher.injections]
     hooks = getattr(patcher, "hook_patches", None) or getattr(patcher, "forced_hooks", None)
     found += ["hooks"] if hooks else []

@@ -1,6 +1,6 @@
-"""What a graph's MODEL, CLIP and VAE hold, read as it acts there: copies to train, or a digest of it.
+"""Reads the effective weights of a graph's MODEL, CLIP and VAE: copies to train, or a digest.
 
-Nothing of the graph is ever trained or changed: every tensor that leaves this file is a copy.
+Nothing of the graph is ever trained or changed: every tensor returned from here is a copy.
 """
 
 from collections.abc import Callable
@@ -21,10 +21,10 @@ from .session import check_interrupted, training_device
 
 
 def effective_state_dict(patcher, prefix: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """The weights below `prefix` as they act in the graph, with every LoRA and patch applied, as copies on the CPU.
+    """Return the weights below `prefix` as they act in the graph, with every LoRA and patch, as copies on the CPU.
 
-    Neither the host's state dict (it may show another clone's weights, or lazy ones) nor its key patches (they fail
-    on quantised models) give this. Call it outside inference mode.
+    The host's state dict is no substitute (it may hold another clone's weights, or lazy ones), nor are its key patches
+    (they fail on quantized models). Call this outside inference mode.
     """
     state = {}
     for key, parameter in patcher.model.named_parameters():
@@ -43,7 +43,7 @@ def _is_patched(patcher, key: str) -> bool:
 
 
 def _patched(patcher, key: str, weight: Tensor) -> Tensor:
-    """`weight`, which may be changed in place, with the patches and wrappers that the graph put on it."""
+    """Apply the graph's patches and wrappers to `weight`, which may be changed in place."""
     patches, wrappers = (internals.part(patcher, name) for name in ("patches", "weight_wrapper_patches"))
     if key in patches:
         weight = internals.calculate_weight(patches[key], weight, key)
@@ -53,7 +53,7 @@ def _patched(patcher, key: str, weight: Tensor) -> Tensor:
 
 
 def _unpatched(patcher, key: str, parameter: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A copy of the weight before patches, wherever the host keeps it at the moment."""
+    """Return a copy of the weight before patches, wherever the host keeps it at the moment."""
     convert = internals.get_key_weight(patcher.model, key)[2]
     backup, hooked = internals.part(patcher, "backup").get(key), getattr(patcher, "hook_backup", {}).get(key)
     weight = hooked[0] if hooked is not None else backup.weight if backup is not None else parameter
@@ -63,17 +63,17 @@ def _unpatched(patcher, key: str, parameter: Tensor, dtype: torch.dtype = torch.
         weight = weight.dequantize()
     if not weight.is_floating_point():
         raise ValueError(
-            "The weights of this model are stored in a way that only its own loader reads (such as GGUF): load the "
-            "model as safetensors in fp16, bf16 or fp8."
+            "The weights of this model are in a format that only its own loader reads (such as GGUF): load the model "
+            "as safetensors in fp16, bf16 or fp8."
         )
     return weight.detach().to(device="cpu", dtype=dtype, copy=True)
 
 
 def fingerprint(model, clip, vae) -> str:
-    """A digest of what a training starts from, read from stretches of the weights as they act in the graph."""
+    """Return a digest of what a training starts from: samples of the weights as they act in the graph."""
     family, (alphas, prediction) = family_of(model, clip), _schedule(model)
     words, tensors = [family.name, prediction, str(clip.layer_idx), training_device().type], [alphas]
-    # Of the text encoders only what is used: the host leaves their projections uninitialised.
+    # Only the parts of the text encoders that are used: the host leaves their projections uninitialized.
     encoders = [(clip.patcher, f"{name}.transformer.text_model.") for name in family.text_encoders]
     for patcher, prefix in ((model, "diffusion_model."), *encoders, (vae.patcher, "")):
         tensors += [_sampled(patcher, k, p) for k, p in patcher.model.named_parameters() if k.startswith(prefix)]
@@ -95,13 +95,17 @@ def _sampled(patcher, key: str, parameter: Tensor) -> Tensor:
 
 
 def _schedule(model) -> tuple[Tensor, str]:
-    """Cumulative alphas, `[T]`, and what the model predicts."""
+    """Return the cumulative alphas, `[T]`, and the prediction type."""
     sigmas = model.get_model_object("model_sampling").sigmas
     return (1 / (sigmas.cpu().double() ** 2 + 1)).float().clone(), prediction_of(model)
 
 
-def read_models(model, clip, vae, dtype: torch.dtype, say: Callable[[str], None] = lambda sentence: None) -> Models:
-    """Trainable copies of what a graph hands over, in the U-Net's training precision."""
+def read_models(model, clip, vae, dtype: torch.dtype, notify: Callable[[str], None] = lambda sentence: None) -> Models:
+    """Return trainable copies of a graph's models, in the U-Net's training precision.
+
+    Args:
+        notify: given sentences about the progress.
+    """
     family, (alphas, prediction) = check_fit(model, clip, vae), _schedule(model)
     return Models(
         family=family,
@@ -109,14 +113,14 @@ def read_models(model, clip, vae, dtype: torch.dtype, say: Callable[[str], None]
         unet=build_unet(effective_state_dict(model, "diffusion_model.", dtype), model.model.model_config.unet_config),
         alphas_cumprod=alphas,
         prediction_type=prediction,
-        encode_images=_encoder(model, vae, say),
+        encode_images=_encoder(model, vae, notify),
         decode_latents=_decoder(model, vae),
         known_adapters={word: adapters.whole() for word, adapters in clip_attachment.of(clip).adapters.items()},
     )
 
 
 def tokenizer_of(clip, name: str) -> Tokenizer:
-    """How the graph's own tokenizer spells words, without the placeholders of earlier trainings."""
+    """Return the graph's own tokenizer, without the placeholder tokens of earlier trainings."""
     words = getattr(clip.tokenizer, name)
     encode = words.tokenizer
     return Tokenizer(lambda text: encode(text, add_special_tokens=False)["input_ids"], pad_token_id=words.pad_token)
@@ -129,7 +133,7 @@ def _text_encoder(clip, name: str, family: Family) -> TextEncoder:
     module = build_text_encoder(
         state, heads=attention.self_attn.heads, activation=_activation(attention.mlp.activation)
     )
-    pooled = family.pooled and name == family.text_encoders[-1]  # the others' projections are uninitialised
+    pooled = family.pooled and name == family.text_encoders[-1]  # the others' projections are uninitialized
     trained = TextEncoder(
         module,
         tokenizer_of(clip, name),
@@ -144,25 +148,25 @@ def _text_encoder(clip, name: str, family: Family) -> TextEncoder:
 
 
 def _layer(clip, encoder, family: Family) -> int | None:
-    """The hidden state that is read: the graph's choice (CLIPSetLastLayer), else the family's."""
+    """Return the index of the hidden state to read: the graph's choice (CLIPSetLastLayer), else the family's."""
     if clip.layer_idx is None or abs(clip.layer_idx) > encoder.num_layers:  # the host ignores a deeper one
         return family.layer
     return clip.layer_idx
 
 
 def _activation(function: Callable) -> str:
-    """The host keeps activations as functions: tell them apart by what they do."""
+    """Return the name of an activation function, recognized by its value, since the host keeps functions only."""
     x = torch.tensor([1.0])
     return "gelu" if torch.allclose(function(x), torch.nn.functional.gelu(x), atol=1e-4) else "quick_gelu"
 
 
-def _encoder(model, vae, say: Callable[[str], None]):
-    """Pixels to the latents' mean and deviation. The VAE stays the host's; it runs in the host's inference mode."""
+def _encoder(model, vae, notify: Callable[[str], None]):
+    """Return a function from pixels to the latents' mean and deviation, which runs the host's own VAE."""
     encoded = count(1)
 
     def encode(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         check_interrupted()
-        say(f"encoding pictures, {next(encoded) * len(pixels)} so far")
+        notify(f"encoding images, {next(encoded) * len(pixels)} so far")
         with torch.inference_mode():
             mean, std = _posterior(vae, pixels)
         mean = model.model.process_latent_in(mean.float()).clone()
@@ -172,17 +176,17 @@ def _encoder(model, vae, say: Callable[[str], None]):
 
 
 def _posterior(vae, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Mean and standard deviation, on the CPU, as many pictures at once as the host counts on.
+    """Return mean and standard deviation, on the CPU, in batches of the size that the host estimates to fit.
 
-    Without a deviation for autoencoders that have none, such as TAESD. The host's own `encode` gives the mean alone.
+    The deviation is `None` for autoencoders without one, such as TAESD. The host's own `encode` returns only the mean.
     """
     stage = vae.first_stage_model
     if not hasattr(stage, "quant_conv"):
         return vae.encode(pixels.movedim(1, -1)), None
-    need = vae.memory_used_encode(pixels.shape, vae.vae_dtype)  # of one picture
+    need = vae.memory_used_encode(pixels.shape, vae.vae_dtype)  # of one image
     mm.load_models_gpu([vae.patcher], memory_required=need)
-    at_once = max(1, int(vae.patcher.get_free_memory(vae.device) / need))
-    inputs = [vae.process_input(part).to(device=vae.device, dtype=vae.vae_dtype) for part in pixels.split(at_once)]
+    batch_size = max(1, int(vae.patcher.get_free_memory(vae.device) / need))
+    inputs = [vae.process_input(part).to(device=vae.device, dtype=vae.vae_dtype) for part in pixels.split(batch_size)]
     moments = torch.cat([stage.quant_conv(stage.encoder(part)).float().cpu() for part in inputs])
     mean, log_variance = moments.chunk(2, dim=1)
     return mean, (0.5 * log_variance.clamp(-30, 20)).exp()

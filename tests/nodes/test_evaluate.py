@@ -100,7 +100,15 @@ def test_all_prompts_of_a_seed_start_alike_whatever_their_neighbours():
     from personalize.nodes.host.sampler import Sampling, start_latents
 
     sampling = Sampling(
-        seeds=(3, 9), steps=1, cfg=1, sampler="euler", scheduler="normal", negative="", width=64, height=96, at_once=2
+        seeds=(3, 9),
+        steps=1,
+        cfg=1,
+        sampler="euler",
+        scheduler="normal",
+        negative="",
+        width=64,
+        height=96,
+        batch_size=2,
     )
     both = start_latents((3, 9), sampling)
     assert both.shape == (2, 4, 12, 8)
@@ -110,7 +118,7 @@ def test_all_prompts_of_a_seed_start_alike_whatever_their_neighbours():
 
 def test_scores_are_the_judges_own(evaluate, concept, folders):
     unseen = torch.stack([image.movedim(0, -1) for image in judge.tensors(judge.pictures(count=4)[2:])])
-    report, grid, table, summary, pictures = evaluate(unseen=unseen)
+    report, grid, table, summary, pictures = evaluate(held_out=unseen)
     shelf = evaluating.write(folders)
     from personalize.trainers.evaluation.scorer import ScorerConfig
 
@@ -171,7 +179,7 @@ def test_the_untrained_model_reads_the_class_word(evaluate, graph):
     [
         ({"token_format": " "}, "The token format is empty"),
         ({"prompts": "\n"}, "There is no prompt"),
-        ({"file": "none.txt"}, "The prompts file 'none.txt' cannot be read"),
+        ({"prompt_file": "none.txt"}, "The prompts file 'none.txt' cannot be read"),
         ({"clip_weights": "none.safetensors"}, "There are no CLIP weights"),
         ({"clip_weights": "", "clip_model": "ViT-B-32"}, "are not on this computer, and clip_download is off"),
         ({"dino_weights": "none.safetensors"}, "There are no DINO weights"),
@@ -185,7 +193,7 @@ def test_the_untrained_model_reads_the_class_word(evaluate, graph):
 def test_what_cannot_be_gets_one_sentence_before_anything_is_drawn(evaluate, monkeypatch, changes, words):
     from personalize.nodes.host import sampler, session
 
-    monkeypatch.setattr(sampler, "draw", lambda *given: pytest.fail("drawn"))
+    monkeypatch.setattr(sampler, "generate", lambda *given: pytest.fail("drawn"))
     with pytest.raises(ValueError, match=words) as caught:
         evaluate(**changes)
     assert "\n" not in str(caught.value) and not session.extractors.loaded
@@ -201,15 +209,15 @@ def test_a_word_that_the_clip_never_learned_is_refused(evaluate, graph, concept)
 def test_what_is_wrong_is_known_before_the_graph_runs(folders):
     from personalize.nodes.evaluate import Evaluate
 
-    good = {"prompt_set": "own", "prompts": "a {}", "file": "", "token_format": "V"}
+    good = {"prompt_set": "own", "prompts": "a {}", "prompt_file": "", "token_format": "V"}
     assert Evaluate.validate_inputs(**good) is True and Evaluate.validate_inputs() is True
-    for name, value in (("prompts", ""), ("file", "../x"), ("token_format", ""), ("prompt_set", "none")):
+    for name, value in (("prompts", ""), ("prompt_file", "../x"), ("token_format", ""), ("prompt_set", "none")):
         assert isinstance(Evaluate.validate_inputs(**good | {name: value}), str), name
     assert Evaluate.validate_inputs(**good | {"prompt_set": "Textual Inversion", "prompts": ""}) is True
     (folders / "input" / "more.txt").write_text("{} on grass")
-    seen = Evaluate.fingerprint_inputs(file="more.txt")
+    seen = Evaluate.fingerprint_inputs(prompt_file="more.txt")
     (folders / "input" / "more.txt").write_text("{} on sand")
-    assert Evaluate.fingerprint_inputs(file="more.txt") != seen
+    assert Evaluate.fingerprint_inputs(prompt_file="more.txt") != seen
 
 
 @pytest.mark.parametrize("when", [1, 9, 17])
@@ -230,7 +238,7 @@ def test_it_can_be_interrupted_and_leaves_nothing(evaluate, monkeypatch, when):
 
     monkeypatch.setattr(session, "check_interrupted", check)
     with pytest.raises(mm.InterruptProcessingException):
-        evaluate(pictures_at_once=1 if when < 17 else 2)
+        evaluate(batch_size=1 if when < 17 else 2)
     assert not session.extractors.loaded
 
 
@@ -243,7 +251,7 @@ def score(concept, folders):
 
     def go(images, **inputs):
         values = {name: [value] for name, value in (shown | {"concept": concept} | inputs).items()}
-        for name in ("prompts", "mask", "unseen"):
+        for name in ("prompts", "mask", "held_out"):
             if isinstance(inputs.get(name), list):
                 values[name] = inputs[name]
         with torch.inference_mode():
@@ -278,8 +286,8 @@ def test_a_mask_hides_the_rest_of_a_picture_from_likeness_only(score):
     pictures = torch.stack([image.movedim(0, -1) for image in judge.tensors(judge.pictures())])
     half = torch.zeros(2, 128, 128)
     half[:, :, :64] = 1
-    plain = score([pictures], prompts="a dog", unseen=[pictures])[0]
-    masked = score([pictures], prompts="a dog", unseen=[pictures], mask=[half])[0]
+    plain = score([pictures], prompts="a dog", held_out=[pictures])[0]
+    masked = score([pictures], prompts="a dog", held_out=[pictures], mask=[half])[0]
     assert plain.images[0].scores["CLIP-T"] == pytest.approx(masked.images[0].scores["CLIP-T"], abs=1e-6)
     assert plain.images[0].scores["DINO unseen"] > masked.images[0].scores["DINO unseen"] + 0.01
 
@@ -332,7 +340,7 @@ def test_floor_first_ceiling_last(evaluate, graph, folders):
 
     base, one = evaluate(clip=graph[3], token_format="C", label="base")[0], evaluate(label="one")[0]
     links = {"reports": {"report0": one}, "floor": base, "ceiling": replace(base, label="real")}
-    (table, grid, page, *_, scatter), folder = written(None, folders, rows="reports", **links)
+    (table, grid, page, *_, scatter), folder = written(None, folders, grid_rows="reports", **links)
     assert page.startswith("personalize/reports/base_one_real_")
     told = json.loads((folder / "report.json").read_text(encoding="utf-8"))["reports"]
     assert [(each["label"], each.get("role")) for each in told] == [

@@ -84,12 +84,12 @@ def test_adapters_come_back_bit_for_bit_and_are_no_lora(graph, model_folders, tm
     _, clip, result = load(graph, "mine.safetensors")
     assert same(result.learned(), trained.learned()) and len(result.adapters) > 8 and not result.lora
     assert same(clip_attachment.of(clip).adapters["<thing>"].tensors, trained.adapters)
-    lost = save(trained, "other", complete=False)
+    lost = save(trained, "other", complete_file=False)
     assert "switch complete on to keep the adapters" in str(lost.ui.as_dict())
 
 
 def test_complete_can_be_switched_off(trained, model_folders):
-    save(trained, complete=False)
+    save(trained, complete_file=False)
     assert [kind for kind, folder in model_folders.items() if any(folder.iterdir())] == ["loras", "embeddings"]
 
 
@@ -117,7 +117,7 @@ def test_a_lora_alone_writes_no_embedding(graph, trained, model_folders):
 
 def test_an_embedding_for_two_encoders_has_the_hosts_names(trained, model_folders):
     vectors = torch.randn(2, 8), torch.randn(2, 16)
-    save(dataclasses.replace(trained, lora={}, tokens={"<thing>": vectors}), complete=False)
+    save(dataclasses.replace(trained, lora={}, tokens={"<thing>": vectors}), complete_file=False)
     state = load_file(model_folders["embeddings"] / "mine.safetensors")
     assert state.keys() == {"clip_l", "clip_g"}
     assert torch.equal(state["clip_l"], vectors[0]) and torch.equal(state["clip_g"], vectors[1])

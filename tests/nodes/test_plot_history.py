@@ -442,7 +442,7 @@ def test_the_node_draws_writes_and_says(output):
     assert sorted(file.name for file in (output / path).parent.iterdir()) == ["history.csv", "history.json"]
     assert losses == {"loss": [1 / n for n in range(1, 9)]}
     assert given.ui["text"] == (summary,) and len(given.ui["images"]) == 1
-    both = plot(result, other=made.result(made.plain(12)), scale="log").result
+    both = plot(result, second_result=made.result(made.plain(12)), scale="log").result
     assert both[0].shape[1] > picture.shape[1] and both[1] == "" and both[2].count("It ended") == 2
     assert not torch.equal(plot(result, running_mean=1).result[0], picture)
 
@@ -499,9 +499,9 @@ def test_without_tensorboard_one_sentence_before_anything_runs(output, monkeypat
         ({"panel_height": 5000}, "^The value of panel_height is 5000: use 160 to 1024"),
         ({"running_mean": 0}, "^The value of running_mean is 0: use 1 to 10000"),
         ({"scale": "square"}, "^The value of scale is 'square': choose one of linear, log"),
-        ({"other": "mine"}, "^The input other got no PERSONALIZE_RESULT: connect one"),
+        ({"second_result": "mine"}, "^The input second_result did not receive a PERSONALIZE_RESULT: connect one"),
         ({"result": made.result([])}, "^This result has no history to plot: connect one of Train or Load"),
-        ({"other": made.result([])}, "^This result has no history to plot"),
+        ({"second_result": made.result([])}, "^This result has no history to plot"),
         ({"prefix": "a_file", "save": True}, r"^The history cannot be written \(.*\): make room, or choose another"),
     ],
 )

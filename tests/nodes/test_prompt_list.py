@@ -79,21 +79,27 @@ def folders(tmp_path, monkeypatch):
 def listed(**changes):
     from personalize.nodes.prompt_list import PromptList
 
-    values = {"prompts": "a {}\na house", "file": "", "subject": "<dog>", "prefix": "p/q", "first": 0} | changes
+    values = {
+        "prompts": "a {}\na house",
+        "prompt_file": "",
+        "subject": "<dog>",
+        "prefix": "p/q",
+        "max_prompts": 0,
+    } | changes
     return PromptList.execute(**values).result
 
 
 @pytest.mark.comfy
 def test_lists_and_the_file_of_prompts(folders):
     (folders / "input" / "more.txt").write_text("\ufeff{} in Köln\r\n\r\nlast\r\n", encoding="utf-8")
-    prompts, prefixes, count = listed(file="more.txt")
+    prompts, prefixes, count = listed(prompt_file="more.txt")
     assert prompts == ["a <dog>", "a house", "<dog> in Köln", "last"] and count == 4
     names = ["01_a_dog", "02_a_house", "03_dog_in_Köln", "04_last"]
     assert prefixes == [f"p/q/{name}/image" for name in names]
     written = (folders / "output" / "p" / "q" / "prompts.txt").read_text(encoding="utf-8")
     assert written == table(prompts, names) == "".join(f"{n}\t{p}\n" for n, p in zip(names, prompts, strict=True))
-    assert listed(file="more.txt", first=3)[0] == prompts[:3]
-    assert listed(prompts="", file="more.txt")[0] == prompts[2:]
+    assert listed(prompt_file="more.txt", max_prompts=3)[0] == prompts[:3]
+    assert listed(prompts="", prompt_file="more.txt")[0] == prompts[2:]
     assert os.listdir(folders / "output" / "p" / "q") == ["prompts.txt"]
 
 
@@ -113,12 +119,12 @@ def test_what_is_wrong_is_known_before_the_graph_runs(folders):
     from personalize.nodes.prompt_list import PromptList
 
     (folders / "input" / "empty.txt").write_text("\n")
-    good = {"prompts": "a {}", "file": "", "subject": "<dog>", "prefix": "p"}
+    good = {"prompts": "a {}", "prompt_file": "", "subject": "<dog>", "prefix": "p"}
     assert PromptList.validate_inputs(**good) is True
     for name, value in (
         ("prompts", "\n"),
-        ("file", "none.txt"),
-        ("file", "empty.txt"),
+        ("prompt_file", "none.txt"),
+        ("prompt_file", "empty.txt"),
         ("subject", ""),
         ("prefix", ".."),
     ):
@@ -131,11 +137,11 @@ def test_what_is_wrong_is_known_before_the_graph_runs(folders):
 def test_a_changed_file_is_read_again(folders):
     from personalize.nodes.prompt_list import PromptList
 
-    seen = [PromptList.fingerprint_inputs(file=None), PromptList.fingerprint_inputs(file="more.txt")]
+    seen = [PromptList.fingerprint_inputs(prompt_file=None), PromptList.fingerprint_inputs(prompt_file="more.txt")]
     for text in ("a", "b"):
         (folders / "input" / "more.txt").write_text(text)
-        seen.append(PromptList.fingerprint_inputs(file="more.txt", prefix="p"))
-    assert len({*seen}) == 4 and PromptList.fingerprint_inputs(file="more.txt") == seen[-1]
+        seen.append(PromptList.fingerprint_inputs(prompt_file="more.txt", prefix="p"))
+    assert len({*seen}) == 4 and PromptList.fingerprint_inputs(prompt_file="more.txt") == seen[-1]
 
 
 # -- on a real server
@@ -157,7 +163,7 @@ def drawing(server):
     }
 
     def build(**inputs):
-        chosen = {"prompts": "", "file": "", "subject": "dog", "prefix": "listed", "first": 0} | inputs
+        chosen = {"prompts": "", "prompt_file": "", "subject": "dog", "prefix": "listed", "max_prompts": 0} | inputs
         listed = {"list": ("PersonalizePromptList", chosen)}
         return {name: {"class_type": kind, "inputs": given} for name, (kind, given) in (nodes | listed).items()}
 
@@ -170,7 +176,7 @@ def test_a_folder_per_prompt_with_the_pictures_of_that_prompt(server, drawing):
     """The same pictures as each prompt gives alone."""
     prompts = ["a photo of a red dog", "a photo of a blue dog in the snow", "a photo of a green car"]
     (server.base / "input" / "last.txt").write_text(prompts[2])
-    server.run(drawing(prompts="a photo of a red {}\na photo of a blue {} in the snow", file="last.txt"))
+    server.run(drawing(prompts="a photo of a red {}\na photo of a blue {} in the snow", prompt_file="last.txt"))
     root = server.base / "output" / "listed"
     names = folder_names(prompts)
     assert sorted(os.listdir(root)) == [*names, "prompts.txt"]
@@ -193,7 +199,7 @@ def pixels(file):
 @pytest.mark.slow
 @pytest.mark.comfy
 @pytest.mark.parametrize(
-    "inputs", [{"prompts": "\n"}, {"prompts": "a", "prefix": "../x"}, {"prompts": "a", "file": "no"}]
+    "inputs", [{"prompts": "\n"}, {"prompts": "a", "prefix": "../x"}, {"prompts": "a", "prompt_file": "no"}]
 )
 def test_the_server_refuses_before_anything_runs(server, drawing, inputs):
     with pytest.raises(api.HostError) as refused:

@@ -138,7 +138,7 @@ def test_width_and_height_are_those_of_the_first_picture(references, crop, resol
     pictures = [torch.rand(1, 60, 40, 3), torch.rand(1, 40, 60, 3)]
     width, height = references(pictures, crop=crop, resolution=resolution)[-2:]
     assert (width, height) == size
-    assert references(pictures, crop=crop, resolution=resolution, choose="2")[-2:] == size[::-1]
+    assert references(pictures, crop=crop, resolution=resolution, select_images="2")[-2:] == size[::-1]
 
 
 def test_captions_follow_their_pictures(load_references, tmp_path):
@@ -146,9 +146,9 @@ def test_captions_follow_their_pictures(load_references, tmp_path):
     pictures = [torch.full((1, 16, 16, 3), i / 4) for i in range(3)]
     lines = "A house in {}\n\n {} on a hill \n"
     assert load_references(pictures, captions=lines).captions == ("A house in {}", "", "{} on a hill")
-    assert load_references(pictures, captions=lines, first=1).captions == ("A house in {}",)
-    assert load_references(pictures, captions=lines, choose="3, 1").captions == ("{} on a hill", "A house in {}")
-    assert load_references(pictures, captions=lines, choose="2").captions == ()
+    assert load_references(pictures, captions=lines, max_images=1).captions == ("A house in {}",)
+    assert load_references(pictures, captions=lines, select_images="3, 1").captions == ("{} on a hill", "A house in {}")
+    assert load_references(pictures, captions=lines, select_images="2").captions == ()
     assert load_references(pictures).captions == ()
 
     (tmp_path / "many").mkdir()
@@ -157,14 +157,14 @@ def test_captions_follow_their_pictures(load_references, tmp_path):
     (tmp_path / "many" / "b.txt").write_text("\ufeffA tree\n in {}\n", encoding="utf-8")
     concept = load_references(folder="many")
     assert len(concept.images) == 3 and concept.captions == ("", "A tree in {}", "")
-    both = load_references(pictures, captions=lines, folder="many", choose="3-5")
+    both = load_references(pictures, captions=lines, folder="many", select_images="3-5")
     assert both.captions == ("{} on a hill", "", "A tree in {}")
 
 
 def test_bad_captions_get_one_sentence(load_references, tmp_path):
     pictures = [torch.rand(1, 16, 16, 3)] * 2
     for lines, sentence in (
-        ("one {}", "1 lines but 2 pictures"),
+        ("one {}", "1 lines but 2 images"),
         ("{}\n{}\n{}", "3 lines"),
         ("{}\na house", r"'a house' .* write \{\}"),
     ):
@@ -178,7 +178,7 @@ def test_bad_captions_get_one_sentence(load_references, tmp_path):
         load_references(folder="many")
     (tmp_path / "many" / "a.txt").unlink()
     (tmp_path / "many" / "a.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"a\.txt cannot be read as text"):
+    with pytest.raises(ValueError, match=r"a\.txt' cannot be read as text"):
         load_references(folder="many")
 
 
@@ -196,7 +196,7 @@ def test_class_pictures_come_from_a_socket_and_a_folder(load_references, tmp_pat
     assert concept.class_captions == ("", "", "", "a cat on a roof")
     assert concept.class_prompts() == ["a photo of a cat"] * 3 + ["a cat on a roof"]
     assert len(concept.images) == 1 and load_references([picture]).class_images == ()
-    for folder, sentence in (("none", "no folder"), ("../..", "not inside")):
+    for folder, sentence in (("none", "does not exist"), ("../..", "not inside")):
         with pytest.raises(ValueError, match=sentence):
             load_references([picture], class_folder=folder)
 

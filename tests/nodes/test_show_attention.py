@@ -271,7 +271,7 @@ def look(graph, clip=None, **changes):
     from personalize.nodes.show_attention import ShowAttention
 
     picture = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(0))
-    values = {"image": picture, "prompt": PROMPT, "words": "<dog>, the snow", "noise": 0.5, "seed": 0} | changes
+    values = {"image": picture, "prompt": PROMPT, "words": "<dog>, the snow", "noise_level": 0.5, "seed": 0} | changes
     model, own, vae = graph
     return ShowAttention.execute(model=model, clip=clip or own, vae=vae, **values).result
 
@@ -289,7 +289,7 @@ def test_the_picture_is_looked_at_with_the_schedules_noise(graph, hosted, noise)
     wrapped = model.clone()
     wrapped.set_model_unet_function_wrapper(wrapper)
     picture = torch.rand(1, 64, 96, 3)
-    look((wrapped, clip, vae), image=picture, prompt="a dog", words="dog", noise=noise, seed=7)
+    look((wrapped, clip, vae), image=picture, prompt="a dog", words="dog", noise_level=noise, seed=7)
     alpha = scaled_linear()[round(noise * 999)]
     sigma = ((1 - alpha) / alpha) ** 0.5
     latent = model.model.process_latent_in(vae.encode(picture))
@@ -318,8 +318,8 @@ def test_rows_columns_and_maps(graph, personalized, hosted):
 def test_the_untrained_model_is_asked_in_its_own_words(graph, personalized, hosted, monkeypatch):
     from personalize.nodes import show_attention
 
-    asked, original = [], show_attention.look
-    monkeypatch.setattr(show_attention, "look", lambda *given: asked.append(given[0]) or original(*given))
+    asked, original = [], show_attention.read_attention
+    monkeypatch.setattr(show_attention, "read_attention", lambda *given: asked.append(given[0]) or original(*given))
     look(personalized, base_clip=graph[1], base_words="red cat")
     trained, base = asked
     assert (trained.prompt, trained.words) == (PROMPT, ["<dog>", "the snow"])
@@ -407,7 +407,7 @@ def test_a_guidance_that_looks_twice_shows_the_same(graph, hosted):
         ({"image": torch.rand(1, 64, 40, 3)}, "^The picture is 40 x 64 pixels: use one with 64 or more on a side"),
         ({"image": torch.full((1, 64, 64, 3), float("nan"))}, "^The picture holds values that are no numbers"),
         ({"image": torch.rand(0, 64, 64, 3)}, "^There is no picture to look at"),
-        ({"noise": 1.0}, "^The value of noise is 1.0: use 0.05 to 0.95"),
+        ({"noise_level": 1.0}, "^The value of noise_level is 1.0: use 0.05 to 0.95"),
     ],
 )
 def test_what_cannot_be_shown_gets_one_sentence(personalized, hosted, changes, sentence):
@@ -450,7 +450,10 @@ def test_heat_lies_where_the_word_is_drawn(server):
             conditions | sampled | {"latent_image": ["latent", 0], "sampler_name": "ddim", "scheduler": "normal"},
         ),
         "decode": ("VAEDecode", {"samples": ["sampler", 0], "vae": links["vae"]}),
-        "look": ("PersonalizeShowAttention", links | {"prompt": text, "words": "red, dog", "noise": 0.5, "seed": 0}),
+        "look": (
+            "PersonalizeShowAttention",
+            links | {"prompt": text, "words": "red, dog", "noise_level": 0.5, "seed": 0},
+        ),
         "masks": ("MaskToImage", {"mask": ["look", 1]}),
         "picture": ("SaveImage", {"images": ["decode", 0], "filename_prefix": "picture"}),
         "sheet": ("SaveImage", {"images": ["look", 0], "filename_prefix": "sheet"}),

@@ -1,4 +1,4 @@
-"""What users see before they train: are help pages, README's table, icon and archive complete and up to date?"""
+"""What users see before they train: are help pages, README, icon and archive complete and up to date?"""
 
 import re
 from pathlib import Path
@@ -8,7 +8,6 @@ from PIL import Image
 
 from personalize import docs
 from personalize.tests.support import archive
-from personalize.trainers.recipes import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,7 +25,7 @@ def schemas():
 
 @pytest.mark.comfy
 def test_every_input_stands_on_its_nodes_help_page():
-    """In bold, where it is explained; of a dynamic combo its options, whose fields README's table explains."""
+    """In bold, where it is explained; of a dynamic combo its options, whose fields the table of settings explains."""
     for schema in schemas():
         page = (ROOT / "js" / "docs" / schema.node_id / "en.md").read_text(encoding="utf-8")
         bold = set(re.findall(r"\*\*(.+?)\*\*", page))
@@ -41,9 +40,18 @@ def test_every_node_stands_in_the_readme():
     assert [schema.display_name for schema in schemas() if f"**{schema.display_name}**" not in readme] == []
 
 
-def test_the_readmes_table_is_that_of_the_dataclasses():
-    readme = docs.README.read_text(encoding="utf-8")
-    assert readme == docs.filled(readme, METHODS), "run: python dev.py docs"
+@pytest.mark.parametrize("node", docs.nodes("personalize.trainers"))
+def test_the_table_of_settings_is_that_of_the_dataclasses(node):
+    page = docs.page(node).read_text(encoding="utf-8")
+    assert page == docs.filled(page, docs.nodes("personalize.trainers")[node]), "run: python dev.py docs"
+
+
+@pytest.mark.comfy
+def test_every_node_with_settings_has_their_table():
+    """Whatever Train takes as a recipe or as a monitor is made by a node whose page has a table."""
+    kinds = ("PERSONALIZE_RECIPE", "PERSONALIZE_STOPPER")
+    made = {schema.display_name for schema in schemas() if schema.outputs[0].get_io_type() in kinds}
+    assert made == docs.nodes("personalize.trainers").keys()
 
 
 def test_what_the_readme_links_to_is_there():

@@ -60,14 +60,20 @@ def delete(run):
 
 
 def prompt_list(**chosen):
-    inputs = {"prompts": "a {}", "file": "", "subject": "<concept>", "prefix": "personalize/prompts", "first": 0}
+    inputs = {
+        "prompts": "a {}",
+        "prompt_file": "",
+        "subject": "<concept>",
+        "prefix": "personalize/prompts",
+        "max_prompts": 0,
+    }
     listed = ("PersonalizePromptList", inputs | chosen)
     return {"list": listed, "shown": ("PreviewAny", {"source": ["list", 0]}), "save": DROP}
 
 
 def attention(**chosen):
     inputs = {"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "vae": ["checkpoint", 2], "image": ["image", 0]}
-    inputs |= {"prompt": "a red dog", "words": "dog", "noise": 0.5, "seed": 0, "base_words": ""}
+    inputs |= {"prompt": "a red dog", "words": "dog", "noise_level": 0.5, "seed": 0, "base_words": ""}
     looked = ("PersonalizeShowAttention", inputs | chosen)
     return {"look": looked, "shown": ("PreviewImage", {"images": ["look", 0]}), "save": DROP}
 
@@ -109,15 +115,15 @@ PICTURES = [
     ("an empty mask of another size", mask(0.0, 64, 64), "^A mask is empty"),  # what Load Image gives without alpha
     ("a mask that is no number", mask(NAN), "^A mask contains NaN or infinite values"),
     ("a mask for two pictures", {**mask(), "references.folder": "odd/good"}, r"^There are \d+ pictures but 1 masks"),
-    ("choose 0", {"references.choose": "0"}, "^Picture 0 does not exist: choose from 1 to 1"),
-    ("choose 9", {"references.choose": "9"}, "^Picture 9 does not exist"),
-    ("choose a", {"references.choose": "a"}, "^Cannot read 'a' as a choice of pictures: write numbers"),
-    ("choose 2-1", {**folder("odd/good"), "references.choose": "2-1"}, "^Cannot read '2-1' .* write numbers"),
-    ("choose 1,", {"references.choose": "1,"}, "^Cannot read '1,'"),
-    ("choose with 5,000 letters", {"references.choose": "x" * 5000}, "^Cannot read 'xxx"),
+    ("choose 0", {"references.select_images": "0"}, "^Picture 0 does not exist: choose from 1 to 1"),
+    ("choose 9", {"references.select_images": "9"}, "^Picture 9 does not exist"),
+    ("choose a", {"references.select_images": "a"}, "^Cannot read 'a' as a choice of pictures: write numbers"),
+    ("choose 2-1", {**folder("odd/good"), "references.select_images": "2-1"}, "^Cannot read '2-1' .* write numbers"),
+    ("choose 1,", {"references.select_images": "1,"}, "^Cannot read '1,'"),
+    ("choose with 5,000 letters", {"references.select_images": "x" * 5000}, "^Cannot read 'xxx"),
     (
         "first, linked, below 0",
-        {**number(-3), "references.first": ["number", 0]},
+        {**number(-3), "references.max_images": ["number", 0]},
         "^The value of first is -3: use 0 to 10000",
     ),
 ]
@@ -272,14 +278,22 @@ NO_PREFIX = "^The prefix '.*' cannot be a folder of the output folder: write nam
 PROMPT_LISTS = [
     ("no prompts", prompt_list(prompts=" \n\n"), "^There is no prompt: write one per line, or name a text file"),
     ("no subject", prompt_list(subject=" "), r"^The subject is empty but prompts have \{\} for it: write the word"),
-    ("prompts outside", prompt_list(file="../output/x.txt"), OUTSIDE),
+    ("prompts outside", prompt_list(prompt_file="../output/x.txt"), OUTSIDE),
     (
         "prompts that do not exist",
-        prompt_list(file="none.txt"),
+        prompt_list(prompt_file="none.txt"),
         r"^The prompts file 'none\.txt' cannot be read \(No such",
     ),
-    ("prompts that are binary", prompt_list(file="odd/binary.txt"), r"binary\.txt' cannot be read as text: save it as"),
-    ("prompts without a line", prompt_list(file="odd/blank.txt"), r"blank\.txt' is empty: write one prompt per line"),
+    (
+        "prompts that are binary",
+        prompt_list(prompt_file="odd/binary.txt"),
+        r"binary\.txt' cannot be read as text: save it as",
+    ),
+    (
+        "prompts without a line",
+        prompt_list(prompt_file="odd/blank.txt"),
+        r"blank\.txt' is empty: write one prompt per line",
+    ),
     ("no prefix", prompt_list(prefix=" "), NO_PREFIX),
     ("a prefix above", prompt_list(prefix="../x"), NO_PREFIX),
     ("a prefix above, in the middle", prompt_list(prefix="x/../../y"), NO_PREFIX),
@@ -292,12 +306,12 @@ PROMPT_LISTS = [
     ("a prefix of 5,000 letters", prompt_list(prefix="x" * 5000), NO_PREFIX),
     ("a prefix that leads outside", prompt_list(prefix="leads_out"), "is not inside ComfyUI's output folder: write"),
     ("a prefix that is a file", prompt_list(prefix="a_file"), r"^The file prompts\.txt cannot be written \("),
-    ("a negative first", prompt_list(first=-1), "Value -1 smaller than min of 0"),
+    ("a negative first", prompt_list(max_prompts=-1), "Value -1 smaller than min of 0"),
 ]
 ATTENTION = [
     ("a word that is not in the prompt", attention(words="cat"), "^The word 'cat' is not in the prompt: write it as"),
     ("no word", attention(words=" ,"), "^There is no word to look for: write words of the prompt"),
-    ("no noise", attention(noise=0.0), "Value 0.0 smaller than min of 0.05"),
+    ("no noise", attention(noise_level=0.0), "Value 0.0 smaller than min of 0.05"),
     (
         "a picture of 32 pixels",
         {"small": ("EmptyImage", {"width": 32, "height": 96, "batch_size": 1, "color": 0})}

@@ -43,13 +43,13 @@ def graphs(object_info, checkpoint):
     """Three cheap prompts, which together hold every node of the pack."""
     train = prompts.changed(prompts.smallest(object_info, checkpoint), {"train.preview_steps": 1})
     models = {"model": ["checkpoint", 0], "clip": ["checkpoint", 1]}
-    strengths = {"strength_unet": 1.0, "strength_text_encoder": 1.0, "exact": False}
+    strengths = {"strength_unet": 1.0, "strength_text_encoder": 1.0, "full_precision": False}
     apply = ("PersonalizeApply", {**models, "result": ["train", 2], **strengths})
     text = ("CLIPTextEncode", {"clip": ["apply", 1], "text": "a <concept>"})
     shown = ("ConditioningZeroOut", {"conditioning": ["text", 0]})
     use = {"apply": apply, "text": text, "zero": shown, "any": ("PreviewAny", {"source": ["zero", 0]})}
     run = "0123456789abcdef"
-    load = {"load": ("PersonalizeLoad", {**models, "run": run, "exact": True}), "save.result": ["load", 2]}
+    load = {"load": ("PersonalizeLoad", {**models, "run": run, "full_precision": True}), "save.result": ["load", 2]}
     listing = {"runs": ("PersonalizeRuns", {"action": "list", "run": run})}
     return [train, prompts.changed(train, use), prompts.changed(train, load | listing)]
 

@@ -213,7 +213,7 @@ def test_references_from_lists_batches_and_folders(server, graph):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned
     rotated.save(folder / "turned.jpg", exif=exif)
-    prompt = graph(references={"folder": "many", "choose": "1, 3-5"}, recipe={"preset.steps": 1})
+    prompt = graph(references={"folder": "many", "select_images": "1, 3-5"}, recipe={"preset.steps": 1})
     prompt["batch"] = {"class_type": "ImageBatch", "inputs": {"image1": ["image", 0], "image2": ["image", 0]}}
     prompt["references"]["inputs"]["images.image0"] = ["batch", 0]
     before = folders(server)
@@ -221,11 +221,11 @@ def test_references_from_lists_batches_and_folders(server, graph):
     (run,) = folders(server) - before
     sizes = [size_of(file) for file in sorted((run / "images").iterdir())]
     assert sizes == [(128, 128), (64, 96), (200, 80), (128, 128)]
-    last = graph(references={"folder": "many", "choose": "6"}, recipe={"preset.steps": 1})
+    last = graph(references={"folder": "many", "select_images": "6"}, recipe={"preset.steps": 1})
     last["references"]["inputs"].pop("images.image0")
     with pytest.raises(api.HostError, match="does not exist"):
         server.run(last)
-    last["references"]["inputs"]["choose"] = "4"
+    last["references"]["inputs"]["select_images"] = "4"
     server.run(last)
     (turned,) = folders(server) - before - {run}
     assert size_of(turned / "images" / "00.png") == (20, 40)
@@ -245,7 +245,7 @@ def size_of(file):
         ("references", {"class_word": " "}, "class word is empty"),
         ("references", {"placeholder_token": "dog"}, "is a word of the vocabulary"),
         ("references", {"placeholder_token": "two words"}, "one word"),
-        ("references", {"choose": "first"}, "Cannot read"),
+        ("references", {"select_images": "first"}, "Cannot read"),
         ("recipe", {"preset": "nonsense"}, "no preset"),
     ],
 )

@@ -25,7 +25,7 @@ STEPS = 30
 def prompt(checkpoint, **train):
     """Load, train, draw: the API form of a small workflow; every widget that is left out has its default."""
     references = {"images.image0": ["image", 0], "folder": "", "class_word": "dog", "placeholder_token": "<concept>"}
-    references |= {"initializer_token": "", "resolution": 128, "crop": "center", "first": 0, "choose": ""}
+    references |= {"initializer_token": "", "resolution": 128, "crop": "center", "max_images": 0, "select_images": ""}
     recipe = {"preset": "benchmark", "preset.steps": STEPS, "preset.batch_size": 4, "preset.views": 16}
     graph = {
         "checkpoint": ("CheckpointLoaderSimple", {"ckpt_name": checkpoint}),
@@ -144,8 +144,8 @@ def test_a_run_outlives_its_processes(machine):
     load = {"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "run": folder.name}
     loaded = {"checkpoint": graph["checkpoint"], "load": ("PersonalizeLoad", load)} | drawn_with("load")
     assert machine.picture(loaded) == first
-    exact = loaded | {"load": ("PersonalizeLoad", load | {"exact": True})}
-    assert machine.picture(exact) == machine.picture(exact)
+    full_precision = loaded | {"load": ("PersonalizeLoad", load | {"full_precision": True})}
+    assert machine.picture(full_precision) == machine.picture(full_precision)
 
     # Deleted, trained again, killed on the way, gone on with in a new process: the same bits.
     listed = machine.run({"runs": ("PersonalizeRuns", {"action": "delete", "run": folder.name})})

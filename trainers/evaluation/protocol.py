@@ -37,28 +37,30 @@ class Protocol:
 
     prompt_set: str = setting(
         BY_KIND,
-        "The prompts. by kind: DreamBooth's, for live subjects (cats and dogs) or for objects; own: those of "
-        "--prompts, which is chosen where that is given.",
+        "Prompt set; by kind: DreamBooth's for live subjects (cats and dogs) or for objects; own: those of --prompts, "
+        "chosen if they are given.",
         options=(BY_KIND, *prompt_sets.published(), OWN),
     )
     first: int = setting(0, "Use only the first N prompts; 0: all.", min=0, max=10_000)
     token_format: str = setting(
         "",
-        'The subject in prompts: V is the new word, C the class word, as in "V C" or "sks C"; or any text with {} for '
-        "the new word. If none is given: as the method trains it; C for the untrained model.",
+        'How prompts name the subject: V is the placeholder token, C the class word, as in "V C" or "sks C"; or any '
+        "text with {} for the placeholder token. Default: as the method trains it; C for the untrained model.",
     )
     compare_with: str = setting(
         CLASS_WORD,
-        "What stands for the subject in the text that CLIP-T compares with: its class word, or nothing.",
+        "What replaces the subject in the text that CLIP-T compares with: the class word, or nothing (removed).",
         options=(CLASS_WORD, REMOVED),
     )
     seeds: int = setting(
-        4, "Pictures of each prompt; a seed starts every prompt from the same latents.", min=1, max=256
+        4, "Number of images per prompt; a seed starts every prompt from the same latents.", min=1, max=256
     )
-    first_seed: int = setting(0, "The others follow it.", min=0, max=2**63 - 257)
+    first_seed: int = setting(
+        0, "Seed of each prompt's first image; further images use the seeds that follow.", min=0, max=2**63 - 257
+    )
     steps: int = setting(25, "Sampler steps (DPM-Solver++ 2M).", min=1, max=1000)
-    cfg: float = setting(7.5, "Guidance.", min=0.0, max=100.0)
-    batch_size: int = setting(4, "Pictures that are drawn together; more need more memory.", min=1, max=64)
+    cfg: float = setting(7.5, "Guidance scale (CFG).", min=0.0, max=100.0)
+    batch_size: int = setting(4, "Images generated in one batch; more need more memory.", min=1, max=64)
 
     @property
     def all_seeds(self) -> range:

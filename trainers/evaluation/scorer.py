@@ -37,8 +37,8 @@ class ScorerConfig:
     dino_download: bool = same(DinoConfig, "dino_download")
     diversity: str = setting(
         LPIPS,
-        "How different pictures of one prompt are: by LPIPS, or by 1 - cosine of the DINO encoder's features, which "
-        "is another number and is named so.",
+        "How the diversity of a prompt's images is measured: by LPIPS, or by 1 - cosine similarity of the DINO "
+        "encoder's features, another number that reports name so.",
         options=(LPIPS, ENCODER, OFF),
     )
     lpips_weights: str = same(LpipsConfig, "lpips_weights")

@@ -30,19 +30,19 @@ class ClipConfig:
 
     clip_model: str = setting(
         "ViT-B-32",
-        "The CLIP that judges, by its name in open_clip: ViT-B-32, ViT-L-14-336, ... OpenAI's own weights in a file "
-        "need a name that ends in -quickgelu.",
+        "Architecture of the CLIP metric model by its open_clip name, such as ViT-B-32 or ViT-L-14-336; OpenAI's "
+        "weights in a file need a name that ends in -quickgelu.",
         advanced=True,
     )
     clip_weights: str = setting(
         "",
-        f"Its weights: a .safetensors file, or a folder with {CONFIG}, as it lies below {WHERE}; empty: the weights "
-        "that OpenAI published.",
+        f"Weights of the CLIP metric model: a .safetensors file or a folder with {CONFIG} below {WHERE}; empty: the "
+        "weights that OpenAI published.",
         advanced=True,
     )
     clip_download: bool = setting(
         False,
-        "Where no file is named: download the published weights, once (600 MB for ViT-B-32).",
+        "Download the published CLIP weights, once, if no file is given (600 MB for ViT-B-32).",
         advanced=True,
         later=True,
     )

@@ -28,18 +28,18 @@ class DinoConfig:
 
     dino_model: str = setting(
         "vit_small_patch16_224.dino",
-        "The encoder that compares subjects, by its name in timm, or on the hub as facebook/dinov2-large.",
+        "Image encoder that measures identity, by its timm name or its name on the hub, such as facebook/dinov2-large.",
         advanced=True,
     )
     dino_weights: str = setting(
         "",
-        "Its weights: a .safetensors file for a timm name, or a folder of the transformers library, as it lies below "
-        f"{WHERE}; empty: the published ones.",
+        "Weights of that image encoder: a .safetensors file for a timm name, or a folder of the transformers library, "
+        f"below {WHERE}; empty: the published weights.",
         advanced=True,
     )
     dino_download: bool = setting(
         False,
-        "Where no file is named: download the published weights, once (90 MB for ViT-S/16).",
+        "Download the published DINO weights, once, if no file is given (90 MB for ViT-S/16).",
         advanced=True,
         later=True,
     )

@@ -23,7 +23,7 @@ class LpipsConfig:
 
     lpips_weights: str = setting(
         "lpips_alex.safetensors",
-        f"The weights of LPIPS as a .safetensors file, as it lies below {WHERE}; the help page says how to make it.",
+        f"Weights of LPIPS as a .safetensors file below {WHERE}; the help page says how to make it.",
         advanced=True,
     )
 

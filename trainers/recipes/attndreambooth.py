@@ -63,48 +63,78 @@ class AttnDreamBooth:
     """Settings of AttnDreamBooth; the defaults are the paper's."""
 
     run_stages: str = setting(
-        "all", "Which stages to train; 2 and 3 go on from the word that an earlier training learned.",
+        "all", "Which stages to train; stages 2 and 3 continue from the placeholder token of an earlier training.",
         options=tuple(RUNS),
     )  # fmt: skip
-    steps_1: int = setting(60, "Steps of stage 1, the word's vector.", min=1, max=100_000)
-    steps_2: int = setting(100, "Steps of stage 2, the cross-attention.", min=1, max=100_000)
-    steps_3: int = setting(500, "Steps of stage 3, the U-Net.", min=1, max=100_000)
+    steps_1: int = setting(60, "Optimizer steps of stage 1, which trains the token embedding.", min=1, max=100_000)
+    steps_2: int = setting(
+        100, "Optimizer steps of stage 2, which trains the cross-attention layers.", min=1, max=100_000
+    )
+    steps_3: int = setting(500, "Optimizer steps of stage 3, which trains the whole U-Net.", min=1, max=100_000)
     fine_tuning: str = setting(
-        "full", "Stages 2 and 3 train the weights themselves, as in the paper, or a LoRA: small files, small cards.",
+        "full",
+        "Stages 2 and 3 train the weights themselves, as in the paper, or a LoRA for less memory and small files.",
         options=("full", "lora"),
     )  # fmt: skip
-    lora_rank: int = setting(16, "Rank of the LoRA, and its alpha.", min=1, max=256)
-    learning_rate_1: float = setting(1e-3, "Learning rate of the word's vector.", min=0.0, max=1.0, advanced=True)
-    learning_rate_2: float = setting(2e-5, "Learning rate of stage 2.", min=0.0, max=1.0, advanced=True)
-    learning_rate_3: float = setting(2e-6, "Learning rate of stage 3.", min=0.0, max=1.0, advanced=True)
-    batch_size_1: int = setting(8, "Pictures per step of stage 1.", min=1, max=512, advanced=True)
-    batch_size_2: int = setting(8, "Pictures per step of stage 2.", min=1, max=512, advanced=True)
-    batch_size_3: int = setting(8, "Pictures per step of stage 3.", min=1, max=512, advanced=True)
+    lora_rank: int = setting(16, "Rank and alpha of the LoRA.", min=1, max=256)
+    learning_rate_1: float = setting(
+        1e-3, "Learning rate of the token embedding in stage 1.", min=0.0, max=1.0, advanced=True
+    )
+    learning_rate_2: float = setting(
+        2e-5, "Learning rate of the cross-attention layers in stage 2.", min=0.0, max=1.0, advanced=True
+    )
+    learning_rate_3: float = setting(2e-6, "Learning rate of the U-Net in stage 3.", min=0.0, max=1.0, advanced=True)
+    batch_size_1: int = setting(8, "Batch size of stage 1: images per optimizer step.", min=1, max=512, advanced=True)
+    batch_size_2: int = setting(8, "Batch size of stage 2: images per optimizer step.", min=1, max=512, advanced=True)
+    batch_size_3: int = setting(8, "Batch size of stage 3: images per optimizer step.", min=1, max=512, advanced=True)
     mean_weight_1: float = setting(
-        0.1, "Stage 1: how firmly the new word is attended to as much as the class word.", min=0.0, max=1000.0,
-        advanced=True,
+        0.1,
+        "Stage 1: weight of the attention-mean regularizer, which equalizes the mean attention to placeholder token "
+        "and class word.", min=0.0, max=1000.0, advanced=True,
     )  # fmt: skip
     variance_weight_1: float = setting(
-        0.0, "Stage 1: how firmly the attention to both is spread alike.", min=0.0, max=1000.0, advanced=True
+        0.0,
+        "Stage 1: weight of the attention-variance regularizer, which equalizes the spread of both attention maps.",
+        min=0.0,
+        max=1000.0,
+        advanced=True,
     )
-    mean_weight_2: float = setting(2.0, "Stage 2: the same, its mean.", min=0.0, max=1000.0, advanced=True)
-    variance_weight_2: float = setting(5.0, "Stage 2: the same, its variance.", min=0.0, max=1000.0, advanced=True)
-    mean_weight_3: float = setting(2.0, "Stage 3: the same, its mean.", min=0.0, max=1000.0, advanced=True)
-    variance_weight_3: float = setting(5.0, "Stage 3: the same, its variance.", min=0.0, max=1000.0, advanced=True)
+    mean_weight_2: float = setting(
+        2.0, "Stage 2: weight of the attention-mean regularizer.", min=0.0, max=1000.0, advanced=True
+    )
+    variance_weight_2: float = setting(
+        5.0, "Stage 2: weight of the attention-variance regularizer.", min=0.0, max=1000.0, advanced=True
+    )
+    mean_weight_3: float = setting(
+        2.0, "Stage 3: weight of the attention-mean regularizer.", min=0.0, max=1000.0, advanced=True
+    )
+    variance_weight_3: float = setting(
+        5.0, "Stage 3: weight of the attention-variance regularizer.", min=0.0, max=1000.0, advanced=True
+    )
     class_tokens: str = setting(
-        "first", "Of a class word with several tokens: the first counts, as in the paper, or their mean.",
+        "first", "Which token of a longer class word is regularized against: the first, as in the paper, or the mean.",
         options=tuple(CLASS_TOKENS), advanced=True,
     )  # fmt: skip
-    rotation_p: float = setting(0.75, "Probability of turning a picture.", min=0.0, max=1.0, advanced=True)
-    rotation_degrees: float = setting(45.0, "By at most this angle, either way.", min=0.0, max=180.0, advanced=True)
-    flip_p: float = setting(0.25, "Probability of exchanging left and right.", min=0.0, max=1.0, advanced=True)
-    views: int = setting(512, "Augmented views encoded before training.", min=1, max=65536, advanced=True)
+    rotation_p: float = setting(0.75, "Probability of a random rotation.", min=0.0, max=1.0, advanced=True)
+    rotation_degrees: float = setting(
+        45.0,
+        "Largest angle of the random rotation, in degrees, in either direction.",
+        min=0.0,
+        max=180.0,
+        advanced=True,
+    )
+    flip_p: float = setting(0.25, "Probability of a horizontal flip.", min=0.0, max=1.0, advanced=True)
+    views: int = setting(512, "Augmented images encoded to latents before training.", min=1, max=65536, advanced=True)
     max_grad_norm: float = setting(
-        0.0, "Clip the gradient to this norm; 0 does not clip, as in the paper.", min=0.0, max=1000.0, advanced=True
+        0.0,
+        "Clip the gradient norm to this value; 0 disables clipping, as in the paper.",
+        min=0.0,
+        max=1000.0,
+        advanced=True,
     )
     weight_decay: float = same(TextBoost, "weight_decay")
     optimizer: str = setting(
-        "adamw", "AdamW, or AdamW whose moments take 8 bits each: less memory, with the package bitsandbytes.",
+        "adamw", "AdamW, or AdamW with 8-bit moments, which needs less memory and the package bitsandbytes.",
         options=tuple(optimizers.MOMENT_BITS), advanced=True,
     )  # fmt: skip
 

@@ -52,11 +52,14 @@ class CustomDiffusion:
 
     steps: int = same(TextualInversion, "steps", 500)
     batch_size: int = setting(
-        2, "Pictures of the subject per step; with prior preservation as many class pictures beside them.", min=1,
+        2, "Batch size: images of the subject per optimizer step; prior preservation adds as many class images.", min=1,
         max=512,
     )  # fmt: skip
     learning_rate: float = setting(
-        1e-5, "Learning rate of weights and word, for one picture; doubled with prior preservation.", min=0.0, max=1.0
+        1e-5,
+        "Learning rate of weights and token embedding for a batch size of 1; doubled with prior preservation.",
+        min=0.0,
+        max=1.0,
     )
     scale_lr: bool = same(TextualInversion, "scale_lr")
     prior_weight: float = same(DreamBoothLoRA, "prior_weight", 1.0)
@@ -64,13 +67,16 @@ class CustomDiffusion:
     class_image_steps: int = same(DreamBoothLoRA, "class_image_steps")
     templates: str = setting(
         "imagenet",
-        "Prompts, one of which is drawn for the whole training: 57 templates, 27 of them photos, those 27, or plain.",
+        "Prompt templates, one of which is picked at random for the whole training: imagenet has 57, imagenet_small "
+        "its 27 for photos, plain 5 simple ones.",
         options=("imagenet", "imagenet_small", "plain"),
         advanced=True,
     )
     flip_p: float = same(TextualInversion, "flip_p")
     random_size: bool = setting(
-        True, "Show the subject smaller and larger and say so; the loss then counts only where it is.", advanced=True
+        True,
+        "Randomly resize the subject and name its size in the prompt; the loss ignores the blank canvas around it.",
+        advanced=True,
     )
     views: int = same(TextualInversion, "views", 512)
     max_grad_norm: float = same(TextualInversion, "max_grad_norm", 1.0)

@@ -48,30 +48,30 @@ class DreamBoothLoRA:
 
     steps: int = same(TextualInversion, "steps", 1000)
     batch_size: int = same(TextualInversion, "batch_size")
-    learning_rate: float = setting(5e-4, "Learning rate of LoRA and word, for one picture.", min=0.0, max=1.0)
+    learning_rate: float = setting(
+        5e-4, "Learning rate of the LoRA and the token embedding for a batch size of 1.", min=0.0, max=1.0
+    )
     scale_lr: bool = same(TextualInversion, "scale_lr")
-    lora_rank: int = setting(4, "Rank of the LoRA, and its alpha.", min=1, max=256)
+    lora_rank: int = setting(4, "Rank and alpha of the LoRA.", min=1, max=256)
     prior_weight: float = setting(
         0.0,
-        "Weight of prior preservation: how firmly other things of the class keep their look, with as many class "
-        "pictures in each step as pictures of the subject; 0 does without.",
+        "Weight of the prior-preservation loss, which adds as many class images to each step as images of the subject; "
+        "0 disables it.",
         min=0.0,
         max=1000.0,
     )
-    feed_forward: bool = setting(False, "LoRA on the U-Net's feed-forward layers, too.", advanced=True)
+    feed_forward: bool = setting(False, "Also train a LoRA on the U-Net's feed-forward layers.", advanced=True)
     templates: str = same(TextualInversion, "templates")
     flip_p: float = same(TextualInversion, "flip_p")
     views: int = same(TextualInversion, "views")
     class_images: int = setting(
         200,
-        "Class pictures that the model draws for prior preservation before training, if none are given.",
+        "Class images to generate for prior preservation before training, if none are given.",
         min=1,
         max=10_000,
         advanced=True,
     )
-    class_image_steps: int = setting(
-        25, "Sampler steps of each of these class pictures.", min=1, max=200, advanced=True
-    )
+    class_image_steps: int = setting(25, "Sampler steps of each generated class image.", min=1, max=200, advanced=True)
     max_grad_norm: float = same(TextualInversion, "max_grad_norm")
     weight_decay: float = same(TextBoost, "weight_decay")
 

@@ -99,67 +99,83 @@ MIXING = {"off": slice(None), "object": slice(1, None, 2), "style": slice(0, Non
 class TextBoost:
     """Settings of TextBoost; the defaults are the authors' for their benchmark."""
 
-    steps: int = setting(250, "Optimizer steps. The paper uses 250 for objects, its revision 100.", min=1, max=100_000)
-    batch_size: int = setting(8, "Pictures per step.", min=1, max=512)
+    steps: int = setting(
+        250, "Optimizer steps; the paper uses 250 for objects, its 2026 revision 100.", min=1, max=100_000
+    )
+    batch_size: int = setting(8, "Batch size: images per optimizer step.", min=1, max=512)
     lora_learning_rate: float = setting(1e-4, "Learning rate of the text encoder's LoRA.", min=0.0, max=1.0)
-    embedding_learning_rate: float = setting(1e-3, "Learning rate of the new token vectors.", min=0.0, max=1.0)
+    embedding_learning_rate: float = setting(1e-3, "Learning rate of the learned token embeddings.", min=0.0, max=1.0)
     templates: str = setting(
         "imagenet_small",
-        "Prompts around the subject: 27 photo templates, or five plain ones.",
+        "Prompt templates for training: imagenet_small has 27 photo templates, plain has 5 simple ones.",
         options=("imagenet_small", "plain"),
     )
-    with_class_word: bool = setting(False, "Train with the class word after the placeholder: '<dog> dog'.")
-    augmentation_p: float = setting(0.5, "Probability of a geometric change, and of a collage.", min=0.0, max=1.0)
+    with_class_word: bool = setting(False, "Train with the class word after the placeholder token: '<dog> dog'.")
+    augmentation_p: float = setting(0.5, "Probability of a geometric augmentation, and of a collage.", min=0.0, max=1.0)
     lora_rank: int = setting(4, "Rank of the text encoder's LoRA.", min=1, max=256, advanced=True)
     lora_alpha: float = setting(
-        4.0, "LoRA strength: updates are scaled by alpha / rank.", min=0.01, max=1024.0, advanced=True
+        4.0,
+        "Alpha of the text encoder's LoRA: its updates are scaled by alpha / rank.",
+        min=0.01,
+        max=1024.0,
+        advanced=True,
     )
-    grayscale_p: float = setting(0.2, "Probability of a grayscale picture.", min=0.0, max=1.0, advanced=True)
+    grayscale_p: float = setting(
+        0.2, "Probability of converting an image to grayscale.", min=0.0, max=1.0, advanced=True
+    )
     augmentation_prompt: str = setting(
         "tokens",
-        "How prompts name the change of a picture: with learned tokens, in plain words, or not at all.",
+        "How prompts name the augmentation of an image: with learned tokens, in plain words, or not at all.",
         options=("tokens", "words", "none"),
         advanced=True,
     )
     knowledge_weight: float = setting(
-        0.1, "Weight of knowledge preservation: how firmly other prompts keep their meaning.", min=0.0, max=100.0,
+        0.1, "Weight of the knowledge-preservation loss, which keeps the meaning of other prompts.", min=0.0, max=100.0,
         advanced=True,
     )  # fmt: skip
     fixed_outputs: bool = setting(
-        True, "Keep the start token and the empty prompt exactly as the base model encodes them.", advanced=True
+        True,
+        "Keep the encodings of the start token and of the empty prompt identical to the base model's.",
+        advanced=True,
     )
-    snr_weighted: bool = setting(True, "Train noisy timesteps more often, as in the paper.", advanced=True)
+    snr_weighted: bool = setting(
+        True, "Sample timesteps by their signal-to-noise ratio, noisy ones more often, as in the paper.", advanced=True
+    )
     clamp_norms: bool = setting(
-        True, "Scale new token vectors back to the vocabulary's mean length after each step.", advanced=True
+        True, "Rescale learned token embeddings to the vocabulary's mean norm after each step.", advanced=True
     )
     views: int = setting(
-        512, "Augmented views encoded before training; 0 encodes fresh ones in every step.", min=0, max=65536,
+        512, "Augmented images encoded to latents before training; 0 encodes new ones in every step.", min=0, max=65536,
         advanced=True,
     )  # fmt: skip
     max_grad_norm: float = setting(
-        1.0, "Clip the gradient of LoRA or adapters to this norm; 0 does not clip.", min=0.0, max=1000.0, advanced=True
+        1.0,
+        "Clip the gradient norm of the LoRA or the adapters to this value; 0 disables clipping.",
+        min=0.0,
+        max=1000.0,
+        advanced=True,
     )
-    weight_decay: float = setting(1e-2, "AdamW's weight decay.", min=0.0, max=1.0, advanced=True)
+    weight_decay: float = setting(1e-2, "Weight decay of AdamW.", min=0.0, max=1.0, advanced=True)
 
     captions: tuple[str, ...] = setting(
         (),
-        "Captions whose meaning is preserved: a text file in the input folder, one per line; empty: the pack's own.",
+        "Text file in the input folder with captions for knowledge preservation, one per line; empty: the pack's own.",
         advanced=True,
     )
     augmentations: str = setting(
         "all",
-        "Changes a picture may undergo besides grayscale: scale, crop, shift, flip and collage, or only the flip.",
+        "Augmentations besides grayscale: scale, crop, shift, horizontal flip and collage (all), or the flip alone.",
         options=tuple(OPERATIONS),
         advanced=True,
     )
     mixing: str = setting(
         "off",
-        "Train only odd rows of the LoRA (object) or even ones (style): an object and a style can then be merged.",
+        "Train only the odd rows of the LoRA (object) or the even ones (style), so that one of each can be merged.",
         options=tuple(MIXING),
         advanced=True,
     )
     unet_lora_rank: int = setting(
-        0, "Rank of a LoRA on keys and values of the U-Net's cross-attention; 0 leaves the U-Net as it is.", min=0,
+        0, "Rank of a LoRA on keys and values of the U-Net's cross-attention; 0 keeps the U-Net frozen.", min=0,
         max=256, advanced=True,
     )  # fmt: skip
     unet_lora_learning_rate: float = setting(
@@ -167,7 +183,7 @@ class TextBoost:
     )
     text_encoder: str = setting(
         "second",
-        "Which text encoder of SDXL learns; the other reads the new word as the initializer.",
+        "Which text encoder of SDXL is trained; the other encodes the placeholder token as its initializer.",
         options=tuple(WHICH),
         advanced=True,
     )

@@ -53,7 +53,7 @@ class TextBoost2026:
     augmentation_p: float = same(TextBoost, "augmentation_p")
     cross_attention: bool = setting(
         False,
-        "Also adapt what each cross-attention of the U-Net reads (TextBoost++): more of the subject, larger file.",
+        "Also adapt the input of every cross-attention of the U-Net (TextBoost++): higher identity, larger file.",
     )
     adapter_rank: int = setting(1, "Rank of the adapters.", min=1, max=256, advanced=True)
     grayscale_p: float = same(TextBoost, "grayscale_p", 0.0)

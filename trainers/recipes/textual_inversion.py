@@ -36,26 +36,32 @@ class TextualInversion:
     """Settings of Textual Inversion; the defaults are those of DVAR's authors."""
 
     steps: int = setting(6100, "Optimizer steps.", min=1, max=100_000)
-    batch_size: int = setting(2, "Pictures per step.", min=1, max=512)
-    learning_rate: float = setting(5e-3, "Learning rate of the word's vector, for one picture.", min=0.0, max=1.0)
-    scale_lr: bool = setting(True, "Multiply the learning rate by the number of pictures per step, as the authors do.")
+    batch_size: int = setting(2, "Batch size: images per optimizer step.", min=1, max=512)
+    learning_rate: float = setting(
+        5e-3, "Learning rate of the token embedding for a batch size of 1.", min=0.0, max=1.0
+    )
+    scale_lr: bool = setting(True, "Multiply the learning rate by the batch size, as the authors do.")
     templates: str = setting(
         "imagenet",
-        "Prompts around the subject: 57 templates, 27 of them photos and the others drawings, those 27, or plain ones.",
+        "Prompt templates for training: imagenet has 57, imagenet_small its 27 for photos, plain 5 simple ones.",
         options=("imagenet", "imagenet_small", "plain"),
     )
-    flip_p: float = setting(0.5, "Probability of exchanging left and right.", min=0.0, max=1.0, advanced=True)
+    flip_p: float = setting(0.5, "Probability of a horizontal flip.", min=0.0, max=1.0, advanced=True)
     views: int = setting(
-        128, "Views encoded before training; 0 encodes fresh ones in every step.", min=0, max=65536, advanced=True
+        128,
+        "Augmented images encoded to latents before training; 0 encodes new ones in every step.",
+        min=0,
+        max=65536,
+        advanced=True,
     )
     max_grad_norm: float = setting(
-        0.0, "Clip the gradient to this norm; 0 does not clip.", min=0.0, max=1000.0, advanced=True
+        0.0, "Clip the gradient norm to this value; 0 disables clipping.", min=0.0, max=1000.0, advanced=True
     )
     weight_decay: float = same(TextBoost, "weight_decay")
     initializer_strategy: str = setting(
         "given",
-        "The word to start from: the initializer of Load References, one drawn at random, or the best or worst of the "
-        "vocabulary for the pictures, by CLIP.",
+        "Initializer token: the one of Load References (given), a random one, or the vocabulary's best or worst match "
+        "with the reference images by CLIP.",
         options=initializer.STRATEGIES,
         advanced=True,
     )

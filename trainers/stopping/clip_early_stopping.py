@@ -29,18 +29,28 @@ from .monitor import KEEP, Evaluator, FixedSteps, Measurement, StageContext
 class ClipEarlyStopping:
     """Settings of CLIP early stopping; the defaults are the authors' for Textual Inversion."""
 
-    patience: int = setting(6, "Stop after more than this many checks without an improvement.", min=0, max=1000)
-    min_delta: float = setting(0.02, "What the score must gain over the best one to count as better.", min=0.0, max=1.0)
-    every: int = setting(50, "Steps between checks.", min=1, max=100_000)
-    images: int = setting(8, "Pictures drawn for a check; each is compared with a reference, in turn.", min=1, max=64)
-    guidance: float = setting(7.5, "Guidance (cfg) of these pictures.", min=1.0, max=30.0)
-    sampler_steps: int = setting(50, "Sampler steps of these pictures: most of what a check costs.", min=1, max=1000)
+    patience: int = setting(
+        6, "Stop after more than this many evaluations in a row without an improvement.", min=0, max=1000
+    )
+    min_delta: float = setting(
+        0.02, "Smallest gain over the best score that counts as an improvement.", min=0.0, max=1.0
+    )
+    every: int = setting(50, "Steps between evaluations.", min=1, max=100_000)
+    images: int = setting(
+        8, "Images generated per evaluation, each compared with one reference image in turn.", min=1, max=64
+    )
+    guidance: float = setting(7.5, "Guidance scale (CFG) of these images.", min=1.0, max=30.0)
+    sampler_steps: int = setting(
+        50, "Sampler steps of these images, which are most of an evaluation's cost.", min=1, max=1000
+    )
     stage: str = same(FixedSteps, "stage", "all")
-    min_steps: int = setting(0, "Never stop a stage earlier.", min=0, max=100_000)
-    max_steps: int = setting(0, "Always stop a stage here; 0 leaves that to the recipe.", min=0, max=100_000)
+    min_steps: int = setting(0, "Never stop a stage before this step.", min=0, max=100_000)
+    max_steps: int = setting(
+        0, "Always stop a stage at this step; 0 leaves its length to the recipe.", min=0, max=100_000
+    )
     stop_training: bool = same(FixedSteps, "stop_training")
-    keep: str = setting("last", "Return the last state, or the one with the highest score.", options=KEEP)
-    seed: int = setting(37, "Of these pictures and their prompts.", min=0, max=2**63 - 1, advanced=True)
+    keep: str = setting("last", "Return the last state, or the one with the highest score (best).", options=KEEP)
+    seed: int = setting(37, "Seed of these images and their prompts.", min=0, max=2**63 - 1, advanced=True)
     clip_model: str = same(ClipConfig, "clip_model")
     clip_weights: str = same(ClipConfig, "clip_weights")
     clip_download: bool = same(ClipConfig, "clip_download")

@@ -38,35 +38,51 @@ SMOOTH = 10  # values that are averaged before the best state is chosen
 class DVAR:
     """Settings of DVAR; the defaults are the authors' for Textual Inversion."""
 
-    window: int = setting(310, "Steps over which the loss must have settled.", min=2, max=100_000)
-    threshold: float = setting(
-        0.15, "Stop when its variance there, as a part of all its variance, is less.", min=0.0, max=1.0
+    window: int = setting(
+        310, "Number of recent steps over which the loss must have become stable.", min=2, max=100_000
     )
-    every: int = setting(1, "Look after every k-th step only: less time, the same window.", min=1, max=10_000)
-    batch_size: int = setting(4, "Pictures of the fixed batch.", min=1, max=512)
+    threshold: float = setting(
+        0.15,
+        "Stop when the variance of the loss in the window, divided by its variance so far, falls below this value.",
+        min=0.0,
+        max=1.0,
+    )
+    every: int = setting(
+        1, "Steps between evaluations; fewer evaluations take less time and keep the window.", min=1, max=10_000
+    )
+    batch_size: int = setting(4, "Number of images in the fixed batch.", min=1, max=512)
     stage: str = same(FixedSteps, "stage", "all")
-    min_steps: int = setting(0, "Never stop a stage earlier.", min=0, max=100_000)
-    max_steps: int = setting(0, "Always stop a stage here; 0 leaves that to the recipe.", min=0, max=100_000)
+    min_steps: int = setting(0, "Never stop a stage before this step.", min=0, max=100_000)
+    max_steps: int = setting(
+        0, "Always stop a stage at this step; 0 leaves its length to the recipe.", min=0, max=100_000
+    )
     stop_training: bool = same(FixedSteps, "stop_training")
     keep: str = setting(
-        "last", "Return the last state, or the one with the lowest loss on the fixed batch.", options=KEEP
+        "last", "Return the last state, or the one with the lowest loss on the fixed batch (best).", options=KEEP
     )
     accumulation: int = setting(
-        1, "Look at the batch at this many times as many timesteps, one after the other.", min=1, max=250, advanced=True
+        1,
+        "Evaluate the fixed batch at this many sets of timesteps: 128 sets of 4 images act like a batch of 512.",
+        min=1,
+        max=250,
+        advanced=True,
     )
     fixed_parts: str = setting(
         "11111",
-        "What is fixed (1) and what is drawn again at each look (0): images, latents, noise, captions, timesteps.",
+        "Five digits for images, latents, noise, captions and timesteps: 1 is fixed, 0 is sampled again at each "
+        "evaluation; 11111 is DVAR.",
         advanced=True,
     )
-    mean_latent: bool = setting(False, "Take the autoencoder's mean instead of a sample.", advanced=True)
-    zero_noise: bool = setting(False, "Look at pictures without noise.", advanced=True)
-    intervals: bool = setting(
-        False, "Also note the loss at the first, middle and last third of the timesteps.", advanced=True
+    mean_latent: bool = setting(
+        False, "Use the mean of the autoencoder's posterior instead of a sample.", advanced=True
     )
-    seed: int = setting(59, "Of the fixed batch.", min=0, max=2**63 - 1, advanced=True)
+    zero_noise: bool = setting(False, "Evaluate the images without added noise.", advanced=True)
+    intervals: bool = setting(
+        False, "Also record the loss on the first, middle and last third of the timesteps.", advanced=True
+    )
+    seed: int = setting(59, "Seed of the fixed batch.", min=0, max=2**63 - 1, advanced=True)
     rotate_timesteps: bool = setting(
-        False, "Take the accumulated timesteps in turn, one part per look: a large batch for the price of a small one.",
+        False, "Evaluate one accumulated set of timesteps at a time, in turn: a large batch at a small one's cost.",
         advanced=True,
     )  # fmt: skip
 

@@ -109,9 +109,13 @@ class NeverStops:
 class FixedSteps(NeverStops):
     """Ends each stage after a number of steps, whatever its recipe says."""
 
-    steps: int = setting(100, "Steps of a stage; a stage that is shorter ends by itself.", min=1, max=100_000)
-    stage: str = setting("all", "The stage that this holds for, or all.", options=STAGES)
-    stop_training: bool = setting(True, "Off: only note where it would have stopped.", advanced=True)
+    steps: int = setting(
+        100, "Number of steps after which a stage ends; a shorter stage ends by itself.", min=1, max=100_000
+    )
+    stage: str = setting("all", "Number of the training stage that this applies to, or all.", options=STAGES)
+    stop_training: bool = setting(
+        True, "End the stage when this monitor fires; off: only record where it would have ended.", advanced=True
+    )
 
     name = "Fixed Steps"
     keep = "last"

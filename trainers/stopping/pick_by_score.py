@@ -30,23 +30,31 @@ class PickByScore(NeverStops):
 
     text_weight: float = setting(
         0.5,
-        "What you prefer: 0 is likeness alone, 1 is pictures that follow their words. Another value picks another "
-        "state of the same training.",
+        "Your preference: 0 is identity alone, 1 is text alignment alone; another value picks another state of the "
+        "same training.",
         min=0.0,
         max=1.0,
         slider=True,
         later=True,
     )
-    every: int = setting(25, "Steps between scores; the last step is always scored.", min=1, max=100_000)
-    prompts: str = setting(PROMPTS, "What is drawn to be scored, one prompt per line; {} is the subject.", lines=True)
-    seeds: int = setting(2, "Pictures of each prompt.", min=1, max=64)
-    guidance: float = setting(7.5, "Guidance (cfg) of these pictures.", min=1.0, max=30.0)
-    sampler_steps: int = setting(20, "Sampler steps of these pictures: most of what a score costs.", min=1, max=1000)
-    identity: str = setting(DINO, "What tells how alike a picture is to the references.", options=(DINO, CLIP_I))
+    every: int = setting(25, "Steps between evaluations; the last step is always evaluated.", min=1, max=100_000)
+    prompts: str = setting(PROMPTS, "Prompts of the images to score, one per line; {} is the subject.", lines=True)
+    seeds: int = setting(2, "Number of images per prompt.", min=1, max=64)
+    guidance: float = setting(7.5, "Guidance scale (CFG) of these images.", min=1.0, max=30.0)
+    sampler_steps: int = setting(
+        20, "Sampler steps of these images, which are most of an evaluation's cost.", min=1, max=1000
+    )
+    identity: str = setting(
+        DINO, "Metric model that measures identity, the similarity to the reference images.", options=(DINO, CLIP_I)
+    )
     stage: str = same(FixedSteps, "stage", "all")
     # Not "seed": the editor would choose another one at each queue, and train again.
     first_seed: int = setting(
-        0, "Of these pictures; the others of a prompt follow it.", min=0, max=2**63 - 65, advanced=True
+        0,
+        "Seed of each prompt's first image; further images use the seeds that follow.",
+        min=0,
+        max=2**63 - 65,
+        advanced=True,
     )
     clip_model: str = same(ClipConfig, "clip_model")
     clip_weights: str = same(ClipConfig, "clip_weights")
