@@ -79,7 +79,13 @@ def folders(tmp_path, monkeypatch):
 def listed(**changes):
     from personalize.nodes.prompt_list import PromptList
 
-    values = {"prompts": "a {}\na house", "prompt_file": "", "subject": "<dog>", "prefix": "p/q", "max_prompts": 0} | changes
+    values = {
+        "prompts": "a {}\na house",
+        "prompt_file": "",
+        "subject": "<dog>",
+        "prefix": "p/q",
+        "max_prompts": 0,
+    } | changes
     return PromptList.execute(**values).result
 
 

@@ -55,7 +55,7 @@ def test_class_pictures_of_a_folder_are_used(server, object_info):
 @pytest.mark.parametrize(
     ("references", "sentence"),
     [
-        ({"class_folder": "nowhere"}, "There is no folder 'nowhere'"),
+        ({"class_folder": "nowhere"}, "The folder 'nowhere' does not exist"),
         ({"initializer_token": "id:99999"}, "The vocabulary has no word 'id:99999'"),
     ],
 )
