@@ -126,7 +126,7 @@ def _check(wanted: io.Input, value) -> None:
     kind, name = wanted.get_io_type(), wanted.id
     if kind in SOCKETS and not SOCKETS[kind](value):
         hint = ", from a checkpoint that contains it" if kind in ("CLIP", "VAE") else ""
-        raise ValueError(f"The input {name} did not receive a {kind}: connect one{hint}.")
+        raise ValueError(f"The input {name} received no {kind}: connect one{hint}.")
     if kind in WIDGETS and not isinstance(value, WIDGETS[kind]):
         raise ValueError(f"The input {name} needs a {kind}, not {quoted(value)}: connect one, or write it.")
     if kind == "STRING" and not value.isascii():

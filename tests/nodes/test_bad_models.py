@@ -38,7 +38,7 @@ def test_every_other_family_is_refused_by_its_name():
         with pytest.raises(ValueError) as error:
             family_of(model_of(config))
         assert not prompts.faults(str(error.value))
-        sentence = r"This model is ([\w.\- ]+), but so far only plain SD 1\.x, SD 2\.x and SDXL models can be trained: "
+        sentence = r"This model is ([\w.\- ]+), but only plain SD 1\.x, SD 2\.x and SDXL models can be trained: "
         names.add(re.match(sentence, str(error.value))[1])
     assert {"SDXLRefiner", "SSD-1B", "KOALA_700M", "SD3", "Flux", "WAN21_T2V", "SVD_img2vid", "HunyuanVideo"} <= names
     assert {"SD21UnclipL", "SD21UnclipH", "LotusD"} <= names
@@ -86,9 +86,15 @@ def clip_of(kind):
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [
-        ("SD 2.x", r"^This CLIP \(clip_h\) does not belong to an SD 1\.x model: take MODEL and CLIP from one loader"),
+        (
+            "SD 2.x",
+            r"^This CLIP \(clip_h\) does not belong to an SD 1\.x model: take MODEL and CLIP from the same loader",
+        ),
         ("SDXL", r"^This CLIP \(clip_l, clip_g\) does not belong to an SD 1\.x model"),
-        ("wide", f"^The CLIP's width is {WIDTH} but the MODEL expects {random_sd.WIDTH}: take both from one loader"),
+        (
+            "wide",
+            f"^The CLIP's width is {WIDTH} but the MODEL expects {random_sd.WIDTH}: take both from the same loader",
+        ),
     ],
 )
 def test_a_clip_of_another_family_is_refused(graph, kind, sentence):
@@ -124,11 +130,11 @@ def incomplete(server):
     [
         (
             {"checkpoint.ckpt_name": "no_clip.safetensors"},
-            "^The input clip got no CLIP: connect one, from a checkpoint that contains it",
+            "^The input clip received no CLIP: connect one, from a checkpoint that contains it",
         ),
         (
             {"checkpoint.ckpt_name": "no_vae.safetensors"},
-            "^The input vae got no VAE: connect one, from a checkpoint that contains it",
+            "^The input vae received no VAE: connect one, from a checkpoint that contains it",
         ),
         (
             {"vae": ("VAELoader", {"vae_name": "16.safetensors"}), "train.vae": ["vae", 0]},

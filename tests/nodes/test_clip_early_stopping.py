@@ -115,7 +115,7 @@ def test_a_training_is_watched_and_the_judge_leaves(clip_vision, train):
     scores = [entry["measures"]["CLIP Early Stopping"]["score"] for entry in result.history]
     assert len(scores) == 2 and all(-1 <= score <= 1 for score in scores)
     assert [stop["stage_step"] for stop in result.stops] == [2]
-    assert f"reading CLIP {judge.CHOICE.clip_model} from judges/{judge.FILE}" in train.said
+    assert f"loading CLIP {judge.CHOICE.clip_model} from judges/{judge.FILE}" in train.said
     assert not session.extractors.loaded
     about = (result.folder / "run.json").read_text()
     assert judge.FILE in about and str(clip_vision) not in about  # a name goes into files, no path of this computer

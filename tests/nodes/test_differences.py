@@ -60,7 +60,7 @@ def test_full_differences_are_used_by_all(graph, model_folders, differences):
         "exact": apply(*graph[:2], result, in_full_precision=True),
         "complete": load(graph, "mine.safetensors"),
         "lora": load(graph, lora="mine.safetensors"),
-        "lora, exact": load(graph, lora="mine.safetensors", exact=True),
+        "lora, exact": load(graph, lora="mine.safetensors", full_precision=True),
     }
     for name, (model, clip, *_) in ways.items():
         assert (unet(model) - unet(theirs)).abs().max() < 1e-4, name
@@ -94,11 +94,11 @@ def test_every_difference_matters(graph, differences, key):
 
 
 WRONG = {
-    "another shape": ({"lora_te_text_model_encoder_layers_0_mlp_fc1.diff": torch.ones(64, 256)}, "has not the shape"),
-    "another bias": ({"lora_te_text_model_encoder_layers_0_mlp_fc1.diff_b": torch.ones(64)}, "has not the shape"),
+    "another shape": ({"lora_te_text_model_encoder_layers_0_mlp_fc1.diff": torch.ones(64, 256)}, "does not have the shape"),
+    "another bias": ({"lora_te_text_model_encoder_layers_0_mlp_fc1.diff_b": torch.ones(64)}, "does not have the shape"),
     "no bias there": ({"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.diff_b": torch.ones(128)},
-                      "has not the shape"),
-    "flat convolution": ({"lora_unet_conv_in.diff": torch.ones(32, 36)}, "has not the shape"),
+                      "does not have the shape"),
+    "flat convolution": ({"lora_unet_conv_in.diff": torch.ones(32, 36)}, "does not have the shape"),
     "one weight twice": (
         {f"lora_{te}_text_model_encoder_layers_0_mlp_fc1.diff": torch.ones(256, 64) for te in ("te", "te1")},
         "^Two learned layers belong to one weight",

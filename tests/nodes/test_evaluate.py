@@ -185,7 +185,7 @@ def test_the_untrained_model_reads_the_class_word(evaluate, graph):
         ({"dino_weights": "none.safetensors"}, "There are no DINO weights"),
         ({"dino_weights": "", "dino_model": "vit_small_patch16_224.dino"}, "and dino_download is off"),
         ({"dino_model": "vit_small_patch16_224"}, "are not those of 'vit_small_patch16_224'"),
-        ({"width": 8}, "cannot be 8 pixels on a side"),
+        ({"width": 8}, "The image size 8 is not possible"),
         ({"cfg": float("nan")}, "The value of cfg is nan"),
         ({"scheduler": "best"}, "The value of scheduler is 'best'"),
     ],
@@ -200,7 +200,7 @@ def test_what_cannot_be_gets_one_sentence_before_anything_is_drawn(evaluate, mon
 
 
 def test_a_word_that_the_clip_never_learned_is_refused(evaluate, graph, concept):
-    with pytest.raises(ValueError, match="This CLIP does not know <dog>"):
+    with pytest.raises(ValueError, match="This CLIP has not learned <dog>"):
         evaluate(clip=graph[3])
     with pytest.raises(ValueError, match="The references have no masks"):
         evaluate(concept=replace(concept, masks=None), mask_references=True)
@@ -278,7 +278,7 @@ def test_prompts_belong_to_pictures_batches_or_all(score):
     with pytest.raises(ValueError, match="3 pictures in 2 batches but 0 prompts"):
         prompts_for([""], [2, 1])
     pictures = torch.rand(2, 32, 32, 3)
-    with pytest.raises(ValueError, match="2 pictures but 1 masks"):
+    with pytest.raises(ValueError, match="2 images but 1 masks"):
         score([pictures], prompts="a", mask=[torch.ones(1, 32, 32)])
 
 
@@ -400,5 +400,5 @@ def test_nothing_is_written_outside_the_output_folder(evaluate, folders, prefix)
 def test_a_report_without_reports_says_so(folders, reports):
     from personalize.nodes.report import WriteReport
 
-    with pytest.raises(ValueError, match="There is no report to write|got no PERSONALIZE_REPORT"):
+    with pytest.raises(ValueError, match="There is no report to write|received no PERSONALIZE_REPORT"):
         WriteReport.execute(prefix="personalize/reports", reports=reports)

@@ -85,7 +85,7 @@ def test_adapters_come_back_bit_for_bit_and_are_no_lora(graph, model_folders, tm
     assert same(result.learned(), trained.learned()) and len(result.adapters) > 8 and not result.lora
     assert same(clip_attachment.of(clip).adapters["<thing>"].tensors, trained.adapters)
     lost = save(trained, "other", complete_file=False)
-    assert "switch complete on to keep the adapters" in str(lost.ui.as_dict())
+    assert "switch complete_file on to save the adapters" in str(lost.ui.as_dict())
 
 
 def test_complete_can_be_switched_off(trained, model_folders):

@@ -499,10 +499,13 @@ def test_without_tensorboard_one_sentence_before_anything_runs(output, monkeypat
         ({"panel_height": 5000}, "^The value of panel_height is 5000: use 160 to 1024"),
         ({"running_mean": 0}, "^The value of running_mean is 0: use 1 to 10000"),
         ({"scale": "square"}, "^The value of scale is 'square': choose one of linear, log"),
-        ({"second_result": "mine"}, "^The input second_result did not receive a PERSONALIZE_RESULT: connect one"),
+        ({"second_result": "mine"}, "^The input second_result received no PERSONALIZE_RESULT: connect one"),
         ({"result": made.result([])}, "^This result has no history to plot: connect one of Train or Load"),
         ({"second_result": made.result([])}, "^This result has no history to plot"),
-        ({"prefix": "a_file", "save": True}, r"^The history cannot be written \(.*\): make room, or choose another"),
+        (
+            {"prefix": "a_file", "save": True},
+            r"^The history cannot be written \(.*\): free disk space, or choose another",
+        ),
     ],
 )
 def test_what_cannot_be_plotted_gets_one_sentence(output, tmp_path, changes, sentence):

@@ -400,13 +400,16 @@ def test_a_guidance_that_looks_twice_shows_the_same(graph, hosted):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"words": "cat"}, "^The word 'cat' is not in the prompt: write it as it stands there"),
+        ({"words": "cat"}, "^The word 'cat' is not in the prompt: write it as it is written there"),
         ({"words": "dog, <cat>"}, "^The word '<cat>' is not in the prompt"),
-        ({"words": " , "}, "^There is no word to look for"),
+        ({"words": " , "}, "^There is no word to show"),
         ({"prompt": ""}, "^The word '<dog>' is not in the prompt"),
-        ({"image": torch.rand(1, 64, 40, 3)}, "^The picture is 40 x 64 pixels: use one with 64 or more on a side"),
-        ({"image": torch.full((1, 64, 64, 3), float("nan"))}, "^The picture holds values that are no numbers"),
-        ({"image": torch.rand(0, 64, 64, 3)}, "^There is no picture to look at"),
+        (
+            {"image": torch.rand(1, 64, 40, 3)},
+            "^The image is only 40 x 64 pixels: use one with at least 64 pixels per side",
+        ),
+        ({"image": torch.full((1, 64, 64, 3), float("nan"))}, "^The image contains NaN or infinite values"),
+        ({"image": torch.rand(0, 64, 64, 3)}, "^There is no image to show attention for"),
         ({"noise_level": 1.0}, "^The value of noise_level is 1.0: use 0.05 to 0.95"),
     ],
 )
@@ -420,7 +423,7 @@ def test_the_untrained_model_needs_words_and_the_family(graph, personalized, hos
     from personalize.tests.support import random_sd
 
     for base in ({"base_model": graph[0]}, {"base_clip": graph[1]}):
-        with pytest.raises(ValueError, match=r"^The untrained model does not know <dog>: write in base_words"):
+        with pytest.raises(ValueError, match=r"^The untrained model has not learned <dog>: write its replacement"):
             look(personalized, **base, base_words="  ")
     kind = "SDXL" if type(graph[0].model.model_config).__name__ != "RandomSDXL" else "SD 1.x"
     others = dict(zip(("base_model", "base_clip"), random_sd.graph(tmp_path, kind), strict=False))

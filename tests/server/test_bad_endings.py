@@ -77,7 +77,7 @@ def test_a_full_disk_leaves_the_file_that_is_saved_over(tmp_path):
     with files_of_at_most(1000), pytest.raises(RuntimeError) as error:
         save._write({"a": torch.zeros(1000)}, str(file), {})
     assert str(error.value) == (
-        "The file mine.safetensors cannot be written (File too large): make room and queue again."
+        "The file mine.safetensors cannot be written (File too large): free disk space and queue again."
     )
     assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
 

@@ -80,15 +80,15 @@ def attention(**chosen):
 
 BLEND = {"image1": ["image", 0], "image2": ["image", 0], "blend_mode": "normal"}
 NO_FOLDER, OUTSIDE = (
-    r"^There is no folder '.*' in ComfyUI's input folder",
+    r"^The folder '.*' does not exist in ComfyUI's input folder",
     r"is not inside ComfyUI's input folder: write",
 )
 PICTURES = [
-    ("no picture at all", {"references.images.image0": DROP}, "^There is no picture to learn from: connect an image"),
+    ("no picture at all", {"references.images.image0": DROP}, "^There is no reference image: connect an image"),
     ("a folder that does not exist", folder("nowhere"), NO_FOLDER),
-    ("an empty folder", folder("odd/empty"), "^The folder 'odd/empty' holds no pictures"),
-    ("a folder of gifs only", folder("odd/gif"), "holds no pictures"),
-    ("a folder named like a picture", folder("odd/folders"), "holds no pictures"),
+    ("an empty folder", folder("odd/empty"), "^The folder 'odd/empty' holds no images"),
+    ("a folder of gifs only", folder("odd/gif"), "holds no images"),
+    ("a folder named like a picture", folder("odd/folders"), "holds no images"),
     ("a file instead of a folder", folder(prompts.PICTURE), NO_FOLDER),
     ("a text named png", folder("odd/text"), r"^The picture 'words\.png' cannot be read: replace it"),
     ("a png cut short", folder("odd/cut"), r"^The picture 'cut\.png' cannot be read: replace it"),
@@ -109,10 +109,15 @@ PICTURES = [
         {"nan": ("ImageBlend", {**BLEND, "blend_factor": NAN}), "references.images.image0": ["nan", 0]},
         "^A reference image contains NaN or infinite values",
     ),
-    ("an IMAGE that is a word", {"references.images.image0": "dog"}, "^The input images got no IMAGE: connect one"),
+    (
+        "an IMAGE that is a word",
+        {"references.images.image0": "dog"},
+        "^The input images received no IMAGE: connect one",
+    ),
     ("a mask of another size", mask(width=64), "^A mask is 64 x 128 pixels but its picture 128 x 128: "),
     ("an empty mask", mask(0.0), "^A mask is empty: paint over the subject, or leave the mask unconnected"),
     ("an empty mask of another size", mask(0.0, 64, 64), "^A mask is empty"),  # what Load Image gives without alpha
+<<<<<<< HEAD
     ("a mask that is no number", mask(NAN), "^A mask contains NaN or infinite values"),
     ("a mask for two pictures", {**mask(), "references.folder": "odd/good"}, r"^There are \d+ pictures but 1 masks"),
     ("choose 0", {"references.select_images": "0"}, "^Picture 0 does not exist: choose from 1 to 1"),
@@ -121,10 +126,24 @@ PICTURES = [
     ("choose 2-1", {**folder("odd/good"), "references.select_images": "2-1"}, "^Cannot read '2-1' .* write numbers"),
     ("choose 1,", {"references.select_images": "1,"}, "^Cannot read '1,'"),
     ("choose with 5,000 letters", {"references.select_images": "x" * 5000}, "^Cannot read 'xxx"),
+=======
+    ("a mask that is no number", mask(NAN), "^A mask holds values that are no numbers"),
+    ("a mask for two pictures", {**mask(), "references.folder": "odd/good"}, r"^There are \d+ images but 1 masks"),
+    ("choose 0", {"references.select_images": "0"}, "^Image 0 does not exist: select from 1 to 1"),
+    ("choose 9", {"references.select_images": "9"}, "^Image 9 does not exist"),
+    ("choose a", {"references.select_images": "a"}, "^The selection 'a' cannot be read: write numbers"),
+    (
+        "choose 2-1",
+        {**folder("odd/good"), "references.select_images": "2-1"},
+        "^The selection '2-1' cannot be read: write numbers",
+    ),
+    ("choose 1,", {"references.select_images": "1,"}, "^The selection '1,' cannot be read"),
+    ("choose with 5,000 letters", {"references.select_images": "x" * 5000}, "^The selection 'xxx"),
+>>>>>>> text-surface
     (
         "first, linked, below 0",
         {**number(-3), "references.max_images": ["number", 0]},
-        "^The value of first is -3: use 0 to 10000",
+        "^The value of max_images is -3: use 0 to 10000",
     ),
 ]
 WORDS = [
@@ -137,9 +156,15 @@ WORDS = [
     ("a placeholder without letters", placeholder("***"), "^The placeholder '\\*\\*\\*' is not one word"),
     ("no class word", {"references.class_word": "  "}, "^The class word is empty: write the class"),
     ("a class word of 40 words", {"references.class_word": "dog " * 40}, r"class word .* 40 .* at most"),
+<<<<<<< HEAD
     ("half an emoji", {"references.class_word": "\ud83d"}, "^The text of class_word holds characters that are no text"),
     ("an initializer of signs", {"references.initializer_token": "!!!"}, "^The initializer '!!!' is not a word"),
     ("an initializer that is an emoji", {"references.initializer_token": "\U0001f436"}, "is not a word"),
+=======
+    ("half an emoji", {"references.class_word": "\ud83d"}, "^The text of class_word contains invalid characters"),
+    ("an initializer of signs", {"references.initializer_token": "!!!"}, "^The initializer '!!!' is no word"),
+    ("an initializer that is an emoji", {"references.initializer_token": "\U0001f436"}, "is no word"),
+>>>>>>> text-surface
     ("an initializer of 40 words", {"references.initializer_token": "dog " * 40}, "has 40 tokens, .* at most 16"),
     ("captions that do not exist", captions("none.txt"), r"^The captions file 'none\.txt' cannot be read \(No such"),
     ("captions that are binary", captions("odd/binary.txt"), r"binary\.txt' cannot be read as text: save it as UTF-8"),
@@ -171,7 +196,7 @@ PATHS = [
         {"save.name": "taken", "save.overwrite": False},
         r"^The file taken\.safetensors already exists in loras",
     ),
-    ("Load an unknown run", load("0123456789abcdef"), "^There is no run '0123456789abcdef': choose one of the list"),
+    ("Load an unknown run", load("0123456789abcdef"), "^There is no run '0123456789abcdef': choose one from the list"),
     ("Load a path", load("../.."), r"^There is no run '\.\./\.\.': choose one"),
     ("Load nothing", load(""), "^There is no run '': choose one"),
     ("Load a number", load(5), "^There is no run '5': choose one"),
@@ -200,12 +225,12 @@ NUMBERS = [
     (
         "a preset that does not exist",
         {"recipe.preset": "nonsense"},
-        "^TextBoost has no preset of that name: choose one of",
+        "^The preset of TextBoost does not exist: choose one of",
     ),
     (
         "a preset that is a link",
         {"recipe.preset": ["image", 0]},
-        "^The input preset takes no link: choose one of bench",
+        "^The input preset does not accept a link: choose one of bench",
     ),
     ("no preset", {"recipe.preset": ""}, "^TextBoost has no preset of that name"),
     ("steps in words", {"recipe.preset.steps": "many"}, "Failed to convert an input value to a INT value: .*steps"),
@@ -223,10 +248,16 @@ NUMBERS = [
         {**number(-1), "train.micro_batch_size": ["number", 0]},
         "^The value of micro_batch_size is -1: use 0",
     ),
-    ("a MODEL that is a word", {"train.model": "sd15"}, "^The input model got no MODEL: connect one"),
-    ("a RESULT that is a word", {"save.result": "mine"}, "^The input result got no PERSONALIZE_RESULT: connect one"),
+    ("a MODEL that is a word", {"train.model": "sd15"}, "^The input model received no MODEL: connect one"),
+    (
+        "a RESULT that is a word",
+        {"save.result": "mine"},
+        "^The input result received no PERSONALIZE_RESULT: connect one",
+    ),
 ]
-NO_FILE = r"^There is no file '.*' in (loras|embeddings|personalize): choose one of the list \(press R\)\.$"
+NO_FILE = (
+    r"^There is no file '.*' in (loras|embeddings|personalize): choose one from the list \(press R to refresh it\)\.$"
+)
 FILES = [
     ("no file", files(), "^No file is chosen: choose a personalized file, or a LoRA, an embedding or both"),
     (
@@ -234,7 +265,11 @@ FILES = [
         files(personalized="words.safetensors", lora="loha.safetensors"),
         "^A personalized file brings its own LoRA and words: load other files in a node of their own",
     ),
-    ("a .pt", files(embedding="old.pt"), r"^The file 'old\.pt' is no safetensors file: convert it, or choose another"),
+    (
+        "a .pt",
+        files(embedding="old.pt"),
+        r"^The file 'old\.pt' is not a safetensors file: convert it, or choose another",
+    ),
     ("a number for a LoRA", files(lora=5), "^The file '5' is no safetensors file"),
     ("a LoRA that does not exist", files(lora="nowhere.safetensors"), NO_FILE),
     ("a file above", files(lora="../checkpoints/personalize-tiny.safetensors"), NO_FILE),
@@ -310,7 +345,7 @@ PROMPT_LISTS = [
 ]
 ATTENTION = [
     ("a word that is not in the prompt", attention(words="cat"), "^The word 'cat' is not in the prompt: write it as"),
-    ("no word", attention(words=" ,"), "^There is no word to look for: write words of the prompt"),
+    ("no word", attention(words=" ,"), "^There is no word to show: write words of the prompt"),
     ("no noise", attention(noise_level=0.0), "Value 0.0 smaller than min of 0.05"),
     (
         "a picture of 32 pixels",
@@ -321,9 +356,13 @@ ATTENTION = [
     (
         "a picture that is no number",
         {"nan": ("ImageBlend", {**BLEND, "blend_factor": NAN})} | attention(image=["nan", 0]),
-        "^The picture holds values that are no numbers: connect another one",
+        "^The image contains NaN or infinite values: connect another one",
     ),
-    ("a base model that is a word", attention(base_model="sd15"), "^The input base_model got no MODEL: connect one"),
+    (
+        "a base model that is a word",
+        attention(base_model="sd15"),
+        "^The input base_model received no MODEL: connect one",
+    ),
 ]
 ROWS = PICTURES + WORDS + PATHS + NUMBERS + FILES + PROMPT_LISTS + ATTENTION
 

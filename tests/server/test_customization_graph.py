@@ -55,8 +55,8 @@ def test_class_pictures_of_a_folder_are_used(server, object_info):
 @pytest.mark.parametrize(
     ("references", "sentence"),
     [
-        ({"class_folder": "nowhere"}, "There is no folder 'nowhere'"),
-        ({"initializer_token": "id:99999"}, "The initializer 'id:99999' is not in the vocabulary"),
+        ({"class_folder": "nowhere"}, "The folder 'nowhere' does not exist"),
+        ({"initializer_token": "id:99999"}, "The vocabulary has no word 'id:99999'"),
     ],
 )
 def test_bad_input_is_one_sentence(server, object_info, references, sentence):

@@ -92,5 +92,5 @@ def test_a_word_that_was_not_learned_stops_before_anything_is_drawn(server, buil
     prompt = build()
     prompt["base"]["inputs"]["token_format"] = "V"
     prompt["report"]["inputs"].pop("reports.report1")
-    with pytest.raises(HostError, match="This CLIP does not know <concept>"):
+    with pytest.raises(HostError, match="This CLIP has not learned <concept>"):
         server.run(prompt)

@@ -245,7 +245,7 @@ def size_of(file):
         ("references", {"class_word": " "}, "class word is empty"),
         ("references", {"placeholder_token": "dog"}, "is a word of the vocabulary"),
         ("references", {"placeholder_token": "two words"}, "one word"),
-        ("references", {"select_images": "first"}, "Cannot read"),
+        ("references", {"select_images": "first"}, "cannot be read"),
         ("recipe", {"preset": "nonsense"}, "no preset"),
     ],
 )
@@ -257,7 +257,7 @@ def test_bad_input_gets_one_sentence(server, graph, node, inputs, sentence):
 def test_no_picture_gets_one_sentence(server, graph):
     prompt = graph()
     prompt["references"]["inputs"].pop("images.image0")
-    with pytest.raises(api.HostError, match="no picture"):
+    with pytest.raises(api.HostError, match="no reference image"):
         server.run(prompt)
 
 

@@ -160,14 +160,17 @@ def test_finishing_takes_a_digest_and_nothing_else(server, body):
 @pytest.mark.slow
 def test_a_run_that_does_not_train_cannot_be_finished(server):
     body = json.dumps({"run": "0123456789abcdef"}).encode()
-    assert answer(server, "/personalize/finish", body) == (404, {"error": "This run is not training now."})
+    assert answer(server, "/personalize/finish", body) == (
+        404,
+        {"error": "The run is not training: there is nothing to finish."},
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["0123456789abcdef", "x", "..%2f..%2fruns", "0123456789ABCDEF", "0123456789abcdef%00"])
 def test_a_run_that_there_is_not(server, name):
     status, said = answer(server, f"/personalize/runs/{name}")
-    assert status == 404 and said == {"error": "There is no such run: its folder may be deleted."}
+    assert status == 404 and said == {"error": "The run does not exist: its folder may have been deleted."}
 
 
 @pytest.fixture(scope="module")
