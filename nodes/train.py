@@ -22,7 +22,7 @@ from .apply import FULL_PRECISION, apply, fits
 from .host import clip_attachment, internals, weights
 from .host.folders import cache_folder, runs_folder
 from .host.live import Live
-from .host.models import check_fit
+from .host.models import GraphModels
 from .host.session import check_interrupted, extractors, free_memory, notices, training_dtype, training_session
 from .host.unsupported import warning
 from .schema import checked
@@ -142,28 +142,28 @@ class Train(io.ComfyNode):
 
 def find_or_train(model, clip, vae, run: Run, notify, **options) -> RunResult:
     """Return the finished run with these inputs if there is one, else train, resuming an interrupted run."""
-    family, concept = check_fit(model, clip, vae), run.concept
+    graph, concept = GraphModels.of(model, clip, vae), run.concept
     run.recipe.check(concept, known=clip_attachment.of(clip).tokens)
-    for name in family.text_encoders:
+    for name in graph.family.text_encoders:
         check_words(
             weights.tokenizer_of(clip, name), concept.placeholder_token, concept.initializer, concept.class_word
         )
-    fingerprint = weights.fingerprint(model, clip, vae)
+    fingerprint = weights.fingerprint(graph)
     folder = runs_folder() / run.digest(fingerprint)
     finished = RunFolder(folder).result()
     if finished and fits(model, clip, finished):  # a damaged one is trained again
         return finished
     with training_session() as device:
         # A separate function: when it returns, only the result remains in memory.
-        return _train(model, clip, vae, run, device, folder, notify, model_fingerprint=fingerprint, **options)
+        return _train(graph, run, device, folder, notify, model_fingerprint=fingerprint, **options)
 
 
 def _train(
-    model, clip, vae, run: Run, device, folder, notify, *, model_fingerprint: str, hidden, warn=logging.warning,
+    graph: GraphModels, run: Run, device, folder, notify, *, model_fingerprint: str, hidden, warn=logging.warning,
     **options,
 ) -> RunResult:  # fmt: skip
     load_extractors(run, notify)
-    models = weights.read_models(model, clip, vae, run.dtype, notify)
+    models = weights.read_models(graph, run.dtype, notify)
     progress = internals.ProgressBar(run.recipe.steps)
 
     def on_step(report) -> None:

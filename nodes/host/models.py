@@ -1,5 +1,9 @@
 """Identifies a graph's diffusion model: its family, text encoders and prediction type; refuses what does not fit."""
 
+from dataclasses import dataclass
+
+from torch import Tensor
+
 from ...trainers.models.families import FAMILIES, SD1, SD2, SDXL, Family
 from . import internals
 
@@ -88,6 +92,30 @@ def prediction_of(model) -> str:
 def resolution_of(model) -> int:
     """Return the resolution, in pixels per side, that a MODEL was trained at."""
     return family_of(model).resolutions[prediction_of(model)]
+
+
+@dataclass(frozen=True)
+class GraphModels:
+    """A graph's MODEL, CLIP and VAE, inspected once: they belong together and can be trained."""
+
+    model: object
+    clip: object
+    vae: object
+    family: Family
+    prediction: str  # "epsilon" or "v_prediction", as patched in the graph
+    alphas_cumprod: Tensor  # [T]
+
+    @classmethod
+    def of(cls, model, clip, vae) -> "GraphModels":
+        """Inspect the three.
+
+        Raises:
+            ValueError: they do not belong together, or cannot be trained.
+        """
+        family = check_fit(model, clip, vae)
+        sigmas = model.get_model_object("model_sampling").sigmas
+        alphas = (1 / (sigmas.cpu().double() ** 2 + 1)).float().clone()
+        return cls(model, clip, vae, family, prediction_of(model), alphas)
 
 
 def check_fit(model, clip, vae) -> Family:

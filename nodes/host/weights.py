@@ -16,7 +16,7 @@ from ...trainers.models.families import Family
 from ...trainers.models.text_encoder import TextEncoder, build_text_encoder
 from ...trainers.models.tokenizer import Tokenizer
 from . import clip_attachment, internals
-from .models import check_fit, family_of, prediction_of
+from .models import GraphModels
 from .session import check_interrupted, training_device
 
 
@@ -69,12 +69,13 @@ def _unpatched(patcher, key: str, parameter: Tensor, dtype: torch.dtype = torch.
     return weight.detach().to(device="cpu", dtype=dtype, copy=True)
 
 
-def fingerprint(model, clip, vae) -> str:
+def fingerprint(graph: GraphModels) -> str:
     """Return a digest of what a training starts from: samples of the weights as they act in the graph."""
-    family, (alphas, prediction) = family_of(model, clip), _schedule(model)
-    words, tensors = [family.name, prediction, str(clip.layer_idx), training_device().type], [alphas]
+    model, clip, vae = graph.model, graph.clip, graph.vae
+    words = [graph.family.name, graph.prediction, str(clip.layer_idx), training_device().type]
+    tensors = [graph.alphas_cumprod]
     # Only the parts of the text encoders that are used: the host leaves their projections uninitialized.
-    encoders = [(clip.patcher, f"{name}.transformer.text_model.") for name in family.text_encoders]
+    encoders = [(clip.patcher, f"{name}.transformer.text_model.") for name in graph.family.text_encoders]
     for patcher, prefix in ((model, "diffusion_model."), *encoders, (vae.patcher, "")):
         tensors += [_sampled(patcher, k, p) for k, p in patcher.model.named_parameters() if k.startswith(prefix)]
     earlier = clip_attachment.of(clip)
@@ -94,25 +95,21 @@ def _sampled(patcher, key: str, parameter: Tensor) -> Tensor:
     return sampled(parameter if backup is None else backup.weight)
 
 
-def _schedule(model) -> tuple[Tensor, str]:
-    """Return the cumulative alphas, `[T]`, and the prediction type."""
-    sigmas = model.get_model_object("model_sampling").sigmas
-    return (1 / (sigmas.cpu().double() ** 2 + 1)).float().clone(), prediction_of(model)
-
-
-def read_models(model, clip, vae, dtype: torch.dtype, notify: Callable[[str], None] = lambda sentence: None) -> Models:
+def read_models(
+    graph: GraphModels, dtype: torch.dtype, notify: Callable[[str], None] = lambda sentence: None
+) -> Models:
     """Return trainable copies of a graph's models, in the U-Net's training precision.
 
     Args:
         notify: given sentences about the progress.
     """
-    family, (alphas, prediction) = check_fit(model, clip, vae), _schedule(model)
+    model, clip, vae, family = graph.model, graph.clip, graph.vae, graph.family
     return Models(
         family=family,
         text_encoders=tuple(_text_encoder(clip, name, family) for name in family.text_encoders),
         unet=build_unet(effective_state_dict(model, "diffusion_model.", dtype), model.model.model_config.unet_config),
-        alphas_cumprod=alphas,
-        prediction_type=prediction,
+        alphas_cumprod=graph.alphas_cumprod,
+        prediction_type=graph.prediction,
         encode_images=_encoder(model, vae, notify),
         decode_latents=_decoder(model, vae),
         known_adapters={word: adapters.whole() for word, adapters in clip_attachment.of(clip).adapters.items()},

@@ -42,7 +42,7 @@ def trained(graph, tmp_path_factory, request):
     concept = Concept(images=(picture,), resolution=64, placeholder_token="<thing>")
     recipe = dataclasses.replace(RECIPES[request.param], learning_rate=LARGE[request.param])
     with session.training_session():
-        models = weights.read_models(*graph, torch.float32)
+        models = weights.read_models(weights.GraphModels.of(*graph), torch.float32)
         run = Run(concept=concept, recipe=recipe)
         return models, train.train(run, models, tmp_path_factory.mktemp("run")), request.param
 

@@ -33,7 +33,7 @@ def fresh(graph, comfyui):
 
     def build():
         with session.training_session():
-            models = weights.read_models(*graph, torch.float32)
+            models = weights.read_models(weights.GraphModels.of(*graph), torch.float32)
         return pipeline(comfyui, models.family, models)
 
     return build

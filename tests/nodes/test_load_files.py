@@ -39,7 +39,7 @@ def trained(graph, tmp_path_factory):
     )
     concept = Concept(images=(torch.rand(3, 64, 64),), resolution=64, placeholder_token="<thing>")
     with session.training_session():
-        models = weights.read_models(*graph, torch.float32)
+        models = weights.read_models(weights.GraphModels.of(*graph), torch.float32)
         return train.train(Run(concept=concept, recipe=recipe), models, tmp_path_factory.mktemp("run"))
 
 
@@ -77,7 +77,7 @@ def test_adapters_come_back_bit_for_bit_and_are_no_lora(graph, model_folders, tm
     recipe = dataclasses.replace(PLUS, steps=2, batch_size=1, views=2, adapter_learning_rate=0.05)
     concept = Concept(images=(torch.rand(3, 64, 64),), resolution=64, placeholder_token="<thing>")
     with session.training_session():
-        models = weights.read_models(*graph, torch.float32)
+        models = weights.read_models(weights.GraphModels.of(*graph), torch.float32)
         trained = train.train(Run(concept=concept, recipe=recipe), models, tmp_path)
     output = save(trained)
     assert output.result == ("", "embedding:mine") and "the adapters are in personalize" in str(output.ui.as_dict())
@@ -170,5 +170,5 @@ def test_training_goes_on_from_a_loaded_word(graph, trained, model_folders):
     embedding = load(graph, embedding="mine.safetensors", placeholder_token="<mine>")
     for (model, clip, _), token in ((load(graph, "mine.safetensors"), "<thing>"), (embedding, "<mine>")):
         with session.training_session():
-            models = weights.read_models(model, clip, graph[2], torch.float32)
+            models = weights.read_models(weights.GraphModels.of(model, clip, graph[2]), torch.float32)
         assert torch.equal(models.text_encoders[0].known_tokens[token], trained.tokens["<thing>"][0])

@@ -35,7 +35,7 @@ def train(graph, folder, **changes):
 
     concept = Concept(images=(torch.rand(3, 64, 64),), resolution=64, placeholder_token=changes.pop("token", "<thing>"))
     with session.training_session():
-        models = weights.read_models(*graph, torch.float32)
+        models = weights.read_models(weights.GraphModels.of(*graph), torch.float32)
         run = Run(concept=concept, recipe=dataclasses.replace(RECIPE, **changes))
         return models, training.train(run, models, folder)
 

@@ -57,17 +57,10 @@ def test_an_image_of_any_channels_is_seen_over_white(load_references, values, se
 @pytest.mark.parametrize(
     ("image", "sentence"),
     [
-<<<<<<< HEAD
-        (torch.rand(1, 16, 16, 2), "has 2 channels: connect one in colour or in gray"),
-        (torch.rand(16, 16, 3), "The input images got no IMAGE: connect one"),
-        (torch.rand(0, 16, 16, 3), "There is no picture to learn from"),
-        (torch.full((1, 16, 16, 3), torch.inf), "contains NaN or infinite values"),
-=======
         (torch.rand(1, 16, 16, 2), "has 2 channels: connect an RGB, RGBA or grayscale image"),
         (torch.rand(16, 16, 3), "The input images received no IMAGE: connect one"),
         (torch.rand(0, 16, 16, 3), "There is no reference image"),
-        (torch.full((1, 16, 16, 3), torch.inf), "values that are no numbers"),
->>>>>>> text-surface
+        (torch.full((1, 16, 16, 3), torch.inf), "contains NaN or infinite values"),
     ],
 )
 def test_an_odd_image_gets_one_sentence(load_references, image, sentence):

@@ -29,7 +29,7 @@ def read(model, clip, vae):
     from personalize.nodes.host import session, weights
 
     with session.training_session():
-        return weights.read_models(model, clip, vae, torch.float32)
+        return weights.read_models(weights.GraphModels.of(model, clip, vae), torch.float32)
 
 
 def patched(model):
@@ -55,7 +55,8 @@ def test_fp8_weights_are_read_and_patches_stay_whole(file, graph):
     assert stored.dtype == torch.float8_e4m3fn
     ours = weight_of(read(patched(model), *graph[1:]))
     assert torch.equal(ours, stored.float() + 0.5)
-    assert weights.fingerprint(model, *graph[1:]) != weights.fingerprint(patched(model), *graph[1:])
+    one, other = (weights.GraphModels.of(each, *graph[1:]) for each in (model, patched(model)))
+    assert weights.fingerprint(one) != weights.fingerprint(other)
 
 
 def test_comfy_quant_weights_are_dequantised(file, graph):
@@ -78,7 +79,8 @@ def test_comfy_quant_weights_are_dequantised(file, graph):
     ours = weight_of(read(patched(model), *graph[1:]))
     assert (ours - 0.5 - original).abs().max() < 0.07 * original.abs().max()  # e4m3 has three bits behind the point
     assert not torch.equal(ours - 0.5, original)
-    assert weights.fingerprint(model, *graph[1:]) != weights.fingerprint(patched(model), *graph[1:])
+    one, other = (weights.GraphModels.of(each, *graph[1:]) for each in (model, patched(model)))
+    assert weights.fingerprint(one) != weights.fingerprint(other)
 
 
 def test_weights_that_only_their_loader_reads_are_refused_in_one_sentence(graph):
@@ -120,7 +122,7 @@ def test_what_this_pack_returns_needs_no_warning(graph, tmp_path):
         concept = Concept(images=(torch.rand(3, 64, 64),), resolution=64)
         run = Run(concept=concept, recipe=dataclasses.replace(recipe, steps=1, batch_size=1, views=1))
         with session.training_session():
-            models = weights.read_models(*graph, torch.float32)
+            models = weights.read_models(weights.GraphModels.of(*graph), torch.float32)
             result = train.train(run, models, tmp_path / type(recipe).__name__)
         for exact in (False, True):
             assert unsupported.warning(*apply(*graph[:2], result, in_full_precision=exact)) == ""

@@ -60,7 +60,7 @@ def trained(graph, tmp_path_factory):
     )
     concept = Concept(images=(torch.rand(3, 64, 64),), resolution=64, initializer_token="red dog")
     with training_session():
-        models = weights.read_models(*graph, torch.float32)
+        models = weights.read_models(weights.GraphModels.of(*graph), torch.float32)
         folder = tmp_path_factory.mktemp("run")
         result = training.train(run_module.Run(concept=concept, recipe=recipe), models, folder)
     return models, result
@@ -116,7 +116,7 @@ def read(graph):
     from personalize.nodes.host.session import training_session
 
     with training_session():
-        return weights.read_models(*graph, torch.float32)
+        return weights.read_models(weights.GraphModels.of(*graph), torch.float32)
 
 
 @pytest.mark.parametrize("layer", [None, -1, -2, -3, -9])  # the host ignores one that is too deep
@@ -354,12 +354,12 @@ def test_models_that_moved_can_be_read_and_used_again(tmp_path):
     model, clip, vae = random_sd.graph(tmp_path)
     for patcher in (model, clip.patcher, vae.patcher):
         patcher.offload_device = torch.device("cpu", 0)  # for torch another device than "cpu": its tensors are copied
-    before = weights.fingerprint(model, clip, vae)
+    before = weights.fingerprint(weights.GraphModels.of(model, clip, vae))
     with torch.inference_mode():
         mm.load_models_gpu([model, clip.patcher, vae.patcher])
     with training_session():
-        weights.read_models(model, clip, vae, torch.float32)
-    assert weights.fingerprint(model, clip, vae) == before
+        weights.read_models(weights.GraphModels.of(model, clip, vae), torch.float32)
+    assert weights.fingerprint(weights.GraphModels.of(model, clip, vae)) == before
     assert encode(clip, "a photo of a dog").isfinite().all()
 
 

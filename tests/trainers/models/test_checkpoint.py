@@ -25,7 +25,7 @@ def both(request, tmp_path_factory):
     for encoder in ours.text_encoders:
         encoder.half().float()
     with session.training_session():
-        return ours, weights.read_models(*random_sd.load(path, request.param), torch.float32)
+        return ours, weights.read_models(weights.GraphModels.of(*random_sd.load(path, request.param)), torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_kl_autoencoder_equals_the_hosts(graph, kl_vae):
     pixels, latents = torch.rand(2, 3, 64, 64), torch.randn(1, 4, 8, 8)
     encode, decode = build_vae(dict(kl_vae.first_stage_model.state_dict()), 0.18215)
     with session.training_session():
-        theirs = weights.read_models(model, clip, kl_vae, torch.float32)
+        theirs = weights.read_models(weights.GraphModels.of(model, clip, kl_vae), torch.float32)
     with torch.no_grad():
         (mean, std), (host_mean, host_std) = encode(pixels), theirs.encode_images(pixels)
         assert torch.allclose(mean, host_mean, atol=1e-5) and torch.allclose(std, host_std, atol=1e-5)
@@ -111,7 +111,7 @@ def test_a_picture_goes_through_the_encoder_once_and_in_parts_that_fit(graph, kl
 
     seen, pixels = [], torch.rand(3, 3, 64, 64)
     with session.training_session():
-        encode = weights.read_models(*graph[:2], kl_vae, torch.float32).encode_images
+        encode = weights.read_models(weights.GraphModels.of(*graph[:2], kl_vae), torch.float32).encode_images
     counting = kl_vae.first_stage_model.encoder.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     try:
         whole = encode(pixels)

@@ -198,7 +198,7 @@ def trained(graph, tmp_path_factory):
     from personalize.nodes.host import session, weights
 
     with session.training_session():
-        models = weights.read_models(*graph, torch.float32)
+        models = weights.read_models(weights.GraphModels.of(*graph), torch.float32)
         run = Run(concept=dataclasses.replace(CONCEPT, resolution=64), recipe=recipe())
         return models, training.train(run, models, tmp_path_factory.mktemp("run"))
 
@@ -252,7 +252,7 @@ def test_three_trainings_chained_through_model_and_clip(graph, tmp_path, weights
         chosen = recipe(run_stages=stages, fine_tuning=weights)
         chosen.check(concept, known=clip_attachment.of(clip).tokens)
         with session.training_session():
-            models = reading.read_models(model, clip, vae, torch.float32)
+            models = reading.read_models(reading.GraphModels.of(model, clip, vae), torch.float32)
             first = merged(models.unet)
             if ended:
                 moved = max((ended[name] - begun[name]).abs().max() for name in first)
@@ -264,7 +264,7 @@ def test_three_trainings_chained_through_model_and_clip(graph, tmp_path, weights
         assert all(torch.equal(a, b) for a, b in zip(word, result.tokens["<dog>"], strict=True))
         model, clip = apply(model, clip, result)
     with session.training_session():
-        last = merged(reading.read_models(model, clip, vae, torch.float32).unet)
+        last = merged(reading.read_models(reading.GraphModels.of(model, clip, vae), torch.float32).unet)
     moved = max((ended[name] - begun[name]).abs().max() for name in last)
     assert max((ended[name] - last[name]).abs().max() for name in last) < 0.01 * moved
 

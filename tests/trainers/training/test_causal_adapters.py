@@ -132,7 +132,7 @@ def train(graph, folder, preset="2026++", **changes):
     from personalize.nodes.host import session, weights
 
     with session.training_session():
-        models = weights.read_models(*graph, torch.float32)
+        models = weights.read_models(weights.GraphModels.of(*graph), torch.float32)
         run = Run(concept=dataclasses.replace(CONCEPT, **changes), recipe=RECIPES[preset])
         return models, training.train(run, models, folder)
 
@@ -297,8 +297,10 @@ def test_the_words_next_training_begins_with_its_adapters(graph, trained):
     for strength in (1.0, 0.5):
         model, clip = apply(*graph[:2], trained[1], strength_unet=2 * strength, strength_text_encoder=strength)
         with session.training_session():
-            known = weights.read_models(model, clip, graph[2], torch.float32).known_adapters["<dog>"]
-            fingerprints.add(weights.fingerprint(model, clip, graph[2]))
+            known = weights.read_models(weights.GraphModels.of(model, clip, graph[2]), torch.float32).known_adapters[
+                "<dog>"
+            ]
+            fingerprints.add(weights.fingerprint(weights.GraphModels.of(model, clip, graph[2])))
         for key, learned in trained[1].adapters.items():
             factor = strength * (2 if key.startswith("unet") else 1) if key.endswith(".up") else 1.0
             assert torch.equal(known[key], learned * factor)
