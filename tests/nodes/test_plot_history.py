@@ -331,8 +331,8 @@ def test_the_summary_says_what_it_cost_and_why_it_ended():
         "<dog>, TextBoost, run 0123456789abcdef",
         "8 steps in 4 s, 0.5 s each.",
         f"Loss: 1 at the first step, {(1 / 5 + 1 / 6 + 1 / 7 + 1 / 8) / 4:.4g} over the last 4 of its stage.",
-        "DVAR: 9 evaluations, 0.09 s, 2.2% of the training; last fixed_loss 0.2222, ratio 0.1111, threshold 0.15, begin "
-        "0.375, middle 0.25, end 0.125.",
+        "DVAR: 9 evaluations, 0.09 s, 2.2% of the training; last fixed_loss 0.2222, ratio 0.1111, threshold 0.15, "
+        "begin 0.375, middle 0.25, end 0.125.",
         "CLIP Early Stopping: 3 evaluations, 3 s, 75.0% of the training; last score 0.58, best 0.6, threshold 0.62.",
         "Step 5: CLIP Early Stopping would have stopped textboost (only recorded): no better for 3 checks.",
         "Step 8: DVAR stopped textboost: the variance over the last 3 steps is 0.140 of all, below 0.15.",
