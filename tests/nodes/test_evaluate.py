@@ -144,7 +144,7 @@ def test_scores_are_the_judges_own(evaluate, concept, folders):
         == f"1 - cosine of DINO {evaluating.WORLD['dino_model']} from {evaluating.ENCODER}"
     )
     assert grid.shape[0] == table.shape[0] == 1 and grid.min() >= 0 and grid.max() <= 1
-    assert re.search(r"per picture: \d+\.\d+ s to draw, \d+\.\d+ s to score", summary)
+    assert re.search(r"per image: \d+\.\d+ s to generate, \d+\.\d+ s to score", summary)
     assert str(folders) not in summary + repr(report)
 
 
@@ -171,7 +171,7 @@ def test_the_untrained_model_reads_the_class_word(evaluate, graph):
         ("a photo of sks dog", "a photo of"),
         ("sks dog in the snow", "in the snow"),
     ]
-    assert removed.missing["diversity"] == "no prompt has two pictures"
+    assert removed.missing["diversity"] == "no prompt has two images"
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_two_reports_beside_each_other(evaluate, graph, folders):
     assert summary == f"{base.summary()}\n\n{trained.summary()}"
     rows = [*csv.DictReader((folder / "report.csv").read_text(encoding="utf-8").splitlines())]
     kinds = [row["of"] for row in rows if row["report"] == "trained"]
-    assert kinds == ["picture"] * 4 + ["prompt"] * 2 + ["seed"] * 2 + ["mean", "standard deviation"]
+    assert kinds == ["image"] * 4 + ["prompt"] * 2 + ["seed"] * 2 + ["mean", "standard deviation"]
     values = [float(row["CLIP-T"]) for row in rows if row["report"] == "trained" and row["of"] == "image"]
     assert float(next(r for r in rows if r["report"] == "trained" and r["of"] == "mean")["CLIP-T"]) == pytest.approx(
         sum(values) / 4
