@@ -138,7 +138,8 @@ def missing_modules(python, modules):
 
 def pytest(comfyui, python, arguments):
     """Runs pytest from the repository root; returns its exit status."""
-    options = ["-c", "tests/pytest.ini", "--import-mode=importlib"]
+    # The root is that of the repository: below tests/ a folder named `server` would hide ComfyUI's module.
+    options = ["-c", "tests/pytest.ini", "--rootdir", ".", "--import-mode=importlib"]
     if not any(Path(a.split("::")[0]).exists() for a in arguments if not a.startswith("-")):
         arguments = ["tests", *arguments]
         options += ["-n", str(WORKERS), "--dist", "loadfile"]  # each with a server of its own

@@ -58,6 +58,8 @@ class DeprecationsRaise(logging.Handler):
 
 
 def pytest_configure(config):
+    if config.rootpath != ROOT:  # a folder below it, such as tests/server, would hide ComfyUI's module of that name
+        raise pytest.UsageError(f"The tests need --rootdir {ROOT}: start them with python dev.py test.")
     # `python -m pytest` puts the working directory first.
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
     load_pack()

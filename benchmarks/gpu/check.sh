@@ -15,7 +15,7 @@ tests() { # name, seconds it may take, files
   local name=$1 most=$2; shift 2
   say "$name"
   PYTHONPATH=$SITE:$PWD/benchmarks/gpu/stubs COMFYUI_PATH=$COMFY/ComfyUI timeout "$most" "$PYTHON" -m pytest \
-    -c tests/pytest.ini --import-mode=importlib -p no:cacheprovider -q --maxfail=20 --durations=5 "$@" \
+    -c tests/pytest.ini --rootdir . --import-mode=importlib -p no:cacheprovider -q --maxfail=20 --durations=5 "$@" \
     > "$OUT/$name.log" 2>&1
   echo "$name: rc $?"; tail -20 "$OUT/$name.log" | cut -c1-220
 }

@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -129,14 +128,3 @@ def test_a_model_that_is_no_number_is_one_sentence(server, good):
     outcome, folder = trained_now(server, prompts.changed(good, changes))
     assert re.match(NO_NUMBER, outcome.message) and not prompts.faults(outcome.message)
     assert RunFolder(folder).result() is None and RunFolder(folder).result(partial=True) is None
-
-
-@pytest.mark.slow
-@pytest.mark.comfy
-def test_a_prompt_of_version_0_1_0_still_runs(server):
-    """Saved by an API user when the pack had fewer inputs: every input that was added since has a default."""
-    prompt = json.loads((Path(__file__).parents[1] / "golden" / "prompt_0_1_0.json").read_text())
-    assert "checkpoint_every" not in prompt["train"]["inputs"] and "preset.mixing" not in prompt["recipe"]["inputs"]
-    outcome, folder = trained_now(server, prompt)
-    assert outcome.kind == "success", outcome
-    assert json.loads((folder / "run.json").read_text())["complete"]

@@ -50,13 +50,6 @@ def values_in(**values):
     return damage
 
 
-def older(folder):
-    """run.json as 0.1.0 wrote it: the settings at its top."""
-    about = json.loads((folder / "run.json").read_text())
-    kept = {key: about[key] for key in ("complete", "stop_reason", "seconds")}
-    (folder / "run.json").write_text(json.dumps({**about["settings"], "micro_batch_size": 0, **kept}))
-
-
 def both(first, second):
     return lambda folder: (first(folder), second(folder))
 
@@ -93,7 +86,6 @@ DAMAGES = {
     "run.json with null settings": (values_in(settings=None), NOTHING),
     "run.json without its end": (values_in(stop_reason=..., seconds=...), NOTHING),
     "run.json with words for steps": (values_in(steps="many"), NOTHING),
-    "run.json of 0.1.0": (older, NOTHING),
     "no log": (lambda folder: (folder / "steps.jsonl").unlink(), NOTHING),
     "a log in mid-line": (bytes_in("steps.jsonl", b'{"step": 1, "lo'), NOTHING),
     "nothing but run.json": (both(bytes_in(LORA, b""), both(bytes_in(CLIP, b""), bytes_in(LAST, b""))), NOTHING),

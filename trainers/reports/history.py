@@ -28,11 +28,10 @@ def entries(result: RunResult) -> list[dict]:
 
 
 def _entry(given: dict, last: dict) -> dict:
-    step, stage = given["step"], str(given.get("stage", ""))
+    step = given["step"]
     if type(step) is not int or step <= last.get("step", 0):
         raise ValueError
-    following = last["stage_step"] + 1 if last.get("stage") == stage else 1
-    own = {"step": step, "stage": stage, "stage_step": int(given.get("stage_step", following))}
+    own = {"step": step, "stage": str(given["stage"]), "stage_step": int(given["stage_step"])}
     numbers = {name: _number(given[name]) for name in ("seconds", "loss")}
     measured = {name: {k: _numbers(v) for k, v in given.get(name, {}).items()} for name in ("measures", "start")}
     return own | numbers | {"terms": _numbers(given.get("terms", {}))} | measured

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from .. import files
 
+OWN = ("model", "lineage", "continued_from")  # what a run's folder says of it, and no file that leaves the folder
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
@@ -48,8 +50,10 @@ class RunInfo:
         Raises:
             LookupError, TypeError, ValueError: something is missing or is not of its type.
         """
-        known = {each.name: dict(values)[each.name] for each in fields(cls) if each.name in dict(values)}
-        info = cls(**known)
+        given = dict(values)
+        info = cls(
+            **{each.name: given[each.name] for each in fields(cls) if each.name in given or each.name not in OWN}
+        )
         for each in fields(cls):
             value, kind = getattr(info, each.name), (int, float) if each.type is float else each.type
             if not isinstance(value, kind) or (isinstance(value, bool) and each.type is not bool):

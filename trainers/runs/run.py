@@ -10,6 +10,7 @@ import torch
 from ..data.concept import Concept
 from ..digest import digest_of
 from ..metrics.clip import ExtractorConfig
+from ..recipes.base import Recipe
 from ..settings import decisive
 from ..stopping.monitor import Monitor
 
@@ -22,7 +23,7 @@ class Run:
     """Everything that decides a result, except the models themselves."""
 
     concept: Concept
-    recipe: object  # a dataclass of hyperparameters with `stages` and `subject`
+    recipe: Recipe
     stopper: tuple[Monitor, ...] = ()
     seed: int = 0
     dtype: torch.dtype = torch.float32
@@ -30,8 +31,6 @@ class Run:
     def settings(self) -> dict:
         """Return all but the images that decides what is learned, as JSON."""
         words = {f.name: getattr(self.concept, f.name) for f in dataclasses.fields(Concept)}
-        if not self.concept.class_captions:
-            words.pop("class_captions")
         settings = {
             "run_format": RUN_FORMAT,
             "method": type(self.recipe).__name__,
@@ -39,9 +38,8 @@ class Run:
             "concept": {name: value for name, value in words.items() if name not in NOT_WORDS},
             "seed": self.seed,
             "precision": str(self.dtype).removeprefix("torch."),
+            "stopper": [{"monitor": monitor.name, **decisive(monitor)} for monitor in self.stopper],
         }
-        if self.stopper:
-            settings["stopper"] = [{"monitor": monitor.name, **decisive(monitor)} for monitor in self.stopper]
         return json.loads(json.dumps(settings))
 
     def dataset(self) -> str:
@@ -69,6 +67,6 @@ class Run:
         return "steps " + endless.digest(model)
 
 
-def extractor_configs(recipe: object, stopper: Iterable[Monitor]) -> list[ExtractorConfig]:
+def extractor_configs(recipe: Recipe, stopper: Iterable[Monitor]) -> list[ExtractorConfig]:
     """Return the configs of all feature extractors that a recipe and monitors use."""
     return [choice for part in (recipe, *stopper) for choice in getattr(part, "extractor_configs", ())]

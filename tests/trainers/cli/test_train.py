@@ -20,6 +20,7 @@ from personalize.trainers.images import read_folder
 from personalize.trainers.recipes import METHODS
 from personalize.trainers.recipes.textboost import TextBoost
 from personalize.trainers.runs import replay, saved_images
+from personalize.trainers.runs.info import RunInfo
 from personalize.trainers.runs.run import Run
 from personalize.trainers.stopping.monitor import FixedSteps
 
@@ -43,7 +44,7 @@ def concept(**changes):
 def folder_of(run, path):
     """A run's folder as far as a repeat reads it."""
     saved_images.write(run.concept, path)
-    (path / "run.json").write_text(json.dumps({"settings": run.settings(), "dataset": run.dataset()}))
+    RunInfo(settings=run.settings(), dataset=run.dataset()).write(path)
     return path
 
 
