@@ -51,9 +51,8 @@ class RunInfo:
             LookupError, TypeError, ValueError: something is missing or is not of its type.
         """
         given = dict(values)
-        info = cls(
-            **{each.name: given[each.name] for each in fields(cls) if each.name in given or each.name not in OWN}
-        )
+        known = [each.name for each in fields(cls) if each.name in given or each.name not in OWN]
+        info = cls(**{name: given[name] for name in known})
         for each in fields(cls):
             value, kind = getattr(info, each.name), (int, float) if each.type is float else each.type
             if not isinstance(value, kind) or (isinstance(value, bool) and each.type is not bool):
