@@ -94,14 +94,17 @@ def test_every_difference_matters(graph, differences, key):
 
 
 WRONG = {
-    "another shape": ({"lora_te_text_model_encoder_layers_0_mlp_fc1.diff": torch.ones(64, 256)}, "does not have the shape"),
+    "another shape": (
+        {"lora_te_text_model_encoder_layers_0_mlp_fc1.diff": torch.ones(64, 256)},
+        "does not have the shape",
+    ),
     "another bias": ({"lora_te_text_model_encoder_layers_0_mlp_fc1.diff_b": torch.ones(64)}, "does not have the shape"),
     "no bias there": ({"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.diff_b": torch.ones(128)},
                       "does not have the shape"),
     "flat convolution": ({"lora_unet_conv_in.diff": torch.ones(32, 36)}, "does not have the shape"),
     "one weight twice": (
         {f"lora_{te}_text_model_encoder_layers_0_mlp_fc1.diff": torch.ones(256, 64) for te in ("te", "te1")},
-        "^Two learned layers belong to one weight",
+        "^Two learned layers name the same weight",
     ),
     "unknown": ({"lora_te_text_model_encoder_layers_9_mlp_fc1.diff": torch.ones(256, 64)}, "^1 of 1 learned layers"),
 }  # fmt: skip
