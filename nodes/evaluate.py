@@ -12,11 +12,10 @@ from ..trainers.evaluation.report import Report
 from ..trainers.evaluation.scorer import GeneratedImage, References
 from ..trainers.images import to_pil
 from . import scoring
-from .host import clip_attachment, internals, sampler
+from .host import clip_attachment, internals, sampler, session
 from .host.folders import digest_of_text, text_in_input
 from .host.models import check_fit, resolution_of
 from .host.sampler import Sampling
-from .host.session import check_interrupted, extractors, notices
 from .schema import checked, valid
 from .sockets import CATEGORY, ConceptSocket
 
@@ -124,7 +123,7 @@ class Evaluate(io.ComfyNode):
             scheduler=scheduler, negative=negative_prompt, width=_side(width or side), height=_side(height or side),
             batch_size=batch_size,
         )  # fmt: skip
-        notify = notices(cls.hidden.unique_id if cls.hidden else "")
+        notify = session.notices(cls.hidden.unique_id if cls.hidden else "")
         report, images = evaluate(model, clip, vae, texts, sampling, scorer_config, label, subject, notify)
         settings = {
             "model": family.name, "prompt set": prompt_set, "token format": token_format, "compared with": compare_with,
@@ -179,11 +178,11 @@ def evaluate(
 
     def on_images(images: int) -> None:
         progress.update(images)
-        check_interrupted()
+        session.check_interrupted()
 
     with scoring.session():
-        for choice in scorer_config.choices(extractors):
-            extractors.load(choice)
+        for choice in scorer_config.choices(session.extractors):
+            session.extractors.load(choice)
         notify(f"generating {count} images")
         start = time.perf_counter()
         images = sampler.generate(model, clip, vae, [each.prompt for each in texts], sampling, on_images)

@@ -97,8 +97,8 @@ def _write(result: RunResult, prefix: str, save: bool, tensorboard: bool) -> str
             folder.mkdir(parents=True, exist_ok=True)
         if save:
             for file, text in (("csv", history_export.as_csv(entries)), ("json", history_export.as_json(result))):
-                with replaced(folder / f"history.{file}") as beside:
-                    beside.write_text(text, encoding="utf-8", newline="\n")
+                with replaced(folder / f"history.{file}") as temporary:
+                    temporary.write_text(text, encoding="utf-8", newline="\n")
         if tensorboard:
             history_export.write_events(entries, folder / "history.tfevents", history_export.started(result))
     except OSError as error:

@@ -95,8 +95,8 @@ def _text(prompts: str, prompt_file: str) -> str:
 def _write(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replaced(path) as beside:
-            beside.write_text(text, encoding="utf-8")
+        with replaced(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise RuntimeError(
             f"The file {path.name} cannot be written ({reason(error)}): free disk space, or choose another prefix."

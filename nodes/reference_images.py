@@ -52,7 +52,7 @@ def images_in(folder: str) -> tuple[list[Tensor], list[str]]:
         ValueError: the folder lies elsewhere, does not exist, holds no images, or a file in it cannot be read.
     """
     path = Path(folders.inside_input(folder))
-    if not path.is_dir():
+    if not os.path.isdir(path):  # unlike Path.is_dir, False for a name that is too long
         raise ValueError(
             f"The folder {quoted(folder)} does not exist in ComfyUI's input folder: write its name as it is there."
         )

@@ -114,8 +114,8 @@ def _target(kind: str, name: str, overwrite: bool) -> str:
 
 def _write(tensors: dict[str, Tensor], path: str, metadata: dict[str, str]) -> None:
     try:
-        with replaced(path) as beside:
-            save_file(tensors, beside, metadata=metadata)
+        with replaced(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
     except (OSError, SafetensorError) as error:
         name = os.path.basename(path)
         raise RuntimeError(

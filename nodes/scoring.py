@@ -15,7 +15,8 @@ from ..trainers.evaluation.scorer import GeneratedImage, References, Scorer, Sco
 from ..trainers.images import to_pil
 from ..trainers.reports import grid
 from .host import internals
-from .host.session import check_interrupted, extractors, training_device
+from .host import session as host_session
+from .host.session import extractors, training_device
 from .reference_images import connected
 from .schema import filled, widgets
 from .sockets import ReportSocket
@@ -124,7 +125,7 @@ def scored(
 
     def on_extractor(sentence: str) -> None:
         notify(sentence)
-        check_interrupted()
+        host_session.check_interrupted()
 
     with session() as device:
         scoring = Scorer(

@@ -102,4 +102,4 @@ def _activated(x, activation: str, weights: dict):
             return comfy.ops._eager_input_act(x, activation, **weights)
         return comfy.ops.INPUT_ACT_EAGER[activation](x)
     except (AttributeError, KeyError, TypeError) as error:
-        raise changed(f"activation {activation} beside its linear layers") from error
+        raise changed(f"activation {activation} in its linear layers") from error

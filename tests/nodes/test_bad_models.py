@@ -50,7 +50,7 @@ def test_inpainting_models_of_the_family_are_refused_by_their_channels(kind, nam
 
     from personalize.nodes.host.models import family_of
 
-    with pytest.raises(ValueError, match=f"^This model is {re.escape(name)} with 9 input channels, but so far"):
+    with pytest.raises(ValueError, match=f"^This model is {re.escape(name)} with 9 input channels, but only"):
         family_of(model_of(getattr(comfy.supported_models, kind), in_channels=9))
 
 

@@ -104,7 +104,7 @@ WRONG = {
     "flat convolution": ({"lora_unet_conv_in.diff": torch.ones(32, 36)}, "does not have the shape"),
     "one weight twice": (
         {f"lora_{te}_text_model_encoder_layers_0_mlp_fc1.diff": torch.ones(256, 64) for te in ("te", "te1")},
-        "^Two learned layers belong to one weight",
+        "^Two learned layers name the same weight",
     ),
     "unknown": ({"lora_te_text_model_encoder_layers_9_mlp_fc1.diff": torch.ones(256, 64)}, "^1 of 1 learned layers"),
 }  # fmt: skip

@@ -202,7 +202,7 @@ def test_what_cannot_be_gets_one_sentence_before_anything_is_drawn(evaluate, mon
 def test_a_word_that_the_clip_never_learned_is_refused(evaluate, graph, concept):
     with pytest.raises(ValueError, match="This CLIP has not learned <dog>"):
         evaluate(clip=graph[3])
-    with pytest.raises(ValueError, match="The references have no masks"):
+    with pytest.raises(ValueError, match="The reference images have no masks"):
         evaluate(concept=replace(concept, masks=None), mask_references=True)
 
 
@@ -275,7 +275,7 @@ def test_prompts_belong_to_pictures_batches_or_all(score):
     assert prompts_for(["a\nb\n", "c"], [2, 1]) == ["a", "b", "c"]
     assert prompts_for(["a", "b"], [2, 1]) == ["a", "a", "b"]
     assert prompts_for(["a"], [2, 1]) == ["a"] * 3
-    with pytest.raises(ValueError, match="3 pictures in 2 batches but 0 prompts"):
+    with pytest.raises(ValueError, match="3 images in 2 batches but 0 prompts"):
         prompts_for([""], [2, 1])
     pictures = torch.rand(2, 32, 32, 3)
     with pytest.raises(ValueError, match="2 images but 1 masks"):

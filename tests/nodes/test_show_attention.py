@@ -427,7 +427,7 @@ def test_the_untrained_model_needs_words_and_the_family(graph, personalized, hos
             look(personalized, **base, base_words="  ")
     kind = "SDXL" if type(graph[0].model.model_config).__name__ != "RandomSDXL" else "SD 1.x"
     others = dict(zip(("base_model", "base_clip"), random_sd.graph(tmp_path, kind), strict=False))
-    with pytest.raises(ValueError, match=r"^The base model is SD.*, the model SD.*: connect the one it was"):
+    with pytest.raises(ValueError, match=r"^The base model is SD.*, but the model is SD.*: connect the one it was"):
         look(personalized, **others, base_words="cat")
 
 

@@ -86,23 +86,23 @@ NO_FOLDER, OUTSIDE = (
 PICTURES = [
     ("no picture at all", {"references.images.image0": DROP}, "^There is no reference image: connect an image"),
     ("a folder that does not exist", folder("nowhere"), NO_FOLDER),
-    ("an empty folder", folder("odd/empty"), "^The folder 'odd/empty' holds no images"),
+    ("an empty folder", folder("odd/empty"), "^The folder 'empty' holds no images"),
     ("a folder of gifs only", folder("odd/gif"), "holds no images"),
     ("a folder named like a picture", folder("odd/folders"), "holds no images"),
     ("a file instead of a folder", folder(prompts.PICTURE), NO_FOLDER),
-    ("a text named png", folder("odd/text"), r"^The picture 'words\.png' cannot be read: replace it"),
-    ("a png cut short", folder("odd/cut"), r"^The picture 'cut\.png' cannot be read: replace it"),
+    ("a text named png", folder("odd/text"), r"^The image 'words\.png' cannot be read: replace it"),
+    ("a png cut short", folder("odd/cut"), r"^The image 'cut\.png' cannot be read: replace it"),
     ("one pixel", folder("odd/pixel"), "smaller than 8 pixels on a side: use a larger one"),
     (
         "20,000 x 20,000 pixels in 50 kB",
         folder("odd/bomb"),
-        r"^The picture 'bomb\.png' has more than 100 million pixels: ",
+        r"^The image 'bomb\.png' has more than 100 million pixels: ",
     ),
-    ("120 million pixels", folder("odd/large"), r"^The picture 'large\.png' has more than 100 million pixels: "),
+    ("120 million pixels", folder("odd/large"), r"^The image 'large\.png' has more than 100 million pixels: "),
     (
         "numbers instead of colours",
         folder("odd/float"),
-        r"^The picture 'float\.tif' holds no common colours: save it with 8 or 16 bits",
+        r"^The image 'float\.tif' has values of an unknown range: save it with 8 or 16 bits",
     ),
     (
         "an IMAGE that is no number",
@@ -114,7 +114,7 @@ PICTURES = [
         {"references.images.image0": "dog"},
         "^The input images received no IMAGE: connect one",
     ),
-    ("a mask of another size", mask(width=64), "^A mask is 64 x 128 pixels but its picture 128 x 128: "),
+    ("a mask of another size", mask(width=64), "^A mask is 64 x 128 pixels but its image 128 x 128: "),
     ("an empty mask", mask(0.0), "^A mask is empty: paint over the subject, or leave the mask unconnected"),
     ("an empty mask of another size", mask(0.0, 64, 64), "^A mask is empty"),  # what Load Image gives without alpha
     ("a mask that is no number", mask(NAN), "^A mask contains NaN or infinite values"),
@@ -154,12 +154,12 @@ WORDS = [
     ("captions without a line", captions("odd/blank.txt"), r"blank\.txt' is empty: write one caption per line"),
     ("captions in a folder's place", captions("odd"), "^The captions file 'odd' cannot be read"),
     ("captions outside", captions("../output/x.txt"), OUTSIDE),
-    ("a caption line too many", {"references.captions": "{}\n{}"}, "^The captions have 2 lines but 1 pictures"),
+    ("a caption line too many", {"references.captions": "{}\n{}"}, "^The captions have 2 lines but 1 images"),
     ("a caption without the subject", {"references.captions": "a house"}, "has no place for your subject: write"),
     (
         "a caption beside that is no text",
         folder("odd/captioned"),
-        r"^The caption a\.txt cannot be read as text: save it as UTF-8",
+        r"^The caption 'a\.txt' cannot be read as text: save it as UTF-8",
     ),
 ]
 PATHS = [
@@ -215,7 +215,7 @@ NUMBERS = [
         {"recipe.preset": ["image", 0]},
         "^The input preset does not accept a link: choose one of bench",
     ),
-    ("no preset", {"recipe.preset": ""}, "^TextBoost has no preset of that name"),
+    ("no preset", {"recipe.preset": ""}, "^The preset of TextBoost does not exist"),
     ("steps in words", {"recipe.preset.steps": "many"}, "Failed to convert an input value to a INT value: .*steps"),
     ("a text encoder that does not exist", {"recipe.preset.text_encoder": "third"}, "not in list: .*'third' not in"),
     (
@@ -246,14 +246,14 @@ FILES = [
     (
         "a file and a LoRA",
         files(personalized="words.safetensors", lora="loha.safetensors"),
-        "^A personalized file brings its own LoRA and words: load other files in a node of their own",
+        "^A personalized file cannot be combined with a LoRA or an embedding: load those with another node",
     ),
     (
         "a .pt",
         files(embedding="old.pt"),
         r"^The file 'old\.pt' is not a safetensors file: convert it, or choose another",
     ),
-    ("a number for a LoRA", files(lora=5), "^The file '5' is no safetensors file"),
+    ("a number for a LoRA", files(lora=5), "^The file '5' is not a safetensors file"),
     ("a LoRA that does not exist", files(lora="nowhere.safetensors"), NO_FILE),
     ("a file above", files(lora="../checkpoints/personalize-tiny.safetensors"), NO_FILE),
     ("a file above, in the middle", files(lora="x/../loha.safetensors"), NO_FILE),
@@ -261,7 +261,7 @@ FILES = [
     ("an absolute file", files(embedding="/etc/x.safetensors"), NO_FILE),
     ("a NUL in a file's name", files(lora="loha\0.safetensors"), NO_FILE),
     ("a file of 5,000 letters", files(lora="x" * 5000 + ".safetensors"), NO_FILE),
-    ("a file without a name", files(personalized=""), "^The file '' is no safetensors file"),
+    ("a file without a name", files(personalized=""), "^The file '' is not a safetensors file"),
     (
         "an empty LoRA",
         files(lora="taken.safetensors"),
@@ -334,7 +334,7 @@ ATTENTION = [
         "a picture of 32 pixels",
         {"small": ("EmptyImage", {"width": 32, "height": 96, "batch_size": 1, "color": 0})}
         | attention(image=["small", 0]),
-        "^The picture is 32 x 96 pixels: use one with 64 or more on a side",
+        "^The image is only 32 x 96 pixels: use one with at least 64 pixels per side",
     ),
     (
         "a picture that is no number",
