@@ -8,7 +8,12 @@ import pytest
 
 from personalize.tools import environments, release
 
+<<<<<<< HEAD:tests/repository/test_release.py
 ROOT = Path(__file__).resolve().parents[2]
+=======
+ROOT = Path(__file__).resolve().parent.parent
+ADDRESS = "https://example.com/personalize"
+>>>>>>> 11bc4b5562bd03131626374f2f79126eb4c518e2:tests/test_release.py
 NAMES = ["pyproject.toml", "README.md", "CHANGELOG.md", "requirements.txt"]
 
 
@@ -17,10 +22,18 @@ def ready(tmp_path):
     """A copy of the files that are looked at, as they would be on the day of a release."""
     for name in NAMES:
         shutil.copy(ROOT / name, tmp_path / name)
-    for name in NAMES[:2]:
-        change(tmp_path / name, release.PLACEHOLDER, "https://example.com/personalize")
-    change(tmp_path / "CHANGELOG.md", "(unreleased)", "(2026-12-01)")
+    substitute(tmp_path / "pyproject.toml", "^(Repository|Icon) = .*", rf'\1 = "{ADDRESS}"')
+    substitute(tmp_path / "README.md", "git clone .* personalize", f"git clone {ADDRESS} personalize")
+    version = release.toml(tmp_path / "pyproject.toml")["project"]["version"]
+    substitute(tmp_path / "CHANGELOG.md", "^## .*", f"## {version} (2026-12-01)")
     return tmp_path
+
+
+def substitute(file, pattern, new):
+    """Everywhere; on the day of a release the files already say something else than today."""
+    text, count = re.subn(pattern, new, file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert count
+    file.write_text(text, encoding="utf-8")
 
 
 def change(file, old, new):
@@ -36,14 +49,9 @@ def test_a_release_that_lacks_nothing_passes(ready):
 @pytest.mark.parametrize(
     ("name", "old", "new", "words"),
     [
-        (
-            "pyproject.toml",
-            'y = "https://example.com/personalize"',
-            f'y = "{release.PLACEHOLDER}"',
-            "toml has no address",
-        ),
-        ("README.md", "https://example.com/personalize", release.PLACEHOLDER, "README.md has no address yet: replace"),
-        ("pyproject.toml", 'version = "0', 'version = "7', "CHANGELOG.md begins with '0.* it must be '7"),
+        ("pyproject.toml", f'y = "{ADDRESS}"', f'y = "{release.PLACEHOLDER}"', "toml has no address"),
+        ("README.md", ADDRESS, release.PLACEHOLDER, "README.md has no address yet: replace"),
+        ("pyproject.toml", 'version = "', 'version = "7', "CHANGELOG.md begins with .* it must be '7"),
         ("CHANGELOG.md", "(2026-12-01)", "(unreleased)", r"unreleased\)': it must be '.* \(YEAR-MONTH-DAY\)'"),
         ("CHANGELOG.md", "## ", "", "begins with 'no version'"),
         ("requirements.txt", "peft", "peft2", "write the same lines into both"),
