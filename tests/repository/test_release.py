@@ -8,12 +8,8 @@ import pytest
 
 from personalize.tools import environments, release
 
-<<<<<<< HEAD:tests/repository/test_release.py
 ROOT = Path(__file__).resolve().parents[2]
-=======
-ROOT = Path(__file__).resolve().parent.parent
 ADDRESS = "https://example.com/personalize"
->>>>>>> 11bc4b5562bd03131626374f2f79126eb4c518e2:tests/test_release.py
 NAMES = ["pyproject.toml", "README.md", "CHANGELOG.md", "requirements.txt"]
 
 
