@@ -278,12 +278,12 @@ FILES = [
     (
         "an embedding of another width",
         files(embedding="wide.safetensors"),
-        r"^This embedding is 2 x 9 but this CLIP's words are \d+ wide: use one",
+        r"^This embedding is 2 x 9 but this CLIP's embeddings are \d+ wide: use one",
     ),
     (
         "an embedding without a word",
         files(embedding="wide.safetensors", placeholder_token=" "),
-        "^The placeholder is empty: write one word that means your subject, such as <dog>",
+        "^The placeholder is empty: write one word that stands for your subject, such as <dog>",
     ),
     (
         "an embedding for an ordinary word",
