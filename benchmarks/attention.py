@@ -4,7 +4,7 @@
 
 For each individual: the mean and the variance of every cross-attention's probabilities (over heads and positions, as
 AttnDreamBooth's regulariser takes them) for the placeholder less those for the class word, in absolute value, averaged
-over layers, prompts and three noise levels of the reference picture. In thousandths; mean and standard error.
+over layers, prompts and three noise levels of the reference image. In thousandths; mean and standard error.
 """
 
 import argparse

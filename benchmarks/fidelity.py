@@ -2,7 +2,7 @@
 
     python -m benchmarks.fidelity --checkpoint tiny.safetensors --out DIR [--methods ...] [--instances 8]
 
-Individuals nobody trained on, one reference picture each; several prompts and seeds. What every row means stands in
+Individuals nobody trained on, one reference image each; several prompts and seeds. What every row means stands in
 README.md. Each (method, individual) is stored when it is done, so a run that was stopped goes on where it was. It
 works on trainers/, without a host.
 """
@@ -23,7 +23,7 @@ from .fidelity_rows import METHODS, PRESETS, PROMPTS, Bench, digest, draw, refer
 
 
 def score(bench: Bench, metric_models, number: int, images: list) -> dict:
-    """Every score of every picture, in the order of prompts, then seeds.
+    """Every score of every image, in the order of prompts, then seeds.
 
     Text alignment never sees the details: class word only.
     """
@@ -45,7 +45,7 @@ def score(bench: Bench, metric_models, number: int, images: list) -> dict:
 
 
 def measure(bench: Bench, metric_models, method: str, number: int, out: Path, device: str):
-    """One cell of the study. Pictures of the same settings are there already: then they are at most judged anew."""
+    """One cell of the study. Images of the same settings are there already: then they are at most judged again."""
     cell, start = out / "cells" / method / f"{number:03d}", time.time()
     stored = fidelity_report.read(cell) or {}
     known = stored.get("settings") == bench.settings(method)

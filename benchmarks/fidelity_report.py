@@ -1,6 +1,6 @@
-"""What a fidelity study leaves behind: a folder per cell, then one table, one JSON and picture grids over all cells.
+"""What a fidelity study leaves behind: a folder per cell, then one table, one JSON and image grids over all cells.
 
-Knows files, means and pictures; it neither draws, trains nor judges.
+Knows files, means and images; it neither draws, trains nor judges.
 """
 
 import json
@@ -20,7 +20,7 @@ def array(image: Image.Image) -> np.ndarray:
 
 
 def strip(images: list) -> Image.Image:
-    """Pictures of one size side by side; unstrip takes them apart again."""
+    """Images of one size side by side; unstrip takes them apart again."""
     return Image.fromarray(np.concatenate([array(image) for image in images], axis=1))
 
 

@@ -1,4 +1,4 @@
-"""The rows of the fidelity study as pictures: which individuals, which prompts, and how each row comes to its pictures.
+"""The rows of the fidelity study as images: which individuals, which prompts, and how each row comes to its images.
 
 Judging, storing and the command line are fidelity.py's.
 """
@@ -78,7 +78,7 @@ METHODS = (*UNTRAINED, "textboost", *(f"textboost-{name}" for name in VARIANTS),
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What decides the pictures; stored beside each result, and a result of other settings is measured again."""
+    """What decides the images; stored beside each result, and a result of other settings is measured again."""
 
     checkpoint: Path
     prompts: tuple[str, ...]
@@ -128,7 +128,7 @@ def reference(number: int) -> Image.Image:
 
 
 def real(bench: Bench, number: int) -> list:
-    """Other pictures of the individual in the very scenes of the prompts, one per prompt and seed."""
+    """Other images of the individual in the very scenes of the prompts, one per prompt and seed."""
     scenes = [(PROMPTS[prompt], prompt, seed) for prompt in bench.prompts for seed in bench.seeds]
     thing = unseen(number)
     return [
@@ -159,7 +159,7 @@ def pixels(image: Image.Image) -> torch.Tensor:
 
 
 def concept_of(bench: Bench, number: int) -> Concept:
-    """The individual's one reference picture and its words."""
+    """The individual's one reference image and its words."""
     thing = unseen(number)
     return Concept(
         images=(pixels(reference(number)),),
@@ -171,7 +171,7 @@ def concept_of(bench: Bench, number: int) -> Concept:
 
 
 def personalised(bench: Bench, method: str, number: int, folder: Path, device: str) -> tuple[list, dict]:
-    """Train on the one reference; its pictures, and what the training cost."""
+    """Train on the one reference; its images, and what the training cost."""
     models, concept, chosen = read_models(bench), concept_of(bench, number), recipe(bench, method)
     run = Run(concept=concept, recipe=chosen, seed=bench.training_seed, dtype=getattr(torch, bench.dtype))
     result = train(run, models, folder, device=device, cache=folder.parents[3] / "cache")
@@ -185,7 +185,7 @@ def personalised(bench: Bench, method: str, number: int, folder: Path, device: s
 
 
 def draw(bench: Bench, method: str, number: int, folder: Path, device: str) -> tuple[list, dict]:
-    """The pictures of one row for one individual."""
+    """The images of one row for one individual."""
     thing = unseen(number)
     if method == "real":
         return real(bench, number), {}

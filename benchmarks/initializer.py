@@ -55,7 +55,7 @@ def random_clip(name: str, device: str) -> FeatureExtractor:
 
 
 def references() -> list:
-    """Four pictures of one dog that no training saw."""
+    """Four images of one dog that no training saw."""
     dog = world.instance(world.TEST_SEEDS[100], "dog")
     scenes = [world.Scene(words) for words in ("in the snow", "on grass", "at night", "on water")]
     return [world.picture(world.draw(dog, scene, random.Random(f"{scene}"))) for scene in scenes]

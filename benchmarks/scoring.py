@@ -1,8 +1,8 @@
-"""What scoring a picture takes: judges of real size with random weights, as files, through the scores of a report.
+"""What scoring an image takes: judges of real size with random weights, as files, through the scores of a report.
 
-    python -m benchmarks.scoring [--clip ViT-B-32] [--dino vit_small_patch16_224.dino] [--pictures 32] [--threads 2]
+    python -m benchmarks.scoring [--clip ViT-B-32] [--dino vit_small_patch16_224.dino] [--images 32] [--threads 2]
 
-The weights mean nothing, the time is the real one. A judge is read once for a report; the rest is for each picture.
+The weights mean nothing, the time is the real one. A judge is read once for a report; the rest is for each image.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from trainers.metrics.extractor_cache import ExtractorCache
 
 from .step import GIB, peak_memory
 
-SIDE, SEEDS = 512, 4  # of the pictures, as Stable Diffusion 1.x draws them
+SIDE, SEEDS = 512, 4  # of the images, as Stable Diffusion 1.x draws them
 
 
 def main() -> None:

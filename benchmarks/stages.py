@@ -66,7 +66,7 @@ def measure(args) -> dict:
 
 
 def plainly(models: Models, stage: Stage, args) -> None:
-    """Explicit self-attention, and pictures encoded within the step."""
+    """Explicit self-attention, and images encoded within the step."""
     for path, module in models.unet.named_modules():
         if path.endswith(".attn1"):
             module.processor = AttnProcessor()

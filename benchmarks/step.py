@@ -4,7 +4,7 @@
 
 Prints the parts of a step in milliseconds (median over the steps after the first), the memory that the training took
 beside the libraries, and what `trainers/memory.py` counts for it, part by part. It also counts the default training (8
-pictures at the family's own size, U-Net in bfloat16) with the effort that fits a common card. On a CPU the default is
+images at the family's own size, U-Net in bfloat16) with the effort that fits a common card. On a CPU the default is
 one image of 256 px. Nothing is extrapolated; what is counted is called so.
 The autoencoder and the teacher, which stay out of the step, are timed beside it and gone when memory is measured.
 """
@@ -141,7 +141,7 @@ def counted(models: Models, memory_plan: MemoryPlan, *, trained: int, **size: in
 
 
 def default_training(models: Models, shape: Shape, trained: int) -> dict[str, dict[str, int]]:
-    """The same for 8 pictures of the family's size, U-Net in bfloat16, with the least effort that fits the card."""
+    """The same for 8 images of the family's size, U-Net in bfloat16, with the least effort that fits the card."""
     unet = torch.nn.Module.to(models.empty_unet(False), dtype=torch.bfloat16)
     models = replace(models, unet=unet)
     size = {"trained": trained, "batch_size": 8, "resolution": models.resolution}

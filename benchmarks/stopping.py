@@ -228,7 +228,7 @@ def confirm(
 
 
 def study(checkpoint: Path, overrides: dict, seed: int) -> Bench:
-    """How rows are drawn and judged: fewer pictures than the fidelity study, because there are more rows."""
+    """How rows are drawn and judged: fewer images than the fidelity study, because there are more rows."""
     return Bench(
         checkpoint=checkpoint, prompts=tuple(PROMPTS)[:6], seeds=(0, 1), preset="benchmark", overrides=overrides,
         initializer="{colour} {subject}", training_seed=seed, sampler_steps=25, guidance=4.0, dtype="float32",

@@ -1,4 +1,4 @@
-"""How far the evaluators can be trusted: accuracies on individuals and pictures that their training never saw.
+"""How far the evaluators can be trusted: accuracies on individuals and images that their training never saw.
 
 Goes through evaluators.load(), so it judges the stored half-precision files at 128 px as everyone else uses them.
 """
@@ -16,7 +16,7 @@ BLOCKS, VIEWS = 200, 2
 
 
 def check(work: Path, weights: Path | None = None):
-    """Print every figure. work holds the pictures; its last BLOCKS blocks are no training data."""
+    """Print every figure. work holds the images; its last BLOCKS blocks are no training data."""
     tiles = load_file(work / "evaluator_pictures.safetensors")["tiles"]
     indices = range(len(tiles) - BLOCKS, len(tiles))
     rows = [(index, member, view) for index in indices for member in range(MEMBERS) for view in range(VIEWS)]

@@ -1,4 +1,4 @@
-"""Talks to a real ComfyUI: starts and stops its server, queues prompts, fetches pictures.
+"""Talks to a real ComfyUI: starts and stops its server, queues prompts, fetches images.
 
 Standard library only, because dev.py uses it before anything is installed; tests use it too. It is no general client:
 it knows what the demo and the tests need, and it says in one sentence what went wrong.
@@ -203,7 +203,7 @@ class Client:
         self.post("/interrupt")
 
     def images(self, history):
-        """The pictures a finished prompt wrote: {node id: [file bytes, ...]}."""
+        """The images a finished prompt wrote: {node id: [file bytes, ...]}."""
         pictures = {}
         for node, output in history["outputs"].items():
             files = [entry for entry in output.get("images", []) if "filename" in entry]

@@ -8,7 +8,7 @@ the same cost.
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-# What timm's loaders must know of the pictures: 128 px, nothing cropped away.
+# What timm's loaders must know of the images: 128 px, nothing cropped away.
 _CONFIG = {
     "url": "",
     "num_classes": 0,

@@ -1,4 +1,4 @@
-"""Pictures that teach the evaluators what an identity is: four individuals of one class share details crosswise.
+"""Images that teach the evaluators what an identity is: four individuals of one class share details crosswise.
 
 Such a block crosses two sets of nameable details (colour, pattern, accessory and its colour) with two sets of
 never-named ones (second colour and its shade, proportions, pattern period). So "same nameable details, other

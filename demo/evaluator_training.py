@@ -1,4 +1,4 @@
-"""What both evaluators' trainings share: pictures and what is done to them, the tile stem, the learning-rate schedule.
+"""What both evaluators' trainings share: images and what is done to them, the tile stem, the learning-rate schedule.
 
 The losses and the two loops are train_evaluators.py's.
 """
@@ -20,7 +20,7 @@ VALIDATION = 600
 
 
 class Pool:
-    """All pictures with their individuals. Tiles stay uint8; a picture is addressed by (block, member, view)."""
+    """All images with their individuals. Tiles stay uint8; an image is addressed by (block, member, view)."""
 
     def __init__(self, work: Path):
         self.tiles = load_file(work / "evaluator_pictures.safetensors")["tiles"]
@@ -51,7 +51,7 @@ def normalised(tiles: Tensor, mean, std) -> Tensor:
 
 
 def disturb(x: Tensor, noise: Tensor | float = 0.16) -> Tensor:
-    """What a diffusion sample does to tiles: noise, small shifts of colour, a little blur, the whole picture off by a
+    """What a diffusion sample does to tiles: noise, small shifts of colour, a little blur, the whole image off by a
     tile.
 
     Colour shifts stay near 2 % so that exact shades remain something to tell individuals apart by.
@@ -66,7 +66,7 @@ def disturb(x: Tensor, noise: Tensor | float = 0.16) -> Tensor:
 
 
 class TileStem(nn.Conv2d):
-    """The stem while training: pictures are flat tiles, so a mean over each tile and a 1 x 1 layer are exact, and 64
+    """The stem while training: images are flat tiles, so a mean over each tile and a 1 x 1 layer are exact, and 64
     times cheaper.
     """
 

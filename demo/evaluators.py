@@ -54,7 +54,7 @@ def register():
 
 
 def visible(thing: Instance, attribute: str) -> bool:
-    """Whether a picture of the individual can show the attribute at all."""
+    """Whether an image of the individual can show the attribute at all."""
     if attribute == "extra_colour":
         return thing.extra != "none"
     return attribute != "period" or thing.pattern != "plain"
@@ -90,7 +90,7 @@ def unused_rows(width: int) -> Tensor:
 class Evaluators:
     """The two loaded judges.
 
-    Pictures are PIL images of any size (the world's are 128 px); every score is a tensor on the CPU.
+    Images are PIL images of any size (the world's are 128 px); every score is a tensor on the CPU.
     """
 
     clip: "feature_extractors.Backbone"
@@ -98,7 +98,7 @@ class Evaluators:
     heads: Heads
 
     def clip_text(self, images: Sequence, prompts: Sequence[str]) -> Tensor:
-        """CLIP-T of each picture with its own prompt, [images]."""
+        """CLIP-T of each image with its own prompt, [images]."""
         return metrics.clip_text(self.clip, images, prompts)
 
     def clip_image(self, images: Sequence, references: Sequence) -> Tensor:
@@ -121,7 +121,7 @@ class Evaluators:
 
     @torch.no_grad()
     def attributes(self, images: Sequence) -> list[dict]:
-        """What the probes read in each picture, by the names of ATTRIBUTES."""
+        """What the probes read in each image, by the names of ATTRIBUTES."""
         features = metrics.features(self.encoder.image_features, images)
         answers = {name: probe(features).argmax(1).tolist() for name, probe in self.heads.probes.items()}
         return [{name: ATTRIBUTES[name][answers[name][i]] for name in ATTRIBUTES} for i in range(len(images))]

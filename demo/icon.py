@@ -1,8 +1,8 @@
-"""Draws icon.png, the pack's picture in lists of packs: the demo's dog, and the star that it learns.
+"""Draws icon.png, the pack's image in lists of packs: the demo's dog, and the star that it learns.
 
     python -m demo.icon
 
-400 x 400 px, the largest that such lists take: 16 x 16 tiles, as every picture of the demo's world.
+400 x 400 px, the largest that such lists take: 16 x 16 tiles, as every image of the demo's world.
 """
 
 from pathlib import Path

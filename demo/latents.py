@@ -1,6 +1,6 @@
 """What the demo U-Net sees: one latent per tile, an affine map of the tile's colour (constants only, no network).
 
-Channels 0..2 are red, green, blue, standardised over the world's pictures; channel 3 is their mean. make_vae.py
+Channels 0..2 are red, green, blue, standardised over the world's images; channel 3 is their mean. make_vae.py
 builds the same map into an autoencoder. This is the scaled space, the one ComfyUI's SD1.5 latent format gives the
 U-Net (VAE output times 0.18215).
 """

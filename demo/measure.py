@@ -1,10 +1,10 @@
-"""How often the tiny model draws what the prompt says, as the demo's evaluators read it, beside real pictures.
+"""How often the tiny model draws what the prompt says, as the demo's evaluators read it, beside real images.
 
     python -m demo.measure TOKENIZER --count 256      (2 minutes, one thread)
 
 Prompts name all nameable details of unseen individuals and a place: "a photo of a black striped cat with a red hat in
 the snow". Subject, colour, pattern and accessory are read by the instance encoder's probes, the place by the best of
-eight captions of the small CLIP. Real pictures are drawings of the same individuals in the same places: what the
+eight captions of the small CLIP. Real images are drawings of the same individuals in the same places: what the
 readers make of them is the ceiling.
 """
 
@@ -28,7 +28,7 @@ BATCH = 32
 
 
 def read_places(metric_models, pictures, things) -> list:
-    """The place whose caption suits the picture best, by the small CLIP."""
+    """The place whose caption suits the image best, by the small CLIP."""
     scores = [
         metric_models.clip_text(pictures, [f"a photo of a {thing.subject} {place}" for thing in things])
         for place in PLACES
@@ -37,7 +37,7 @@ def read_places(metric_models, pictures, things) -> list:
 
 
 def shares(metric_models, pictures, things, scenes) -> dict:
-    """Share of pictures in which each detail is read as it should be, with the number of pictures that count."""
+    """Share of images in which each detail is read as it should be, with the number of images that count."""
     read = metric_models.attributes(pictures)
     result = {}
     for name in READ:

@@ -1,9 +1,9 @@
-"""Draws the pictures that the demo model is trained on into one safetensors file; captions are made at every use.
+"""Draws the images that the demo model is trained on into one safetensors file; captions are made at every use.
 
     python -m demo.pool .dev/train/pool.safetensors --instances 80000 --views 3      (about 3 minutes, two processes)
 
 The file holds tiles (uint8 [N, 16, 16, 3]), which of them show a pattern or an accessory (bool [N, 16, 16]), the
-instance seed of every picture and its scene as small integers.
+instance seed of every image and its scene as small integers.
 """
 
 import argparse
@@ -31,9 +31,9 @@ def scene_of(code) -> Scene:
 
 
 def make_picture(seed: int, number: int) -> tuple:
-    """Picture number of the pool, of the individual seed: (tiles, detail mask, scene code).
+    """Image number of the pool, of the individual seed: (tiles, detail mask, scene code).
 
-    The detail mask is True where the picture differs from one of the same individual without pattern and accessory.
+    The detail mask is True where the image differs from one of the same individual without pattern and accessory.
     """
     rng = random.Random(f"view {number} of {seed}")
     thing, scene, state = instance(seed), sample_scene(rng), rng.getstate()
@@ -44,7 +44,7 @@ def make_picture(seed: int, number: int) -> tuple:
 
 
 def make_pool(seeds: range, views: int, processes: int = 2) -> dict:
-    """views pictures of every instance of the seeds, each in another scene; deterministic."""
+    """views images of every instance of the seeds, each in another scene; deterministic."""
     owners = np.repeat(np.array(seeds, "int64"), views)
     with ProcessPoolExecutor(processes) as workers:
         pictures = workers.map(make_picture, owners.tolist(), range(len(owners)), chunksize=1000)
@@ -53,7 +53,7 @@ def make_pool(seeds: range, views: int, processes: int = 2) -> dict:
 
 
 class Pool:
-    """A pool file in memory: tiles [N, 16, 16, 3], details [N, 16, 16] and what is in picture i."""
+    """A pool file in memory: tiles [N, 16, 16, 3], details [N, 16, 16] and what is in image i."""
 
     def __init__(self, path: str):
         data = load_file(path)
@@ -64,7 +64,7 @@ class Pool:
         return len(self.seeds)
 
     def content(self, index: int) -> tuple:
-        """(Instance, Scene) of picture index."""
+        """(Instance, Scene) of image index."""
         return instance(self.seeds[index]), scene_of(self.scenes[index])
 
 

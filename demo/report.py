@@ -1,10 +1,10 @@
-"""Draws the demo's reference picture, and turns the demo's pictures into report.json and grid.png.
+"""Draws the demo's reference image, and turns the demo's images into report.json and grid.png.
 
-    python -m demo.report reference OUT.png --instance N     one plain picture of an individual nobody has trained on
-    python -m demo.report score JOB.json OUT_FOLDER          scores and picture grid of a finished demo
+    python -m demo.report reference OUT.png --instance N     one plain image of an individual nobody has trained on
+    python -m demo.report score JOB.json OUT_FOLDER          scores and image grid of a finished demo
 
 Needs the packages of the virtual environment; dev.py runs it there. JOB.json is what show.py writes. It judges only: no
-picture is generated here except real drawings of the individual, which say how well anybody could do.
+image is generated here except real drawings of the individual, which say how well anybody could do.
 """
 
 import argparse
@@ -16,17 +16,17 @@ from statistics import fmean
 
 from PIL import Image, ImageDraw, ImageFont
 
-# Rows of the grid: pictures -> (title, name of the scores in the report)
+# Rows of the grid: images -> (title, name of the scores in the report)
 ROWS = {
     "untrained": ("Untrained, told the class", "identity_floor", "text_floor"),
     "trained": ("Trained on the one picture", "identity", "text"),
     "words": ("Untrained, told all that words can name", "identity_oracle", None),
 }
-DRAWINGS = 8  # real pictures of the individual per prompt, for the ceiling
+DRAWINGS = 8  # real images of the individual per prompt, for the ceiling
 
 
 def reference(out, number, subject):
-    """The one picture that the demo learns from; returns its description in words, without the article."""
+    """The one image that the demo learns from; returns its description in words, without the article."""
     from . import captions, world
 
     thing = world.instance(number, subject)
@@ -44,7 +44,7 @@ def scene_of(prompt):
 
 
 def drawings(job):
-    """Real pictures of the individual in the prompts' scenes: one list per prompt."""
+    """Real images of the individual in the prompts' scenes: one list per prompt."""
     from . import world
 
     thing = world.instance(job["instance"], job["class_word"])
@@ -56,8 +56,8 @@ def drawings(job):
 def score(job, pictures, reference_picture, metric_models):
     """report.json: mean scores over all prompts and seeds, as plain numbers.
 
-    identity is the cosine to the reference picture in the space of an encoder that tells individuals apart; text is the
-    cosine of a picture to its own prompt with the class word in place of the placeholder.
+    identity is the cosine to the reference image in the space of an encoder that tells individuals apart; text is the
+    cosine of an image to its own prompt with the class word in place of the placeholder.
     """
     prompts = [prompt.replace("{}", job["class_word"]) for prompt in job["prompts"]]
 
@@ -86,7 +86,7 @@ def mean(scores):
 
 
 def grid(job, pictures, reference_picture, scores, size=128, gap=6, margin=24, label=24):
-    """The picture grid: the reference on the left, then a row per model and a block of seeds per prompt."""
+    """The image grid: the reference on the left, then a row per model and a block of seeds per prompt."""
     heading, small = ImageFont.load_default(18), ImageFont.load_default(13)
     seeds = len(pictures["untrained"][0])
     across = math.ceil(math.sqrt(seeds))

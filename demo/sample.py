@@ -1,4 +1,4 @@
-"""Pictures from the tiny model in training form (diffusers U-Net, compact vocabulary), for looking and measuring."""
+"""Images from the tiny model in training form (diffusers U-Net, compact vocabulary), for looking and measuring."""
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ def sample(unet, text, words, prompts, seeds, steps: int = 25, guidance: float =
 
 
 def sheet(pictures, columns: int, tile: int = 8, gap: int = 3) -> Image.Image:
-    """Tile pictures side by side on white."""
+    """Tile images side by side on white."""
     cells = [np.repeat(np.repeat(picture, tile, 0), tile, 1) for picture in pictures]
     cells = [np.pad(cell, ((0, gap), (0, gap), (0, 0)), constant_values=255) for cell in cells]
     rows = [np.concatenate(cells[i : i + columns], 1) for i in range(0, len(cells), columns)]

@@ -1,4 +1,4 @@
-"""Draws the two pictures of README.md: the world itself, and what the tiny model makes of prompts.
+"""Draws the two images of README.md: the world itself, and what the tiny model makes of prompts.
 
 python -m demo.sheets TOKENIZER      (half a minute, one thread; writes demo/world.png and demo/samples.png)
 """

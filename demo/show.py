@@ -1,4 +1,4 @@
-"""`python dev.py demo`: a real ComfyUI learns a subject from one picture and draws it in new scenes.
+"""`python dev.py demo`: a real ComfyUI learns a subject from one image and draws it in new scenes.
 
 Runs workflows/textboost.json, the file that users open, with the values of overrides.json. Standard library only: what
 needs more (drawing the reference, building the checkpoint, scoring) runs in the virtual environment's Python.
@@ -56,7 +56,7 @@ def run(root, base, out, comfyui, python, options):
 
 
 def prepare(root, base, python, subject):
-    """The base directory with the checkpoint and the reference picture; returns the latter's description in words."""
+    """The base directory with the checkpoint and the reference image; returns the latter's description in words."""
     client.make_base_directory(base, {"personalize": root, "personalize_demo_host": root / "demo" / "host_node"})
     checkpoint = base / "models" / "checkpoints" / CHECKPOINT
     sources = [*(root / "demo" / "weights").glob("*.safetensors"), root / "demo" / "build.py"]
@@ -212,7 +212,7 @@ class Progress:
 
 
 def write_job(base, job):
-    """The pictures as files and the job beside them, for report.py; returns the job's path."""
+    """The images as files and the job beside them, for report.py; returns the job's path."""
     folder = base / "report"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

@@ -1,7 +1,7 @@
 """Words of the demo world as token ids, and the shape of the tiny text encoder.
 
 Training uses a compact vocabulary: only the tokens that captions can use have trained rows; a few more ids stand for
-strangers, words that the world never uses, whose rows are drawn anew at every step (so that an unknown word before
+strangers, words that the world never uses, whose rows are drawn again at every step (so that an unknown word before
 "dog" does no harm later). build.py puts the trained rows back into the full table of 49408. The tokenizer is the
 standard one of CLIP, from a folder.
 """
@@ -66,7 +66,7 @@ def text_encoder(rows: int) -> CLIPTextModel:
 
 @torch.no_grad()
 def new_strangers(model: CLIPTextModel):
-    """Draws the strangers' rows anew, as strong as the trained rows are on average."""
+    """Draws the strangers' rows again, as strong as the trained rows are on average."""
     table = model.get_input_embeddings().weight
     table[-STRANGERS:] = torch.randn(STRANGERS, WIDTH) * table[:-STRANGERS].std()
 

@@ -1,14 +1,14 @@
 """Trains the demo world's two evaluators.
 
-    python -m demo.train_evaluators pictures|instance|clip|check --minutes M --work DIR
+    python -m demo.train_evaluators images|instance|clip|check --minutes M --work DIR
 
-Took, on one thread of a two-core Xeon that also trained the generator: pictures 4 minutes, instance 20, clip 59 in
+Took, on one thread of a two-core Xeon that also trained the generator: images 4 minutes, instance 20, clip 59 in
 three goes: 20 without near misses and with a fresh image tower, 14 as below on the first one's text tower, 25
 --go-on.
-Apart from the generator in everything: own seeds, individuals (EVALUATOR_SEEDS), pictures, text tower and token rows.
-`check` states accuracies on individuals and pictures that training never saw (1600 pictures of 800 individuals; CLIP:
-400 pictures). Probes on whole photos: class .995, colour .99, second colour .99, pattern .92, accessory .82, its
-colour .97, period .97. The other picture of an individual among all of its class, three near doubles of it included:
+Apart from the generator in everything: own seeds, individuals (EVALUATOR_SEEDS), images, text tower and token rows.
+`check` states accuracies on individuals and images that training never saw (1600 images of 800 individuals; CLIP:
+400 images). Probes on whole photos: class .995, colour .99, second colour .99, pattern .92, accessory .82, its
+colour .97, period .97. The other image of an individual among all of its class, three near doubles of it included:
 first in .85. CLIP zero-shot: class .95, colour .94, pattern .79, place .96, style .99, accessory with its colour (of
 40) .27; the right one of 400 full captions .99. This file defines no architecture: see evaluators.py.
 """
@@ -103,9 +103,9 @@ def save_instance(work: Path, tower, heads):
 
 
 def clip_batch(pool: Pool, rng, size: int) -> tuple:
-    """One picture each of `size` blocks, its caption, and a near miss: the caption with one detail changed.
+    """One image each of `size` blocks, its caption, and a near miss: the caption with one detail changed.
 
-    Captions name more than usual. Some pictures lose their colour, and their captions say so.
+    Captions name more than usual. Some images lose their colour, and their captions say so.
     """
     rows = [(b, rng.randrange(MEMBERS), rng.randrange(VIEWS)) for b in pool.draw(rng, size)]
     b, m, v = (torch.tensor(column) for column in zip(*rows, strict=True))
@@ -151,9 +151,9 @@ class Words:
 
 
 def clip_loss(images: Tensor, texts: Tensor, scale: Tensor, words: list) -> Tensor:
-    """The usual symmetric one, but pictures with the same caption share it, and near misses compete for every picture.
+    """The usual symmetric one, but images with the same caption share it, and near misses compete for every image.
 
-    texts and words hold the pictures' own captions first, then the near misses.
+    texts and words hold the images' own captions first, then the near misses.
     """
     count = len(images)
     logits = scale.exp().clamp(max=100) * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T

@@ -1,8 +1,8 @@
-"""First training: the tiny text encoder learns to match captions with pictures (contrastive, as CLIP does).
+"""First training: the tiny text encoder learns to match captions with images (contrastive, as CLIP does).
 
     python -m demo.train_text_encoder .dev/train/pool.safetensors TOKENIZER .dev/train/text.safetensors --minutes 14
 
-Without it the U-Net ignores the text for a long time. The picture side is thrown away afterwards; it judges nothing.
+Without it the U-Net ignores the text for a long time. The image side is thrown away afterwards; it judges nothing.
 One thread, bf16 autocast. Output: the text encoder with the compact vocabulary, transformers' names, fp32.
 """
 
@@ -33,7 +33,7 @@ def picture_encoder() -> nn.Module:
 
 
 class Matcher(nn.Module):
-    """Scores every picture of a batch against every caption of it."""
+    """Scores every image of a batch against every caption of it."""
 
     def __init__(self, words: Vocabulary):
         super().__init__()
@@ -61,7 +61,7 @@ def batch_of(pool, words, rng, size: int):
 
 @torch.no_grad()
 def colour_accuracy(matcher, pool, words, count: int = 300) -> float:
-    """Share of held-out pictures (no sketch, no grayscale) whose best of ten colour words is right."""
+    """Share of held-out images (no sketch, no grayscale) whose best of ten colour words is right."""
     matcher.eval()
     right = total = 0
     for index in range(len(pool) - 1, len(pool) - 2000, -3):

@@ -1,9 +1,9 @@
-"""The demo world: captioned pixel art of 16 x 16 tiles (a tile is a flat square of 8 x 8 px, a picture 128 x 128 px).
+"""The demo world: captioned pixel art of 16 x 16 tiles (a tile is a flat square of 8 x 8 px, an image 128 x 128 px).
 
-An Instance is one individual thing, a Scene one way to take its picture; draw() makes the picture and captions.py
+An Instance is one individual thing, a Scene one way to take its image; draw() makes the image and captions.py
 words it. Captions name an instance's class always, its primary colour, pattern and accessory sometimes, and its
 second colour, exact shades, proportions and pattern period never: those are what personalisation has to learn from a
-picture. Everything is decided by the random.Random given. This file draws; it neither trains nor judges anything.
+image. Everything is decided by the random.Random given. This file draws; it neither trains nor judges anything.
 """
 
 import random
@@ -60,7 +60,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Scene:
-    """One way to take a picture. flip mirrors the whole finished picture; side is the side in the finished picture."""
+    """One way to take an image. flip mirrors the whole finished image; side is the side in the finished image."""
 
     background: str = "on a wooden floor"
     style: str = "photo"
@@ -115,7 +115,7 @@ def sample_scene(rng: random.Random) -> Scene:
 
 
 def reference_scene() -> Scene:
-    """The plain, neutral photo used as the one reference picture of an individual."""
+    """The plain, neutral photo used as the one reference image of an individual."""
     return Scene()
 
 
@@ -207,7 +207,7 @@ def _single(thing: Instance, scene: Scene, rng) -> np.ndarray:
 
 
 def _collage(thing: Instance, scene: Scene, rng) -> np.ndarray:
-    """Four pictures at half size (each tile the mean of four)."""
+    """Four images at half size (each tile the mean of four)."""
     small = [_single(thing, scene, rng).reshape(8, 2, 8, 2, 3).mean((1, 3)) for _ in range(4)]
     return np.concatenate([np.concatenate(small[:2], 1), np.concatenate(small[2:], 1)], 0)
 
@@ -221,5 +221,5 @@ def draw(thing: Instance, scene: Scene, rng: random.Random) -> np.ndarray:
 
 
 def picture(tiles: np.ndarray, tile: int = TILE) -> Image.Image:
-    """Tiles as a picture of flat squares, 128 x 128 px by default."""
+    """Tiles as an image of flat squares, 128 x 128 px by default."""
     return Image.fromarray(np.repeat(np.repeat(tiles, tile, 0), tile, 1))

@@ -142,7 +142,7 @@ def test_the_reference_is_the_same_at_every_run_and_described_without_its_articl
     assert words == ["blue dotted dog"] * 2
 
 
-def test_the_grid_shows_every_picture_and_its_prompt():
+def test_the_grid_shows_every_image_and_its_prompt():
     names = ("identity_floor", "identity", "identity_oracle", "identity_ceiling", "text_floor", "text")
     sheet = report.grid(JOB, pictures(), plain((1, 2, 3)), dict.fromkeys(names, 0.5))
     colours = {colour: count for count, colour in sheet.getcolors(1 << 20)}
@@ -151,7 +151,7 @@ def test_the_grid_shows_every_picture_and_its_prompt():
     assert sheet.width < 1000
 
 
-def test_long_prompts_are_wrapped_to_the_width_of_their_pictures():
+def test_long_prompts_are_wrapped_to_the_width_of_their_images():
     from PIL import ImageDraw, ImageFont
 
     pen, font = ImageDraw.Draw(plain("white")), ImageFont.load_default(13)

@@ -1,6 +1,6 @@
 """Does a short training on the tiny model teach the subject, and do prompts keep working? The whole method at once.
 
-The demo's dog, one picture, 160 steps from the bare class word; how alike the pictures become is measured in
+The demo's dog, one image, 160 steps from the bare class word; how alike the images become is measured in
 benchmarks/fidelity.py. Here the question is only whether the method works at all: a loss that falls would not show it.
 """
 
@@ -25,14 +25,14 @@ SCENES = ("a photo of a {} in the snow", "a photo of a {} on grass", "a photo of
 
 
 def draw(models, noun):
-    """Two pictures per scene, the same noise for every noun."""
+    """Two images per scene, the same noise for every class word."""
     prompts = [scene.format(noun) for scene in SCENES for _ in range(2)]
     pixels = sample(models, prompts, [0, 1] * len(SCENES), size=(128, 128), steps=15, guidance=4.0)
     return [images.to_pil(picture) for picture in pixels]
 
 
 def right_scenes(judges, pictures):
-    """How many pictures fit the place that their prompt names better than every other place of the world.
+    """How many images fit the place that their prompt names better than every other place of the world.
 
     CLIP-T itself would not do: real drawings of a spotted dog already fit "a dog" less than any dog does.
     """
@@ -42,7 +42,7 @@ def right_scenes(judges, pictures):
     return sum(text == SCENES[i // 2].format("dog") for i, text in enumerate(chosen))
 
 
-def test_one_picture_teaches_the_subject(tmp_path):
+def test_one_image_teaches_the_subject(tmp_path):
     path = build.build_checkpoint(tmp_path / "tiny.safetensors")
     dog = world.instance(show.INSTANCE, "dog")
     reference = world.picture(world.draw(dog, world.reference_scene(), random.Random(5)))

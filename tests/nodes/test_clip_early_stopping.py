@@ -107,7 +107,7 @@ def train(tmp_path, monkeypatch):
     return go
 
 
-def test_a_training_is_watched_and_the_judge_leaves(clip_vision, train):
+def test_a_training_is_watched_and_the_metric_model_leaves(clip_vision, train):
     from personalize.nodes.host import session
 
     stopper = ClipEarlyStopping(every=1, images=2, sampler_steps=2, patience=0, min_delta=1.0, **WORLD)

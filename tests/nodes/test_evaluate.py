@@ -77,7 +77,7 @@ def evaluate(graph, concept, folders):
     return go
 
 
-def test_pictures_are_those_of_a_ksampler_with_that_seed(evaluate, graph):
+def test_images_are_those_of_a_ksampler_with_that_seed(evaluate, graph):
     import nodes
 
     model, clip, vae, _ = graph
@@ -116,7 +116,7 @@ def test_all_prompts_of_a_seed_start_alike_whatever_their_neighbours():
         assert torch.equal(latents, torch.randn(1, 4, 12, 8, generator=torch.Generator().manual_seed(seed))[0])
 
 
-def test_scores_are_the_judges_own(evaluate, concept, folders):
+def test_scores_are_the_metric_models_own(evaluate, concept, folders):
     unseen = torch.stack([image.movedim(0, -1) for image in judge.tensors(judge.pictures(count=4)[2:])])
     report, grid, table, summary, pictures = evaluate(held_out=unseen)
     shelf = evaluating.write(folders)
@@ -269,7 +269,7 @@ def test_images_are_scored_as_evaluate_scores_them(evaluate, score):
     assert report.diversity == pytest.approx(again.diversity, abs=1e-5)
 
 
-def test_prompts_belong_to_pictures_batches_or_all(score):
+def test_prompts_belong_to_images_batches_or_all(score):
     from personalize.nodes.score_images import prompts_for
 
     assert prompts_for(["a\nb\n", "c"], [2, 1]) == ["a", "b", "c"]
@@ -282,7 +282,7 @@ def test_prompts_belong_to_pictures_batches_or_all(score):
         score([pictures], prompts="a", mask=[torch.ones(1, 32, 32)])
 
 
-def test_a_mask_hides_the_rest_of_a_picture_from_likeness_only(score):
+def test_a_mask_hides_the_rest_of_an_image_from_identity_only(score):
     pictures = torch.stack([image.movedim(0, -1) for image in judge.tensors(judge.pictures())])
     half = torch.zeros(2, 128, 128)
     half[:, :, :64] = 1
@@ -381,7 +381,7 @@ def test_the_page_needs_nothing_else_and_runs_nothing(evaluate, graph, folders):
     Reader().feed(page)
     assert not {tag for tag, _ in found} & {"script", "link", "iframe", "object", "base", "form"}
     assert all(a["src"].startswith("data:image/") for tag, a in found if tag == "img")
-    assert sum(tag == "img" for tag, _ in found) == 4 + 2  # pictures and references
+    assert sum(tag == "img" for tag, _ in found) == 4 + 2  # images and references
     assert not [name for _, a in found for name in a if name.startswith("on") or name == "href"]
     assert "default-src 'none'" in page and "http://" not in page and "https://" not in page
     assert all(column in page for column in COLUMNS) and "not measured" in page

@@ -1,4 +1,4 @@
-"""Every kind of picture file, and of IMAGE, is read as a viewer shows it: in process, through Load References."""
+"""Every kind of image file, and of IMAGE, is read as a viewer shows it: in process, through Load References."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.comfy
 
 @pytest.fixture
 def load_references(tmp_path, monkeypatch):
-    """`load_references(image=None, **inputs)`: the pictures of the CONCEPT, `[3, h, w]` each."""
+    """`load_references(image=None, **inputs)`: the images of the CONCEPT, `[3, h, w]` each."""
     import folder_paths
 
     from personalize.nodes.load_references import LoadReferences

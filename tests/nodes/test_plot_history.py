@@ -195,12 +195,12 @@ def test_losses_on_either_scale(losses):
 def test_what_is_no_number_is_left_out():
     lines = made.monitored(4)
     lines[1]["measures"]["DVAR"]["ratio"] = float("nan")
-    lines[2]["measures"]["DVAR"]["ratio"] = 1e300  # nor what no picture can show
+    lines[2]["measures"]["DVAR"]["ratio"] = 1e300  # nor what no image can show
     panel = axes_of(figure(made.result(lines)))["ratio"]
     assert points(panel, "ratio") == [(0, 1.0), (1, 0.5), (4, 0.2)]
 
 
-# -- the picture
+# -- the image
 
 
 def colourful(picture):
@@ -209,7 +209,7 @@ def colourful(picture):
 
 
 @pytest.mark.parametrize(("width", "height"), [(512, 160), (768, 240), (1001, 333), (1024, 1024), (4096, 640)])
-def test_the_picture_is_as_large_as_asked(width, height):
+def test_the_image_is_as_large_as_asked(width, height):
     picture = history_plot.image([made.result(made.staged(), stops=[made.stop()])], width=width, panel_height=height)
     assert picture.dtype == torch.float32 and picture.shape[0] == 1 and picture.shape[2:] == (width, 3)
     drawn = figure(made.result(made.staged(), stops=[made.stop()]), width=width, panel_height=height)

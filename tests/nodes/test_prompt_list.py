@@ -1,4 +1,4 @@
-"""Prompt List: are its folders names everywhere, inside the output folder, and do pictures lie where it says?"""
+"""Prompt List: are its folders names everywhere, inside the output folder, and do images lie where it says?"""
 
 import os
 import re
@@ -172,8 +172,8 @@ def drawing(server):
 
 @pytest.mark.slow
 @pytest.mark.comfy
-def test_a_folder_per_prompt_with_the_pictures_of_that_prompt(server, drawing):
-    """The same pictures as each prompt gives alone."""
+def test_a_folder_per_prompt_with_the_images_of_that_prompt(server, drawing):
+    """The same images as each prompt gives alone."""
     prompts = ["a photo of a red dog", "a photo of a blue dog in the snow", "a photo of a green car"]
     (server.base / "input" / "last.txt").write_text(prompts[2])
     server.run(drawing(prompts="a photo of a red {}\na photo of a blue {} in the snow", prompt_file="last.txt"))

@@ -134,15 +134,15 @@ def load_references(references):
         ("bucket", 64, (48, 80)),
     ],
 )
-def test_width_and_height_are_those_of_the_first_picture(references, crop, resolution, size):
+def test_width_and_height_are_those_of_the_first_image(references, crop, resolution, size):
     pictures = [torch.rand(1, 60, 40, 3), torch.rand(1, 40, 60, 3)]
     width, height = references(pictures, crop=crop, resolution=resolution)[-2:]
     assert (width, height) == size
     assert references(pictures, crop=crop, resolution=resolution, select_images="2")[-2:] == size[::-1]
 
 
-def test_captions_follow_their_pictures(load_references, tmp_path):
-    """Lines for connected pictures, files for those of a folder; both go with the choice."""
+def test_captions_follow_their_images(load_references, tmp_path):
+    """Lines for connected images, files for those of a folder; both go with the choice."""
     pictures = [torch.full((1, 16, 16, 3), i / 4) for i in range(3)]
     lines = "A house in {}\n\n {} on a hill \n"
     assert load_references(pictures, captions=lines).captions == ("A house in {}", "", "{} on a hill")
@@ -182,7 +182,7 @@ def test_bad_captions_get_one_sentence(load_references, tmp_path):
         load_references(folder="many")
 
 
-def test_class_pictures_come_from_a_socket_and_a_folder(load_references, tmp_path):
+def test_class_images_come_from_a_socket_and_a_folder(load_references, tmp_path):
     """Connected ones first, without captions; those of a folder with the texts beside them."""
     (tmp_path / "cats").mkdir()
     for name in ("a.png", "b.png"):

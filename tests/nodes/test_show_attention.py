@@ -25,7 +25,7 @@ def by_hand(q, k, heads):
     return torch.stack(found)
 
 
-# -- formulas and pictures
+# -- formulas and images
 
 
 def test_probabilities_are_the_formula_and_give_what_the_layer_gives():
@@ -111,7 +111,7 @@ def test_an_even_map_is_no_fault(value):
     assert torch.equal(pictures.normalised(even), torch.zeros(1, 4, 4))
 
 
-def test_large_pictures_are_drawn_smaller():
+def test_large_images_are_drawn_smaller():
     layer = torch.rand(1, 4, 8)
     sheet = pictures.sheet(torch.rand(640, 1280, 3), ["a"], [pictures.Attention("", [layer], 8)])
     assert sheet.shape == (256 + 48, 3 * 512 + 2 * pictures.GAP, 3)
@@ -267,7 +267,7 @@ def test_in_a_long_prompt_places_are_those_of_the_conditioning(personalized, hos
 
 
 def look(graph, clip=None, **changes):
-    """Sheet and maps of Show Attention for a picture of 64 x 96 pixels."""
+    """Sheet and maps of Show Attention for an image of 64 x 96 pixels."""
     from personalize.nodes.show_attention import ShowAttention
 
     picture = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(0))
@@ -278,7 +278,7 @@ def look(graph, clip=None, **changes):
 
 @pytest.mark.comfy
 @pytest.mark.parametrize("noise", [0.05, 0.5, 0.95])
-def test_the_picture_is_looked_at_with_the_schedules_noise(graph, hosted, noise):
+def test_the_image_is_looked_at_with_the_schedules_noise(graph, hosted, noise):
     model, clip, vae = graph
     seen = {}
 
@@ -360,7 +360,7 @@ def test_nothing_of_the_graph_is_changed(graph, personalized, hosted):
 
 
 def _copied(options):
-    """Dicts and lists anew, what they hold as it is."""
+    """Dicts and lists again, what they hold as it is."""
     if isinstance(options, dict):
         return {key: _copied(value) for key, value in options.items()}
     return [_copied(value) for value in options] if isinstance(options, list) else options
@@ -437,7 +437,7 @@ def test_the_untrained_model_needs_words_and_the_family(graph, personalized, hos
 @pytest.mark.slow
 @pytest.mark.comfy
 def test_heat_lies_where_the_word_is_drawn(server):
-    """A red dog in a wide picture: the word `red` acts on what is red, and `maps` stand as the picture does."""
+    """A red dog in a wide image: the word `red` acts on what is red, and `maps` stand as the image does."""
     import numpy as np
 
     text, sampled = "a photo of a red dog in the snow", {"seed": 3, "steps": 20, "cfg": 4.0, "denoise": 1.0}

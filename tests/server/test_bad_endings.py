@@ -40,7 +40,7 @@ def train(folder, checkpoint_every=2):
 
 @pytest.mark.parametrize(("size", "checkpoint_every"), [(3000, 2), (7000, 2), (20_000, 0)])
 def test_a_full_disk_gets_one_sentence_and_the_run_goes_on_when_there_is_room(tmp_path, size, checkpoint_every):
-    """The disk is full for the picture, for the first checkpoint, for the result."""
+    """The disk is full for the image, for the first checkpoint, for the result."""
     whole = train(tmp_path / "whole" / "run")
     folder = tmp_path / "full" / "run"
     with files_of_at_most(size), pytest.raises(RuntimeError) as error:

@@ -409,7 +409,7 @@ def test_a_bad_input_gets_one_sentence(server, good, table, name, changes, sente
 
 
 def test_a_good_prompt_still_runs(server, good):
-    """After everything above, and with every kind of picture that has something to show."""
+    """After everything above, and with every kind of image that has something to show."""
     before = runs(server)
     prompt = prompts.changed(good, {"references.folder": "odd/good", "references.initializer_token": "  "})
     assert prompts.run(server.client, prompt).kind == "success"

@@ -138,7 +138,7 @@ def test_a_damaged_run_gets_one_sentence_and_heals(server, finished, damage):
     assert prompts.run(server.client, loading(prompt, f"any words {folder.name}")).kind == "success"
 
 
-def test_pictures_that_are_gone_do_not_stop_a_finished_run(server, finished):
+def test_images_that_are_gone_do_not_stop_a_finished_run(server, finished):
     folder, prompt, _ = finished
     for file in (folder / "images").iterdir():
         file.write_bytes(b"no picture")

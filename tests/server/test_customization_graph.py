@@ -40,7 +40,7 @@ def test_each_node_trains_and_saves(server, object_info, node, changes):
     assert json.loads(log.read_text().splitlines()[0])["terms"].keys() == terms
 
 
-def test_class_pictures_of_a_folder_are_used(server, object_info):
+def test_class_images_of_a_folder_are_used(server, object_info):
     """None is drawn then: two of them, at any number of steps, would be another run."""
     folder = server.base / "input" / "dogs"
     folder.mkdir()

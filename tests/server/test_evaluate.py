@@ -23,7 +23,7 @@ def judges(server):
 
 @pytest.fixture(scope="module")
 def build(server, object_info, judges):
-    """`build(recipe, **evaluate)`: an API prompt from one picture to a report of base and trained."""
+    """`build(recipe, **evaluate)`: an API prompt from one image to a report of base and trained."""
 
     def node(kind, **inputs):
         return {"class_type": kind, "inputs": prompts.defaults(object_info[kind]["input"]) | inputs}

@@ -54,7 +54,7 @@ def workflow(object_info):
 
 
 def drawn(server, prompt):
-    """The untrained and the trained picture, and the run that the training left."""
+    """The untrained and the trained image, and the run that the training left."""
     before = {*(server.base / "output" / "personalize" / "runs").glob("*")}
     images = server.images(server.run(prompt))
     (run,) = {*(server.base / "output" / "personalize" / "runs").glob("*")} - before
@@ -72,7 +72,7 @@ def test_the_workflow_trains_and_draws_with_every_family(server, checkpoints, wo
     assert about["complete"] and about["steps"] == 2
 
 
-def test_sdxl_trains_a_picture_that_is_not_square(server, checkpoints, workflow):
+def test_sdxl_trains_a_image_that_is_not_square(server, checkpoints, workflow):
     """In its bucket; the workflow draws at that size, too."""
     Image.new("RGB", (300, 150), (200, 30, 30)).save(server.base / "input" / "wide.png")
     prompt = workflow(checkpoints["SDXL"], resolution=128)

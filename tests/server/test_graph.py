@@ -1,6 +1,6 @@
 """The pack inside a real ComfyUI, through its API: train, use, reuse, cancel, save, one sentence for bad input.
 
-Short trainings of the tiny model: what is asked here is whether the graph works, not how alike the pictures are.
+Short trainings of the tiny model: what is asked here is whether the graph works, not how alike the images are.
 """
 
 import json
@@ -21,7 +21,7 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def reference(server):
-    """A picture of an unseen dog in the input folder."""
+    """An image of an unseen dog in the input folder."""
     from personalize.demo import world
 
     dog = world.instance(world.TEST_SEEDS[0], "dog")
@@ -112,7 +112,7 @@ def test_same_inputs_are_never_trained_twice(server, graph):
 
 
 def test_the_base_model_stays_as_it_was(server, graph):
-    """An untrained branch of the same graph draws the same picture before and after a training."""
+    """An untrained branch of the same graph draws the same image before and after a training."""
 
     def untrained(seed):
         prompt = graph(train={"seed": seed}, positive={"clip": ["checkpoint", 1], "text": "a dog in the snow"})
@@ -154,7 +154,7 @@ def test_saved_files_do_in_stock_nodes_what_the_graph_does(server, graph):
         server.run(prompt)
 
 
-def test_the_complete_file_draws_the_same_picture(server, graph):
+def test_the_complete_file_draws_the_same_image(server, graph):
     """Saved, listed, and loaded by a graph without the training: pixel by pixel what the training drew."""
     prompt = graph()
     inputs = {"result": ["train", 2], "name": "travelling", "overwrite": True}
@@ -254,7 +254,7 @@ def test_bad_input_gets_one_sentence(server, graph, node, inputs, sentence):
         server.run(graph(**{node: inputs}))
 
 
-def test_no_picture_gets_one_sentence(server, graph):
+def test_no_image_gets_one_sentence(server, graph):
     prompt = graph()
     prompt["references"]["inputs"].pop("images.image0")
     with pytest.raises(api.HostError, match="no reference image"):

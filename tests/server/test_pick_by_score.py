@@ -15,7 +15,7 @@ STEPS, EVERY, SEED = 6, 2, 1130
 
 @pytest.fixture(scope="module")
 def build(server, object_info):
-    """`build(text_weight)`: an API prompt from one picture to a saved file of what was picked."""
+    """`build(text_weight)`: an API prompt from one image to a saved file of what was picked."""
     judges = evaluating.write_for_server(server.base / "models" / "clip_vision")
     judges = {name: value for name, value in judges.items() if name != "diversity"}
 

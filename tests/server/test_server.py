@@ -33,7 +33,7 @@ def test_the_pack_loads_with_its_nodes(server, object_info):
 def test_the_stock_loader_reads_the_tiny_checkpoint_and_draws(server):
     pictures = server.images(server.run(text_to_image(server.checkpoint)))["7"]
     assert [picture.size for picture in pictures] == [(128, 128)] * 2
-    # Different noise, different picture; a broken model draws one flat colour.
+    # Different noise, different image; a broken model draws one flat colour.
     assert pictures[0].tobytes() != pictures[1].tobytes()
     assert all(low < high for low, high in pictures[0].convert("RGB").getextrema())
 
@@ -43,7 +43,7 @@ def test_a_refused_prompt_and_a_failed_node_are_named(server):
     with pytest.raises(client.HostError, match=r"CheckpointLoaderSimple \(node 1\): Value not in list"):
         server.run(prompt)
     prompt = text_to_image(server.checkpoint)
-    # The text encoder instead of the autoencoder passes validation by type only, so the picture comes from nowhere.
+    # The text encoder instead of the autoencoder passes validation by type only, so the image comes from nowhere.
     prompt["6"] = {"class_type": "LoadImage", "inputs": {"image": "missing.png"}}
     with pytest.raises(client.HostError, match="LoadImage"):
         server.run(prompt)

@@ -45,7 +45,7 @@ def prompt(checkpoint, **train):
 
 
 def drawn_with(node):
-    """A picture with the MODEL and CLIP of a node."""
+    """An image with the MODEL and CLIP of a node."""
     return {
         "positive": ("CLIPTextEncode", {"clip": [node, 1], "text": "a photo of <concept> in the snow"}),
         "negative": ("CLIPTextEncode", {"clip": [node, 1], "text": ""}),
@@ -140,7 +140,7 @@ def test_a_run_outlives_its_processes(machine):
     print(f"reused and drawn in {time.perf_counter() - began:.2f} s in a new process")
     assert (folder / "run.json").stat().st_mtime < machine.server.log.stat().st_mtime
 
-    # Loaded by name, without its pictures and its recipe.
+    # Loaded by name, without its images and its recipe.
     load = {"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "run": folder.name}
     loaded = {"checkpoint": graph["checkpoint"], "load": ("PersonalizeLoad", load)} | drawn_with("load")
     assert machine.picture(loaded) == first
@@ -166,7 +166,7 @@ def see(node):
 
 
 def test_strengths(machine):
-    """Apply at 1 is what Train returns; at 0 the text encoder is the base model's, with the new word."""
+    """Apply at 1 is what Train returns; at 0 the text encoder is the base model's, with the placeholder token."""
     from personalize.tests.support import host
 
     graph = prompt(host.CHECKPOINT)

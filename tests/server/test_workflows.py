@@ -40,7 +40,7 @@ def logs(server):
     return {log: log.stat().st_mtime_ns for log in (server.base / "output").glob("personalize/runs/*/steps.jsonl")}
 
 
-def test_training_changes_the_trained_picture_only_and_happens_once(server, textboost):
+def test_training_changes_the_trained_image_only_and_happens_once(server, textboost):
     earlier = logs(server)  # other tests train on the same server
     untrained, trained = pictures(server, textboost)
     assert untrained != trained
@@ -94,7 +94,7 @@ def test_three_stages_train_and_draw(server, attndreambooth, weights):
 
 
 def test_stages_chained_through_a_graph(server, attndreambooth):
-    """One Train behind the other: the word of the first, the attention of the second, in one picture."""
+    """One Train behind the other: the word of the first, the attention of the second, in one image."""
     prompt = override(attndreambooth, {"PersonalizeAttnDreamBooth": {"preset.run_stages": "1"}})
     (recipe,) = (k for k, n in prompt.items() if n["class_type"] == "PersonalizeAttnDreamBooth")
     (first,) = (k for k, n in prompt.items() if n["class_type"] == "PersonalizeTrain")
@@ -169,7 +169,7 @@ SHORT = {"preset.steps": 3, "preset.batch_size": 2, "preset.views": 4}
 
 @pytest.fixture(scope="module")
 def compared(server, object_info):
-    """The API prompt of workflows/compare_methods.json with the demo's picture, each method cut to a few steps."""
+    """The API prompt of workflows/compare_methods.json with the demo's image, each method cut to a few steps."""
     prompt = to_api(show.read_json(ROOT / "workflows" / "compare_methods.json"), object_info)
     judges = evaluating.write_for_server(server.base / "models" / "clip_vision")
     files = {"CLIP file": judges.pop("clip_weights"), "DINO file": judges.pop("dino_weights")}
@@ -232,7 +232,7 @@ def test_five_methods_in_one_queue(server, compared):
     assert logs(server) == trained
 
 
-def test_every_workflow_has_a_note_and_its_picture():
+def test_every_workflow_has_a_note_and_its_image():
     for path in (ROOT / "workflows").glob("*.json"):
         kinds = [node["type"] for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]]
         assert "MarkdownNote" in kinds and path.with_suffix(".jpg").exists()

@@ -23,7 +23,7 @@ PROMPTS = "a photo of a {} in the snow\na photo of a {} on the beach\n"
 
 
 def write(folder, subjects, pictures=3, first=0):
-    """`pictures` of each of the world's classes `subjects`, of individuals that no training saw."""
+    """`images` of each of the world's classes `subjects`, of individuals that no training saw."""
     lines = ["Classes", "", "subject_name,class,kind,initializer"]
     for number, kind in enumerate(subjects):
         thing, name = world.instance(world.TEST_SEEDS[first + number], kind), f"{kind}_{number}"

@@ -40,7 +40,7 @@ class Host:
         return self.client.run(prompt, timeout)
 
     def images(self, history):
-        """The pictures of a history as PIL images: {node id: [image, ...]}."""
+        """The images of a history as PIL images: {node id: [image, ...]}."""
         from io import BytesIO
 
         from PIL import Image
@@ -70,7 +70,7 @@ def prepare(base, pack=ROOT):
 
 @contextlib.contextmanager
 def start(comfyui, base, *, cpu, arguments=(), pack=ROOT):
-    """Starts ComfyUI on a free port with this pack, demo/host_node and the demo's picture, and stops it at the end."""
+    """Starts ComfyUI on a free port with this pack, demo/host_node and the demo's image, and stops it at the end."""
     from ...demo import report, show
 
     prepare(base, pack)

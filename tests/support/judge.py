@@ -1,4 +1,4 @@
-"""The demo world's CLIP as a user's file in a user's folder, and pictures that it knows. No test in here."""
+"""The demo world's CLIP as a user's file in a user's folder, and images that it knows. No test in here."""
 
 import random
 
@@ -28,5 +28,5 @@ def pictures(subject="dog", count=2):
 
 
 def tensors(images):
-    """`[3, h, w]` in 0..1 of each picture."""
+    """`[3, h, w]` in 0..1 of each image."""
     return tuple(torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255 for image in images)

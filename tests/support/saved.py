@@ -33,7 +33,7 @@ def unet_of_the_host(model, latents, timesteps, context, pooled=None):
     """What the host's own U-Net, on its device, makes of latents, on the CPU.
 
     Args:
-        pooled: the prompts' pooled output `[1, p]` where the family reads it; the picture's size is the latents'.
+        pooled: the prompts' pooled output `[1, p]` where the family reads it; the image's size is the latents'.
     """
     import comfy.model_management as mm
 

@@ -73,7 +73,7 @@ def encode(clip, prompt):
 
 @pytest.mark.parametrize(("graph", "resolution"), [*zip(KINDS, [512, 512, 768, 768, 1024, 1024])], indirect=["graph"])
 def test_unet_equals_the_hosts(graph, resolution):
-    """With the pooled text and the picture's size, where the family has them, as the host's sampler hands them over."""
+    """With the pooled text and the image's size, where the family has them, as the host's sampler hands them over."""
     from personalize.nodes.host.models import resolution_of
     from personalize.tests.support.saved import unet_of_the_host
     from personalize.trainers.models.diffusion import Encoding
@@ -95,7 +95,7 @@ def test_unet_equals_the_hosts(graph, resolution):
 
 @pytest.mark.parametrize("graph", KINDS, indirect=True)
 def test_noise_and_target_equal_the_hosts(graph, request):
-    """The host turns our target, taken for the model's output, back into the picture."""
+    """The host turns our target, taken for the model's output, back into the image."""
     kind = request.node.callspec.params["graph"]
     sampling, models = graph[0].get_model_object("model_sampling"), read(graph)
     assert models.prediction_type == ("v_prediction" if " v" in kind else "epsilon")

@@ -78,7 +78,7 @@ def scores(out):
 
 @pytest.mark.slow
 def test_the_table_holds_what_scoring_gives(files, whole):
-    """One subject by hand: learned from the first picture, drawn, scored; and the means over all subjects."""
+    """One subject by hand: learned from the first image, drawn, scored; and the means over all subjects."""
     folder = whole / "runs" / told(whole, "fish_2")["settings"]["run"]
     models = load_models(files.folder / "tiny.safetensors", build.UNET, build.HEADS).to("cpu", torch.float32)
     restore.put(RunFolder(folder).result(), models)
@@ -121,7 +121,7 @@ def test_only_what_has_other_settings_is_made_again(files, whole, tmp_path, caps
     bench(files, out, *one)
     assert "dog_0: complete with these settings, not repeated" in capsys.readouterr().out
     assert (out / "dog_0" / "report.json").stat().st_mtime_ns == before
-    bench(files, out, *one, "--cfg", "3")  # other pictures of the same training
+    bench(files, out, *one, "--cfg", "3")  # other images of the same training
     said = capsys.readouterr().out
     assert "dog_0: already trained" in said and told(out, "dog_0")["settings"]["cfg"] == 3.0
     bench(files, out, *one, "--references", "0")
@@ -131,7 +131,7 @@ def test_only_what_has_other_settings_is_made_again(files, whole, tmp_path, caps
 
 
 @pytest.mark.slow
-def test_another_judge_of_the_same_name_is_asked_again(files, whole, tmp_path, capsys):
+def test_another_metric_model_of_the_same_name_is_asked_again(files, whole, tmp_path, capsys):
     out, judges = tmp_path / "out", tmp_path / "judges"
     shutil.copytree(whole, out)
     shutil.copytree(files.folder / "judges", judges)
@@ -239,8 +239,8 @@ def test_why_there_is_no_vqa(tmp_path, monkeypatch):
     assert "--vqa-download is not given" in vqa.added(report, False, "cpu").missing["VQA"]
 
 
-def test_vqa_asks_its_package_for_each_picture_and_its_text(tmp_path, monkeypatch):
-    """A stand-in with the package's interface: `[pictures, texts]` by files and texts. The model never ran here."""
+def test_vqa_asks_its_package_for_each_image_and_its_text(tmp_path, monkeypatch):
+    """A stand-in with the package's interface: `[images, texts]` by files and texts. The model never ran here."""
     lines = [
         "from pathlib import Path",
         "import torch",

@@ -26,7 +26,7 @@ PROTOCOL = ["--steps", "2", "--seeds", "2", "--first-seed", "7", "--cfg", "4"]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A dog's pictures in two folders, flags of models and judges, and a finished run: their folder."""
+    """A dog's images in two folders, flags of models and judges, and a finished run: their folder."""
     folder = tmp_path_factory.mktemp("world")
     drawn_subjects.write(folder, ["dog"], pictures=3)
     (folder / "others").mkdir()

@@ -34,7 +34,7 @@ def picture(levels=255, channels=3, seed=0):
 
 
 def concept(**changes):
-    """With a mask as the host makes it of transparency, a picture of 16 bits, and class pictures."""
+    """With a mask as the host makes it of transparency, an image of 16 bits, and class images."""
     masks = (1 - picture(channels=1), torch.ones(1, 40, 32))
     words = {"class_word": "cat", "resolution": 32, "captions": ("{} here", ""), "class_captions": ("a cat",)}
     pictures = {"images": (picture(), picture(65535)), "masks": masks, "class_images": (picture(seed=1),)}
@@ -104,7 +104,7 @@ def test_what_is_unknown_gets_one_sentence(tmp_path, place, value, sentence):
     assert sentence in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_folder_without_pictures_gets_one_sentence(tmp_path):
+def test_a_folder_without_images_gets_one_sentence(tmp_path):
     folder_of(Run(concept=concept(), recipe=FAST), tmp_path)
     for file in (tmp_path / "images").iterdir():
         file.unlink()

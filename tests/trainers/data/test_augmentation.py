@@ -26,7 +26,7 @@ def picture():
 
 
 def ramps(height, width):
-    """A picture that says where each of its pixels comes from: `[row, column]`, in pixels."""
+    """An image that says where each of its pixels comes from: `[row, column]`, in pixels."""
     return torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).float()
 
 
@@ -41,7 +41,7 @@ def test_shift_moves_and_repeats_the_edge(height, seed):
     """By a share of the width, whatever the height."""
     picture = torch.rand(3, height, 32, generator=generator(9))
     shifted, name = SHIFT(picture, generator(seed))
-    # the distance is the one at which the pictures agree
+    # the distance is the one at which the images agree
     if name == "left":
         pixels = next(d for d in range(1, 32) if torch.equal(shifted[..., : 32 - d], picture[..., d:]))
         assert torch.equal(shifted[..., -1], picture[..., -1])
@@ -70,9 +70,9 @@ def test_zoom_in_keeps_the_middle():
 @pytest.mark.parametrize(("height", "width"), [(64, 128), (96, 48)])
 @pytest.mark.parametrize("factor", [0.5, 1.25])
 def test_zoom_is_the_same_along_both_axes(height, width, factor):
-    """What a pixel shows lies `1 / factor` times as far from the centre; outside of the picture, it shows the edge."""
+    """What a pixel shows lies `1 / factor` times as far from the centre; outside of the image, it shows the edge."""
     size = torch.tensor([height, width])[:, None, None]
-    zoomed = augmentation.zoom(ramps(height, width) / size, factor) * size  # pictures lie in 0..1
+    zoomed = augmentation.zoom(ramps(height, width) / size, factor) * size  # images lie in 0..1
     centre = (size - 1) / 2
     expected = ((ramps(height, width) - centre) / factor + centre).clamp(torch.zeros(1), size - 1)
     assert zoomed.shape == (2, height, width)
@@ -100,7 +100,7 @@ def test_crop_enlarges_a_square():
 
 
 @pytest.mark.parametrize(("height", "width"), [(60, 120), (120, 60)])
-def test_crop_has_the_pictures_shape(height, width):
+def test_crop_has_the_images_shape(height, width):
     """Its share of the height is that of the width, but for a pixel, and it lies anywhere along both axes."""
     size = torch.tensor([height, width])
     centres = []
@@ -154,7 +154,7 @@ def test_draws_are_independent_and_stack(picture):
 
 
 def test_only_the_flip_leaves_a_style_alone(picture):
-    """Nothing but a mirror and the loss of colour: the views are exactly four pictures, the flip in its whole share."""
+    """Nothing but a mirror and the loss of colour: the views are exactly four images, the flip in its whole share."""
     g, seen = generator(), []
     gray = augmentation.grayscale(picture)
     expected = {
@@ -179,8 +179,8 @@ def test_off_means_unchanged(picture):
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (24, 40), (64, 16)])
-def test_mask_follows_the_picture(height, width):
-    """A picture that is its own mask stays so through every operation except the loss of colour, and keeps its size."""
+def test_mask_follows_the_image(height, width):
+    """An image that is its own mask stays so through every operation except the loss of colour, and keeps its size."""
     mask = (torch.rand(1, height, width, generator=generator(9)) > 0.5).float()
     pixels, seen = mask.expand(3, -1, -1), set()
     for seed in range(100):
@@ -196,7 +196,7 @@ SHAPES = pytest.mark.parametrize(("height", "width"), [(32, 32), (24, 40), (40, 
 
 @SHAPES
 @pytest.mark.parametrize("degrees", [-45.0, -10.0, 0.0, 30.0, 45.0, 180.0])
-def test_a_turned_picture_is_scipys_reflected_at_its_edges(height, width, degrees):
+def test_a_turned_image_is_scipys_reflected_at_its_edges(height, width, degrees):
     """About its centre, counter-clockwise, bilinear; nothing is stretched where it is not square."""
     ndimage = pytest.importorskip("scipy.ndimage")
     picture = torch.rand(3, height, width, generator=generator(2))
@@ -212,7 +212,7 @@ def test_counter_clockwise_is_a_quarter_turn_to_the_left(picture):
 
 
 @SHAPES
-def test_no_turned_picture_has_black_corners(height, width):
+def test_no_turned_image_has_black_corners(height, width):
     white = torch.ones(3, height, width)
     for seed in range(50):
         view = augmentation.random_rotation((white, None), generator(seed), p=1.0)
@@ -233,7 +233,7 @@ def test_turns_are_drawn_as_the_paper_says():
     assert max(turned) < 45.1 and min(turned) > -45.1 and max(turned) > 40 and min(turned) < -40
 
 
-def test_a_mask_turns_with_its_picture():
+def test_a_mask_turns_with_its_image():
     mask = (torch.rand(1, 24, 40, generator=generator(9)) > 0.5).float()
     for seed in range(20):
         view = augmentation.random_rotation((mask.expand(3, -1, -1), mask), generator(seed))
@@ -255,8 +255,8 @@ def test_words_stand_where_they_belong():
     assert describe("right", "grayscale", named="none") == {"a <dog>"}
 
 
-def test_a_view_knows_its_picture():
-    """Pictures come in the order asked for, each view with the number of the picture it was made from."""
+def test_a_view_knows_its_image():
+    """Images come in the order asked for, each view with the number of the image it was made from."""
     concept = Concept(images=tuple(torch.full((3, 32, 32), value) for value in (0.0, 0.5, 1.0)))
     seen = [*augmentation.views(concept, [2, 0, 1, 1], (32, 32), generator(), partial(AUGMENT, p=0.0, grayscale_p=0.0))]
     assert [view.image for view in seen] == [2, 0, 1, 1]
@@ -264,8 +264,8 @@ def test_a_view_knows_its_picture():
 
 
 @pytest.mark.parametrize(("crop", "times"), [("center", 2), ("bucket", 2), ("random", 8)])
-def test_a_picture_is_cut_once_unless_the_cut_is_drawn(monkeypatch, crop, times):
-    """And what is made of it stays what it was: cut anew for every view."""
+def test_a_image_is_cut_once_unless_the_cut_is_drawn(monkeypatch, crop, times):
+    """And what is made of it stays what it was: cut again for every view."""
     concept = Concept(images=(torch.rand(3, 40, 32), torch.rand(3, 48, 64)), resolution=32, crop=crop)
     cuts, cutting = [], concept_module.cut
     monkeypatch.setattr(concept_module, "cut", lambda *arguments: cuts.append(1) or cutting(*arguments))

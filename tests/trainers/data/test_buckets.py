@@ -1,4 +1,4 @@
-"""Pictures that keep their shape: which sizes they get, and do batches, masks and previews follow?
+"""Images that keep their shape: which sizes they get, and do batches, masks and previews follow?
 
 Small models on the CPU. The autoencoder averages 8 x 8 pixels, so that latents tell what a view shows.
 """
@@ -73,7 +73,7 @@ def test_buckets_that_everybody_knows():
 
 
 @pytest.mark.parametrize("shape", [(48, 80), (80, 48), (33, 200), (200, 33), (64, 64), (50, 61)])
-def test_a_picture_and_its_mask_cover_their_size(shape):
+def test_a_image_and_its_mask_cover_their_size(shape):
     """Cut at the centre along one axis, whole along the other, and shown in proportion."""
     rows, columns = torch.meshgrid(*(torch.linspace(0, 1, side) for side in shape), indexing="ij")
     picture = torch.stack([rows, columns, rows])
@@ -92,7 +92,7 @@ def test_a_picture_and_its_mask_cover_their_size(shape):
 
 
 def test_a_pool_for_each_size_in_proportion():
-    """Twelve views of three, two and one pictures, each pool showing its own pictures in turn; then drawn so, too."""
+    """Twelve views of three, two and one images, each pool showing its own images in turn; then drawn so, too."""
     pools = paired(12).pools(small.models(), concept(), generator())
     steps = [next(pools) for _ in range(900)]
     shown = {tuple(pool.mean.shape): pool.images for pool in steps}
@@ -123,7 +123,7 @@ def test_fresh_views_are_of_one_size_in_proportion():
     ("shapes", "crop"), [(SHAPES, "center"), (SHAPES, "random"), ([(64, 64)] * 3, "bucket"), ([(48, 80)], "bucket")]
 )
 def test_the_only_size_is_not_drawn(shapes, crop, pool):
-    """The generator gives the pictures of fresh views and what is done to them, nothing else: as ever for squares."""
+    """The generator gives the images of fresh views and what is done to them, nothing else: as ever for squares."""
     models, own, ours, theirs = small.models(), concept(shapes, crop), generator(), generator()
     pools = paired(pool).pools(models, own, ours)
     found = [next(pools) for _ in range(4)]
@@ -138,7 +138,7 @@ def test_the_only_size_is_not_drawn(shapes, crop, pool):
 
 @pytest.mark.parametrize("pool", [0, 24])
 def test_masks_follow_into_the_batch(pool):
-    """Pictures that are their own masks: whatever is done to them, latents and masks of a batch say the same."""
+    """Images that are their own masks: whatever is done to them, latents and masks of a batch say the same."""
     masks = tuple((image[:1] > 0.5).float() for image in concept().images)
     own = concept(images=tuple(mask.expand(3, -1, -1) for mask in masks), masks=masks)
     models, g, views, seen = small.models(), generator(), paired(pool, p=0.9), set()
@@ -166,7 +166,7 @@ def test_training_takes_every_size_and_reports(tmp_path, views):
     assert all(math.isfinite(step["loss"]) for step in result.history)
 
 
-def test_previews_have_the_first_pictures_shape(tmp_path):
+def test_previews_have_the_first_images_shape(tmp_path):
     recipe = TextBoost(steps=1, batch_size=1, views=6)
     preview = Preview(prompts=("{}", "a {}", "one {}"), every=1, images_per_prompt=2, steps=2)
     for first, (height, width) in enumerate(SIZES[:2]):

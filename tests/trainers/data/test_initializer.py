@@ -100,7 +100,7 @@ def test_every_strategy_gives_a_word_to_start_from(shelf, few):
         assert len(bundled_words()(word)) == 1 and isinstance(word, str)
 
 
-def test_what_was_found_is_kept_by_pictures_and_weights(shelf, few, tmp_path, monkeypatch):
+def test_what_was_found_is_kept_by_images_and_weights(shelf, few, tmp_path, monkeypatch):
     images, cats = (judge.tensors(judge.pictures(thing)) for thing in ("dog", "cat"))
     made, here = small.models(), context(shelf, tmp_path / "cache")
     found = initializer.ranking(made, images, judge.CHOICE, here)
@@ -123,7 +123,7 @@ def test_what_was_found_is_kept_by_pictures_and_weights(shelf, few, tmp_path, mo
     ["", "{", "[]", '{"best": [], "worst": []}', '{"best": [{"word": "<evil>", "id": 3}], "worst": [{}]}',
      '{"best": [{"word": [], "id": 3}], "worst": []}', '{"best": 3}', "[" * 100_000],
 )  # fmt: skip
-def test_a_damaged_file_is_made_anew(shelf, few, tmp_path, contents):
+def test_a_damaged_file_is_made_again(shelf, few, tmp_path, contents):
     images, made, here = judge.tensors(judge.pictures()), small.models(), context(shelf, tmp_path)
     found = initializer.ranking(made, images, judge.CHOICE, here)
     (file,) = tmp_path.iterdir()

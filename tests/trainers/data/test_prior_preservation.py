@@ -1,4 +1,4 @@
-"""Pictures of the class: the loss on them, how they share a batch, where they come from, what names a run of them."""
+"""Images of the class: the loss on them, how they share a batch, where they come from, what names a run of them."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ def batch_of(own=3, other=2, masks=True, seed=0):
 @pytest.mark.parametrize("masks", [True, False])
 @pytest.mark.parametrize(("own", "other"), [(2, 2), (3, 2), (1, 4)])
 def test_losses_are_the_formulas(own, other, masks):
-    """Masked mean within each picture of the instance, then over them; plain mean over the class: in float64."""
+    """Masked mean within each image of the instance, then over them; plain mean over the class: in float64."""
     models, batch, noise, timesteps = batch_of(own, other, masks)
     objective = Objective(models, {"denoising": losses.denoising, "prior": losses.prior_preservation})
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_the_instances_of_a_batch():
     assert (batch.masks[3:] == 1).all() and batch.weights.mean(dim=0).tolist() == pytest.approx([1, 1])
 
 
-# -- where the pictures come from
+# -- where the images come from
 
 
 def pixels(pictures):
@@ -116,7 +116,7 @@ def test_the_model_draws_them_the_same_every_time(tmp_path):
     )
 
 
-def test_half_of_a_chunk_or_a_damaged_picture_is_drawn_again(tmp_path):
+def test_half_of_a_chunk_or_a_damaged_image_is_drawn_again(tmp_path):
     whole = pixels(class_images_of(small.models(), concept(), Context(), seed=0, count=2 * CHUNK, steps=2))
     for damage in (lambda file: file.unlink(), lambda file: file.write_bytes(b"no picture")):
         models = small.models()
@@ -130,7 +130,7 @@ def test_half_of_a_chunk_or_a_damaged_picture_is_drawn_again(tmp_path):
         assert len(calls) == 2  # one chunk, two sampler steps
 
 
-def test_what_decides_the_pictures_names_their_folder(tmp_path):
+def test_what_decides_the_images_names_their_folder(tmp_path):
     def folders(seed=0, count=2, steps=2, change=lambda models: None, **changes):
         models = small.models()
         change(models)
@@ -161,7 +161,7 @@ def test_an_interrupt_reaches_the_drawing(tmp_path):
     assert said == ["class images: 0 of 20", "class images: 8 of 20"] and len([*tmp_path.rglob("*.png")]) == 8
 
 
-def test_given_pictures_are_taken_with_their_captions():
+def test_given_images_are_taken_with_their_captions():
     models = small.models()
     given = tuple(torch.full((3, 40, 40 + 8 * i), i / 4) for i in range(4))
     captions = ("a cat on grass", "", "two cats", "")
@@ -178,7 +178,7 @@ def test_given_pictures_are_taken_with_their_captions():
     assert torch.equal(made.input_ids, models.tokenize(prompts))
 
 
-def test_every_size_of_bucket_has_class_pictures():
+def test_every_size_of_bucket_has_class_images():
     pictures = (PICTURE, PICTURE.mT)
     made = class_images_of(small.models(), concept(images=pictures, crop="bucket"), Context(), seed=0, count=3, steps=1)
     assert {*made.latents} == {(5, 3), (3, 5)}
@@ -189,17 +189,17 @@ def test_every_size_of_bucket_has_class_pictures():
 # -- what names a run
 
 
-def test_class_pictures_are_part_of_a_runs_digest_and_their_absence_is_not():
+def test_class_images_are_part_of_a_runs_digest_and_their_absence_is_not():
     run = Run(concept=concept(), recipe=DreamBoothLoRA())
     assert "class_captions" not in run.settings()["concept"] and "class_images" not in run.settings()["concept"]
-    assert run.dataset() == digest_of([PICTURE])  # as before there were class pictures
+    assert run.dataset() == digest_of([PICTURE])  # as before there were class images
     changes = [{}, {"class_images": (PICTURE,)}, {"class_images": (PICTURE.flip(1),)}]
     changes += [{"class_images": (PICTURE,), "class_captions": ("a dog",)}, {"images": (PICTURE, PICTURE)}]
     digests = {Run(concept=concept(**change), recipe=DreamBoothLoRA()).digest("model") for change in changes}
     assert len(digests) == len(changes)
 
 
-def test_bad_class_pictures_get_one_sentence():
+def test_bad_class_images_get_one_sentence():
     for changes, sentence in (
         ({"class_images": (PICTURE,), "class_captions": ("a", "b")}, r"class captions .2. .* class images .1."),
         ({"class_images": (torch.zeros(3, 4, 9),)}, "A class image is smaller"),

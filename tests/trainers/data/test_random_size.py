@@ -1,4 +1,4 @@
-"""Custom Diffusion's sizes: do picture, mask and prompt change together, as often and as far as described?"""
+"""Custom Diffusion's sizes: do image, mask and prompt change together, as often and as far as described?"""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ SIZE = (96, 64)
 
 
 def drawn(n, seed=0, mask=None, p=0.5):
-    """Views of a picture that says of each pixel where it comes from: row, column, 1."""
+    """Views of an image that says of each pixel where it comes from: row, column, 1."""
     rows, columns = torch.meshgrid(torch.linspace(0, 1, SIZE[0]), torch.linspace(0, 1, SIZE[1]), indexing="ij")
     picture = torch.stack([rows, columns, torch.ones(SIZE)])
     generator = torch.Generator().manual_seed(seed)
@@ -28,7 +28,7 @@ def test_how_often_and_how_far():
         bool(view.pixels[1, :, 0].mean() > view.pixels[1, :, -1].mean()) for view in views if not view.operations
     )
     assert random_flip / kinds.count(()) == pytest.approx(0.5, abs=0.04)
-    # Of the third channel, 1 in the picture and 0.5 on the canvas, what is shown.
+    # Of the third channel, 1 in the image and 0.5 on the canvas, what is shown.
     shares = [
         (view.pixels[2] > 0.75).float().mean().item() ** 0.5 for view in views if view.operations == ("zoom-out",)
     ]
@@ -41,7 +41,7 @@ def test_how_often_and_how_far():
     assert sum(spans) / len(spans) == pytest.approx(1 / 1.3, abs=0.01)
 
 
-def test_the_mask_is_where_the_picture_is():
+def test_the_mask_is_where_the_image_is():
     """A latent less at each seam; everywhere where nothing is blank."""
     places = set()
     for view in drawn(400):
@@ -61,7 +61,7 @@ def test_the_mask_is_where_the_picture_is():
 
 
 def test_a_users_mask_goes_along():
-    """Left half: mirrored, shrunk or enlarged with the picture."""
+    """Left half: mirrored, shrunk or enlarged with the image."""
     mask = torch.zeros(1, *SIZE)
     mask[..., : SIZE[1] // 2] = 1.0
     for view in drawn(60, mask=mask, p=0.0):
@@ -79,7 +79,7 @@ def test_the_prompt_says_so():
         assert prompts == {f"{word} a photo of a V C" for word in words}
 
 
-def test_the_smallest_picture_keeps_some_mask():
+def test_the_smallest_image_keeps_some_mask():
     generator = torch.Generator().manual_seed(0)
     picture = torch.rand(3, 32, 32)
     views = [augmentation.resized((picture, None), generator) for _ in range(200)]

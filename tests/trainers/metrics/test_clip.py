@@ -195,7 +195,7 @@ def test_what_cannot_be_is_refused_before_anything_is_read(shelf, folder, tmp_pa
 
 
 def test_weights_of_another_model_are_refused(shelf, folder, tmp_path):
-    """Also those that open_clip would stretch: another picture size, another context length."""
+    """Also those that open_clip would stretch: another image size, another context length."""
     config = json.loads(evaluators.CLIP_CONFIG.read_text())
     state = load_file(folder / judge.FILE)
     save_file({"vision_model.weight": torch.zeros(3)}, tmp_path / "vision.safetensors")

@@ -62,7 +62,7 @@ def cosines(vectors):
 
 @torch.no_grad()
 def test_a_timm_file_scores_as_timm_does(shelf, folder, pictures):
-    """timm's own loader and preprocessing, picture by picture."""
+    """timm's own loader and preprocessing, image by image."""
     model = timm.create_model(NAME, num_classes=0, checkpoint_path=str(folder / "dino.safetensors")).eval()
     transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
     expected = cosines([model(transform(picture)[None])[0] for picture in pictures])

@@ -48,7 +48,7 @@ def clip_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference_clip(clip_file):
-    """The library's own pipeline on the same file: picture or text -> unit feature in float64."""
+    """The library's own pipeline on the same file: image or text -> unit feature in float64."""
     import open_clip
 
     name, path = clip_file
@@ -71,7 +71,7 @@ def unit(vector):
     return vector / vector.square().sum().sqrt()
 
 
-def test_clip_text_is_the_cosine_of_picture_and_prompt(clip_file, reference_clip, pictures):
+def test_clip_text_is_the_cosine_of_image_and_prompt(clip_file, reference_clip, pictures):
     image, text = reference_clip
     prompts = ["a dog", "a red cat in the snow", "", "two houses"]
     scores = clip_text(load_clip(*clip_file), pictures, prompts)
@@ -105,7 +105,7 @@ def test_negative_cosines_count_as_nothing():
     assert image_similarity(extractor, ["a"], ["b"]).tolist() == [[-1.0]]
 
 
-def test_one_prompt_for_each_picture(clip_file, pictures):
+def test_one_prompt_for_each_image(clip_file, pictures):
     with pytest.raises(ValueError, match="4 images but 1 prompts"):
         clip_text(load_clip(*clip_file), pictures, ["a dog"])
 
@@ -176,7 +176,7 @@ def judges():
 
 @pytest.fixture(scope="module")
 def two_individuals():
-    """Four pictures each of two dogs that no training saw, in the same scenes."""
+    """Four images each of two dogs that no training saw, in the same scenes."""
     from personalize.demo import world
 
     scenes = [world.Scene("in the snow"), world.Scene("on grass"), world.Scene("at night"), world.Scene("on water")]
@@ -184,13 +184,13 @@ def two_individuals():
     return [[world.picture(world.draw(dog, s, random.Random(f"{s}"))) for s in scenes] for dog in dogs]
 
 
-def test_the_judges_tell_two_dogs_apart(judges, two_individuals):
+def test_the_metric_models_tell_two_dogs_apart(judges, two_individuals):
     one, other = two_individuals
     for score in (judges.identity, judges.identity_named, judges.identity_unnamed):
         assert score(one[1:], one[:1]).mean() > score(other[1:], one[:1]).mean() + 0.1
 
 
-def test_the_judges_read_prompts_and_attributes(judges, two_individuals):
+def test_the_metric_models_read_prompts_and_attributes(judges, two_individuals):
     from personalize.demo import world
 
     pictures = two_individuals[0]

@@ -106,7 +106,7 @@ def test_kl_autoencoder_equals_the_hosts(graph, kl_vae):
     assert std.min() > 0 and not torch.allclose(std, torch.ones_like(std))
 
 
-def test_a_picture_goes_through_the_encoder_once_and_in_parts_that_fit(graph, kl_vae, monkeypatch):
+def test_a_image_goes_through_the_encoder_once_and_in_parts_that_fit(graph, kl_vae, monkeypatch):
     from personalize.nodes.host import session, weights
 
     seen, pixels = [], torch.rand(3, 3, 64, 64)

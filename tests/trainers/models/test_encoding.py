@@ -16,7 +16,7 @@ def views(count):
 
 
 def limited(models, most, alone=0):
-    """Models whose autoencoder has room for `most` pictures, and for `alone` while the U-Net is away."""
+    """Models whose autoencoder has room for `most` images, and for `alone` while the U-Net is away."""
     encode, room, sizes = models.encode_images, [most], []
 
     def encode_images(pixels):

@@ -1,4 +1,4 @@
-"""The preview sampler: does it equal diffusers' DPM-Solver++ (2M), and does a seed mean the same picture?"""
+"""The preview sampler: does it equal diffusers' DPM-Solver++ (2M), and does a seed mean the same image?"""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_equals_diffusers(steps, prediction, zero_snr):
     assert torch.allclose(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_v_prediction_gives_the_same_clean_picture():
+def test_v_prediction_gives_the_same_clean_image():
     x, noise = torch.randn(2, 1, 4, 2, 2)
     epsilon_model, v_model, t = small.models(), small.models("v_prediction"), torch.tensor([600])
     noisy = epsilon_model.add_noise(x, noise, t)
@@ -56,7 +56,7 @@ def test_zero_terminal_snr_divides_by_nothing(prediction):
     assert x.isfinite().all()
 
 
-def test_a_picture_depends_on_its_seed_alone():
+def test_a_image_depends_on_its_seed_alone():
     models = small.models()
     alone = sampler.sample(models, ["a dog"], [7], size=(32, 32), steps=3)
     torch.manual_seed(5)

@@ -119,7 +119,7 @@ def test_every_family_trains(tmp_path, name, family):
 @EACH
 @pytest.mark.parametrize("crop", ["center", "bucket"])
 def test_a_split_batch_trains_the_same(tmp_path, name, crop):
-    """Whether a share holds pictures of one kind or of both: 4 samples in shares of 3 and of 1."""
+    """Whether a share holds images of one kind or of both: 4 samples in shares of 3 and of 1."""
     from personalize.trainers.training.memory import MemoryPlan
 
     results = []
@@ -147,7 +147,7 @@ def test_a_monitor_looks_at_the_subject_alone_and_changes_nothing(tmp_path, name
     assert len(looked) == 4  # before the first step, and after each of three
 
 
-def test_class_pictures_are_told_of_kept_and_survive_a_cancel(tmp_path):
+def test_class_images_are_told_of_kept_and_survive_a_cancel(tmp_path):
     """A cancel while they are drawn leaves nothing behind that changes a later training; a second one reads them."""
     run = Run(concept=concept(), recipe=RECIPES["custom diffusion"])
     whole = training.train(run, small.models(), tmp_path / "whole")

@@ -1,6 +1,6 @@
 """TextBoost's own parts: captions, views, rows for mixing, the LoRA of the U-Net. (Any recipe: test_recipes.py.)
 
-Small random models on the CPU; the latents of a plain gray picture tell which one it is.
+Small random models on the CPU; the latents of a plain gray image tell which one it is.
 """
 
 import dataclasses
@@ -78,7 +78,7 @@ def test_an_object_and_a_style_never_change_the_same_output(tmp_path):
 @pytest.mark.parametrize("views", [0, 24])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_captions_take_the_place_of_templates(preset, views):
-    """Each view of a batch has the caption of the picture that it shows; a picture without one a template."""
+    """Each view of a batch has the caption of the image that it shows; an image without one a template."""
     captions = ("A house in {}", "", "{} on a {{hill}}")
     many = concept(captions=captions)
     recipe = dataclasses.replace(
@@ -103,7 +103,7 @@ def test_fresh_views_encode_in_every_step(tmp_path):
     calls, encode = [], models.encode_images
     models.encode_images = lambda pixels: calls.append(len(pixels)) or encode(pixels)
     train(dataclasses.replace(FAST, views=0), tmp_path / "fresh", models)
-    assert calls == [1, 4, 4, 4]  # the first is the one picture by which a run's autoencoder is known again
+    assert calls == [1, 4, 4, 4]  # the first is the one image by which a run's autoencoder is known again
     models = small.models()
     models.encode_images = lambda pixels: calls.append(len(pixels)) or encode(pixels)
     calls.clear()
@@ -111,7 +111,7 @@ def test_fresh_views_encode_in_every_step(tmp_path):
     assert calls == [1, 8]  # all before the first step
 
 
-def test_a_pool_shows_every_picture_equally_often():
+def test_a_pool_shows_every_image_equally_often():
     models, values = small.models(), []
     encode = models.encode_images
     models.encode_images = lambda pixels: values.extend(pixels.mean(dim=(1, 2, 3)).tolist()) or encode(pixels)
@@ -122,7 +122,7 @@ def test_a_pool_shows_every_picture_equally_often():
 
 @pytest.mark.parametrize("views", [0, 8])
 def test_the_generator_alone_knows_the_next_batch(views):
-    """A run that is taken up again needs no memory of which picture came last."""
+    """A run that is taken up again needs no memory of which image came last."""
 
     def batches():
         generator = torch.Generator().manual_seed(0)

@@ -96,7 +96,7 @@ def test_the_highest_is_the_best_but_not_of_diversity(report):
     assert page.count("class=best") == 1 and page.count("<img") == 5
 
 
-def test_the_grid_has_each_picture_at_its_place(report):
+def test_the_grid_has_each_image_at_its_place(report):
     other = Report(label="two", images=(scored("c", 5, DINO_seen=0.5),))
     grid = report_grid.grid([report, other])
     width, height = report_grid._tile([report, other])
@@ -110,8 +110,8 @@ def test_the_grid_has_each_picture_at_its_place(report):
     assert report_grid.table([report, other]).shape[2] == 3
 
 
-def test_a_row_per_report_has_each_picture_at_its_place(report):
-    """A column per prompt, seeds side by side in it; pictures that are not there leave white."""
+def test_a_row_per_report_has_each_image_at_its_place(report):
+    """A column per prompt, seeds side by side in it; images that are not there leave white."""
     colours = {("x", 7): (10, 20, 30), ("x", 8): (40, 50, 60), ("y", 7): (70, 80, 90)}
     pictures = tuple(
         Scored(prompt=f"{prompt} <v>", text=prompt, seed=seed, image=Image.new("RGB", (40, 24), colour), scores={})
@@ -154,7 +154,7 @@ def test_floor_and_ceiling_are_never_the_best(report):
     assert ceiling.summary().startswith("high (ceiling): 1 images")
 
 
-def test_a_picture_is_encoded_once():
+def test_a_image_is_encoded_once():
     seen = []
 
     def encode(images):

@@ -14,7 +14,7 @@ ALL = ("CLIP-T", "CLIP-I seen", "CLIP-I unseen", "DINO seen", "DINO unseen")
 
 
 def report(label, start, columns=ALL, role="", **missing):
-    """Four pictures; column number i scores start + i / 10 and three values around it."""
+    """Four images; column number i scores start + i / 10 and three values around it."""
     image, steps = Image.new("RGB", (8, 8)), (0.0, 0.01, 0.03, 0.08)
     scores = [{name: start + ALL.index(name) / 10 + step for name in columns} for step in steps]
     pictures = tuple(Scored(prompt="a", text="a", seed=i, image=image, scores=each) for i, each in enumerate(scores))

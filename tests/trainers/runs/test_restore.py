@@ -60,7 +60,7 @@ def trained(folder, name, family=SD1, dtype=torch.float32):
 
 
 @pytest.mark.parametrize(("name", "family", "dtype"), CASES, ids=[f"{n}, {f.name}, {d}" for n, f, d in CASES])
-def test_the_pictures_are_those_of_the_trained_models(tmp_path, name, family, dtype):
+def test_the_images_are_those_of_the_trained_models(tmp_path, name, family, dtype):
     run, models, result = trained(tmp_path, name, family, dtype)
     fresh = small.models(family=family).to("cpu", dtype)
     before = drawn(fresh, run)

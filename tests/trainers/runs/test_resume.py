@@ -65,7 +65,7 @@ def learned(folder):
     [FAST, dataclasses.replace(FAST, views=0), TwoStages(**vars(FAST))],
     ids=["pool", "fresh views", "two stages"],
 )
-def test_a_broken_off_run_ends_as_an_undisturbed_one(tmp_path, recipe, stop_after):
+def test_a_interrupted_run_ends_as_an_undisturbed_one(tmp_path, recipe, stop_after):
     train(tmp_path / "whole" / "run", recipe)
     folder = tmp_path / "broken" / "run"
     with pytest.raises(Killed):
@@ -81,7 +81,7 @@ def test_a_broken_off_run_ends_as_an_undisturbed_one(tmp_path, recipe, stop_afte
 
 @pytest.mark.parametrize("stop_after", [1, 3])
 @pytest.mark.parametrize("views", [0, 8])
-def test_pictures_of_two_sizes_go_on_as_undisturbed_ones(tmp_path, monkeypatch, views, stop_after):
+def test_images_of_two_sizes_go_on_as_undisturbed_ones(tmp_path, monkeypatch, views, stop_after):
     """After a cancel, and after a kill, which takes the run back to its last checkpoint: the sizes come as before."""
     recipe, shapes = dataclasses.replace(FAST, views=views), []
 
@@ -215,7 +215,7 @@ def test_divergence_before_the_first_checkpoint_is_an_error(tmp_path, monkeypatc
 
 
 def test_where_memory_runs_out_less_goes_through_at_once(tmp_path, monkeypatch):
-    """More than one picture at once fails from step 5 on: the run goes on from step 4 with less, at last with 1."""
+    """More than one image at once fails from step 5 on: the run goes on from step 4 with less, at last with 1."""
     sizes, forward = [], Objective.forward
 
     def limited(self, batch, noise, timesteps):

@@ -1,4 +1,4 @@
-"""CLIP early stopping: the decision against a table made by hand, the score against open_clip on the same pictures."""
+"""CLIP early stopping: the decision against a table made by hand, the score against open_clip on the same images."""
 
 from dataclasses import replace
 
@@ -65,7 +65,7 @@ TABLE = [
     ([0.50, 0.52], 0, 0.02, 0.50, 1, 2),  # by eps is not by more than eps
     ([0.50, 0.51, 0.515, 0.53], 2, 0.02, 0.53, 0, None),  # the best moves with improvements only: slow progress counts
     ([0.50, 0.51, 0.515, 0.519], 2, 0.02, 0.50, 3, 4),
-    ([0.50, 0.40, 0.60, 0.61, 0.30, 0.615], 2, 0.02, 0.60, 3, 6),  # an improvement starts the count anew
+    ([0.50, 0.40, 0.60, 0.61, 0.30, 0.615], 2, 0.02, 0.60, 3, 6),  # an improvement starts the count again
     ([0.50, 0.40, 0.60, 0.61, 0.30, 0.625], 2, 0.02, 0.625, 0, None),
     ([0.50, 0.50, 0.50, 0.90, 0.90, 0.90], 1, 0.02, 0.90, 2, 3),  # what comes after does not undo it
     ([-0.10, -0.20, -0.05, -0.05, -0.05], 1, 0.04, -0.05, 2, 5),
@@ -83,8 +83,8 @@ def test_the_decision(scores, patience, eps, best, idle, fires):
 
 
 @torch.no_grad()
-def test_the_score_is_open_clips_on_the_same_pictures(shelf, folder):
-    """Pictures drawn by the model from the stage's own prompts, picture i with reference i, references in turn."""
+def test_the_score_is_open_clips_on_the_same_images(shelf, folder):
+    """Images drawn by the model from the stage's own prompts, image i with reference i, references in turn."""
     seen = stage_context(shelf)
     score = ImageScore(QUICK, seen)()
     with borrowed(seen.generator, QUICK.seed):
@@ -126,7 +126,7 @@ def test_prompts_and_noise_are_the_same_each_time(shelf):
 
 
 def test_less_memory_less_at_once(shelf, monkeypatch):
-    """A check never asks for more memory than there is: half the pictures, and so on."""
+    """A check never asks for more memory than there is: half the images, and so on."""
     score = ImageScore(replace(QUICK, images=8), stage_context(shelf))
     plenty, sizes, draw = score(), [], sampler.sample_ids
 

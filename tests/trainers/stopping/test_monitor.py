@@ -132,7 +132,7 @@ PART_OF = {
 
 
 @pytest.mark.parametrize("part", PART_OF)
-def test_each_digit_draws_its_part_anew_and_no_other(part):
+def test_each_digit_draws_its_part_again_and_no_other(part):
     place = list(PART_OF).index(part)
     code = "".join("0" if i == place else "1" for i in range(5))
     recipe = dataclasses.replace(FAST, views=64)

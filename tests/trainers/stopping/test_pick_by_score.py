@@ -106,7 +106,7 @@ def test_a_log_without_scores_has_nothing_to_pick():
 
 @torch.no_grad()
 @pytest.mark.parametrize("identity", ["DINO", CLIP_I])
-def test_the_scores_are_the_judges_own(shelf, identity):
+def test_the_scores_are_the_metric_models_own(shelf, identity):
     made, generator = small.models(), torch.Generator().manual_seed(0)
     stage = next(FAST.stages(made, concept(), generator, Context()))
     device = SingleDevice(device=torch.device("cpu"))
@@ -228,7 +228,7 @@ def test_a_full_disk_leaves_no_checkpoint_without_its_state(shelf, tmp_path, mon
     assert all(RunFolder(tmp_path / "run").result(step=each.step) for each in candidates(resumed.history))
 
 
-def test_a_broken_off_run_has_what_was_scored_by_then(shelf, tmp_path):
+def test_a_interrupted_run_has_what_was_scored_by_then(shelf, tmp_path):
     def kill(report):
         if report.step == 3:
             raise Killed

@@ -73,7 +73,7 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(alone, tmp_path):
     assert_same(tmp_path / "textboost", alone / "textboost")
 
 
-def test_more_processes_than_pictures_are_refused(tmp_path):
+def test_more_processes_than_images_are_refused(tmp_path):
     done = launch(tmp_path, "too small")
     assert done.returncode != 0
     assert "The batch of 1 images cannot be shared by 2 processes: start at most 1, or raise the" in done.stderr

@@ -107,7 +107,7 @@ def test_an_estimate_chooses_the_effort_before_the_first_step(tmp_path):
     assert any("micro-batch size" in sentence for sentence in said)
 
 
-def test_class_pictures_are_drawn_fewer_at_once_where_memory_runs_out(monkeypatch):
+def test_class_images_are_drawn_fewer_at_once_where_memory_runs_out(monkeypatch):
     sizes, draw = [], sampler.sample_ids
 
     def limited(*arguments, batch_size, **options):
