@@ -72,7 +72,7 @@ def test_the_workflow_trains_and_draws_with_every_family(server, checkpoints, wo
     assert about["complete"] and about["steps"] == 2
 
 
-def test_sdxl_trains_a_image_that_is_not_square(server, checkpoints, workflow):
+def test_sdxl_trains_an_image_that_is_not_square(server, checkpoints, workflow):
     """In its bucket; the workflow draws at that size, too."""
     Image.new("RGB", (300, 150), (200, 30, 30)).save(server.base / "input" / "wide.png")
     prompt = workflow(checkpoints["SDXL"], resolution=128)
