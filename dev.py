@@ -1,4 +1,4 @@
-"""Sets up everything this repository needs and drives it: `python dev.py demo`, `test`, `check`, `docs`, `lock`.
+"""Sets up everything this repository needs and drives it: `python dev.py --help` lists the commands.
 
 Standard library only, no shell; written for Linux, macOS and Windows. Everything it makes lies in `.dev/`: the real
 ComfyUI, virtual environments (tools/environments.py), the demo's working directory and the log. This is a tool for
@@ -28,7 +28,7 @@ NEEDED = {
     "matplotlib": "matplotlib",
     "timm": "timm",
 }
-NEEDED_FOR_TESTS = {"pytest": "pytest", "xdist": "pytest-xdist", "ruff": "ruff"}
+NEEDED_FOR_TESTS = {"pytest": "pytest", "xdist": "pytest-xdist", "ruff": "ruff", "mypy": "mypy"}
 WORKERS = 2  # processes that share all tests; more need more memory
 FAST = "not slow and not gpu and not browser"
 
@@ -69,8 +69,9 @@ def run(options, rest):
 
 
 def parser():
-    top = argparse.ArgumentParser(prog="dev.py", description="Personalize for developers: demo, test, check, docs.")
-    commands = top.add_subparsers(dest="command", required=True)
+    text = "What developers of Personalize need, in this order. `dev.py COMMAND --help` has a command's options."
+    top = argparse.ArgumentParser(prog="dev.py", description=text)
+    commands = top.add_subparsers(dest="command", required=True, title="commands", metavar="COMMAND [OPTIONS]")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
         "--comfyui",
@@ -82,15 +83,15 @@ def parser():
     show.add_argument("--keep", action="store_true", help="leave the server running afterwards, to play with")
     show.add_argument("--steps", type=int, help="training steps (default: the value in demo/overrides.json)")
     show.add_argument("--seed", type=int, help="training seed (default: the value in demo/overrides.json)")
+    commands.add_parser("check", parents=[shared], help="format, lint, types and the fast tests: before a commit")
     test = commands.add_parser("test", parents=[shared], help="all tests; further arguments go to pytest")
     versions = test.add_mutually_exclusive_group()
     for name, text in (("newest", "today's newest versions"), ("oldest", "the lowest versions in requirements.txt")):
         text += ", with a ComfyUI and an environment of our own"
         versions.add_argument(f"--{name}", dest="versions", action="store_const", const=name, help=text)
-    commands.add_parser("check", parents=[shared], help="format, lint and the fast tests")
     commands.add_parser("docs", parents=[shared], help="write the tables of settings into the help pages")
-    commands.add_parser("gpu-kit", help="build .gpu/, for the check of a machine with a GPU: benchmarks/gpu/check.sh")
-    commands.add_parser("lock", help="write the exact versions that all commands install into tools/*.lock")
+    commands.add_parser("lock", help="pin the newest versions of everything in tools/*.lock")
+    commands.add_parser("gpu-kit", help="build .gpu/, to check a machine with a GPU")
     commands.add_parser("release-check", help="is this a release? (--tag v1.0.0: under this tag)", add_help=False)
     return top
 
@@ -148,10 +149,11 @@ def pytest(comfyui, python, arguments):
 
 
 def check(comfyui, python):
-    """Format, lint, fast tests: all three run, so that one look shows everything."""
+    """Format, lint, types, fast tests: all four run, so that one look shows everything."""
     results = [
         watch([python, "-m", "ruff", "format", "--check", "."], comfyui),
         watch([python, "-m", "ruff", "check", "."], comfyui),
+        watch([python, "-m", "mypy"], comfyui),
         pytest(comfyui, python, ["-m", FAST]),
     ]
     return max(results)

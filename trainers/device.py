@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,17 @@ NO_AUTOCAST = (
 )
 
 
+class Shared(Protocol):
+    """What processes can share: `data.batch.Batch`."""
+
+    def __len__(self) -> int: ...
+
+    def split(self: "B", parts: int) -> list["B"]: ...
+
+
+B = TypeVar("B", bound=Shared)
+
+
 @dataclass(kw_only=True)
 class SingleDevice:
     """One device and its precision: the few calls the loop makes, as Accelerate offers them for many devices."""
@@ -44,9 +55,9 @@ class SingleDevice:
     def autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def share(self, *whole: T) -> tuple[T, ...]:
+    def share(self, batch: B, noise: Tensor, timesteps: Tensor) -> tuple[B, Tensor, Tensor]:
         """Return this device's share of a batch, its noise and its timesteps."""
-        return whole
+        return batch, noise, timesteps
 
     def total(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Return the sums over all devices."""

@@ -14,7 +14,7 @@ def draw(generator: Generator, low: float = 0.0, high: float = 1.0) -> float:
 
 def choose(options: Sequence, generator: Generator):
     """Draw one of `options`, all equally likely."""
-    return options[torch.randint(len(options), (), generator=generator).item()]
+    return options[int(torch.randint(len(options), (), generator=generator))]
 
 
 def sampled(weight: Tensor, runs: int = 4, length: int = 64) -> Tensor:

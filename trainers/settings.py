@@ -1,13 +1,15 @@
 """One definition per setting: a dataclass field with the text and the limits that its widget shows."""
 
 from dataclasses import Field, asdict, field, fields, replace
+from typing import TypeVar
 
 from .text import quoted
 
+T = TypeVar("T")
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a list of texts"}
 
 
-def setting(default, help: str, **limits):
+def setting(default: T, help: str, **limits) -> T:
     """Declare a hyperparameter with the text and the limits that its widget shows.
 
     Among the limits, `later=True` marks a setting that does not change the training: see `decisive`.
@@ -17,7 +19,7 @@ def setting(default, help: str, **limits):
 
 def same(owner: type, name: str, *default):
     """Declare another dataclass's setting of that name, with its default or a new one."""
-    known = owner.__dataclass_fields__[name]
+    known = {each.name: each for each in fields(owner)}[name]
     return field(default=default[0] if default else known.default, metadata=known.metadata)
 
 

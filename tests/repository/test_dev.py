@@ -238,6 +238,29 @@ def test_a_child_that_names_no_error_is_quoted_with_its_last_line(real):
         sys.modules["tools.children"].call([sys.executable, "-c", "import sys; sys.exit('so\\nthe end')"], "Trying")
 
 
+def test_help_is_a_map_with_a_line_for_each_command_in_a_newcomers_order(dev, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, commands = dev.parser().format_help().split("commands:\n")
+    lines = [line.split(maxsplit=1) for line in commands.strip().splitlines()[1:]]
+    assert [name for name, *_ in lines] == ["demo", "check", "test", "docs", "lock", "gpu-kit", "release-check"]
+    assert all(len(line) == 2 for line in lines)
+
+
+@pytest.mark.parametrize("worst", [0, 1, 2, 3])
+def test_check_runs_format_lint_types_and_fast_tests_whatever_fails(dev, monkeypatch, worst):
+    run = []
+
+    def watch(command, comfyui):
+        run.append(" ".join(map(str, command[2:])))
+        return int(len(run) == worst + 1)
+
+    monkeypatch.setattr(dev, "watch", watch)
+    assert dev.check(Path("ComfyUI"), Path("python")) == 1
+    assert (
+        run[:3] == ["ruff format --check .", "ruff check .", "mypy"] and run[3].startswith("pytest ") and len(run) == 4
+    )
+
+
 def test_an_old_python_gets_one_sentence():
     script = (
         "import sys; sys.version_info = (3, 8, 1); sys.version = '3.8.1 (x)'; sys.argv = ['dev.py', 'check'];"

@@ -127,4 +127,5 @@ def _untrained(given: argparse.Namespace) -> tuple[Run, None]:
         raise ValueError("There is no image of the subject: give a folder of images with --images.")
     images, _ = read_folder(given.images)
     concept = Concept(images=images, class_word=given.class_word, resolution=given.resolution)
-    return Run(concept=concept, recipe=None, dtype=training_dtype(given.precision, torch.device(given.device))), None
+    dtype = training_dtype(given.precision, torch.device(given.device))
+    return Run(concept=concept, recipe=None, dtype=dtype), None  # type: ignore[arg-type]  # nobody asks for it

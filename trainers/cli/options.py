@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -152,7 +152,7 @@ def settings_help(methods: Iterable[str]) -> str:
     return "\n".join(lines)
 
 
-def _defaults(name: str, presets: dict[str, Recipe]) -> str:
+def _defaults(name: str, presets: Mapping[str, Recipe]) -> str:
     """Return a text such as `250 (style: 150)`; presets without the setting are left out."""
     shown = {preset: _shown(getattr(recipe, name)) for preset, recipe in presets.items() if hasattr(recipe, name)}
     first = next(iter(shown.values()))

@@ -98,7 +98,7 @@ def run_of(given: argparse.Namespace) -> Run:
     """
     images, captions = read_folder(given.images)
     class_images, class_captions = read_folder(given.class_images) if given.class_images else ((), ())
-    data = {
+    data: dict = {
         "images": images,
         "captions": captions,
         "class_images": class_images,

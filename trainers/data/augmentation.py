@@ -185,7 +185,7 @@ def resized(image: ImageAndMask, generator: Generator, p: float = 0.5) -> View:
     view = random_flip(image, generator, p)
     stacked = torch.cat([view.pixels, torch.ones_like(view.pixels[:1]) if view.mask is None else view.mask])
     factor = draw(generator, 1 / 3, 1.0) if draw(generator) < 2 / 3 else draw(generator, 1.2, 1.4)
-    names = ()
+    names: tuple[str, ...] = ()
     if factor < 0.6:
         stacked, names = on_canvas(stacked, factor, generator), ("zoom-out",)
     elif factor > 1:
@@ -218,7 +218,7 @@ def cropped(stacked: Tensor, factor: float, generator: Generator) -> Tensor:
 
 def _place(room: int, generator: Generator) -> int:
     """Draw a whole number from 0 to `room`, equally likely."""
-    return torch.randint(room + 1, (), generator=generator).item()
+    return int(torch.randint(room + 1, (), generator=generator))
 
 
 def rotate(image: Tensor, degrees: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,19 +33,23 @@ class Batch:
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """Return the batch with `function` applied to every tensor."""
         held = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
-        mapped = {n: v.map(function) if isinstance(v, Encoding) else function(v) for n, v in held.items()}
+        mapped: dict = {n: v.map(function) if isinstance(v, Encoding) else function(v) for n, v in held.items()}
         return replace(self, **mapped)
 
     @classmethod
     def joined(cls, batches: Sequence["Batch"]) -> "Batch":
         """Join several batches that have the same tensors, of the same shapes."""
         held = [f.name for f in fields(cls) if getattr(batches[0], f.name) is not None]
-        return cls(**{name: torch.cat([getattr(batch, name) for batch in batches]) for name in held})
+        joined: dict = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in held}
+        return cls(**joined)
 
     def instances(self) -> "Batch":
         """Return the images of the subject alone, without class images and preservation prompts."""
         plain = replace(self, preservation_ids=None, preservation_targets=None, weights=None)
-        return plain if self.weights is None else plain.map(lambda t: t[self.weights[:, 0] > 0])
+        if self.weights is None:
+            return plain
+        subject = self.weights[:, 0] > 0
+        return plain.map(lambda t: t[subject])
 
     def with_class(self, classes: "Batch") -> "Batch":
         """Append the class images `classes`, which together count as much as the subject's images together."""
@@ -57,4 +62,9 @@ class Batch:
 
     def split(self, parts: int) -> list["Batch"]:
         """Split into `parts` shares, so that means over the shares add up to the mean over the batch."""
-        return [self.map(lambda t, i=i: t.tensor_split(parts)[i]) for i in range(parts)]
+        return [self.map(partial(share, parts=parts, i=i)) for i in range(parts)]
+
+
+def share(tensor: Tensor, parts: int, i: int) -> Tensor:
+    """Return the i-th of `parts` shares of a tensor's first axis."""
+    return tensor.tensor_split(parts)[i]

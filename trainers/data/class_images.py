@@ -36,12 +36,18 @@ class ClassImages:
     def sample(self, batch: Batch, generator: Generator) -> Batch:
         """Draw as many as the batch has samples, of its size."""
         index = torch.randint(len(self.input_ids), (len(batch),), generator=generator)
-        encoded = self.latents[tuple(batch.latents.shape[-2:])]
+        encoded = self.latents[_size(batch.latents)]
         return Batch(
             latents=encoded.sample(index, generator),
             posterior=encoded.posterior(index),
             input_ids=self.input_ids[index],
         )
+
+
+def _size(latents: Tensor) -> tuple[int, int]:
+    """Height and width."""
+    height, width = latents.shape[-2:]
+    return height, width
 
 
 def class_images_of(
@@ -63,7 +69,7 @@ def class_images_of(
         context.notice(f"encoding {len(images)} class images")
         views = (View(pixels=cut(image, *size, 0.5), mask=None) for image in images)
         latents = encode_views(models, views, len(images))
-        encoded[tuple(latents.mean.shape[-2:])] = latents
+        encoded[_size(latents.mean)] = latents
     return ClassImages(latents=encoded, input_ids=models.tokenize(prompts))
 
 

@@ -97,7 +97,7 @@ class Concept:
         """Return height and width at which each image is trained."""
         resolution = self.at_resolution(model_resolution)
         if self.crop == "bucket":
-            return [bucket(*image.shape[-2:], resolution) for image in self.images]
+            return [bucket(image.shape[-2], image.shape[-1], resolution) for image in self.images]
         return [(resolution, resolution)] * len(self.images)
 
     def subject(self, with_class_word: bool) -> str:

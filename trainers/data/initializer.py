@@ -70,6 +70,7 @@ def starting_word(
     """
     if strategy == "random":
         return choose(vocabulary(), generator)
+    assert clip is not None  # the other two come with one
     return ranking(models, images, clip, context)[strategy][0]
 
 

@@ -16,7 +16,7 @@ from ..metrics import metrics
 from ..metrics.clip import ClipConfig, ExtractorConfig
 from ..metrics.dino import DinoConfig
 from ..metrics.extractor_cache import ExtractorCache
-from ..metrics.feature_extractors import FeatureExtractor
+from ..metrics.feature_extractors import FeatureExtractor, lacking
 from ..metrics.lpips import LPIPS_NAME, LpipsConfig
 from ..settings import part, same, setting
 from .report import CLIP_T, DIVERSITY, Report, Scored
@@ -148,7 +148,8 @@ class Scorer:
         self.make_room(_bytes(self.extractors.load(choice)))
         with self.extractors.on(self.device, choice) as extractor:
             known = self._known.setdefault(choice, {})
-            yield remembering(extractor, known, self.on_images) if extractor.image_features else extractor
+            encodes = extractor.image_features is not lacking
+            yield remembering(extractor, known, self.on_images) if encodes else extractor
 
     def _similarities(self, generated, references) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Return CLIP-T, CLIP-I and DINO as column -> `[images]`, and column -> metric model."""
@@ -173,8 +174,8 @@ class Scorer:
         with self._extractor(self.scorer_config.lpips if by_lpips else self.scorer_config.dino) as extractor:
             measure = extractor if by_lpips else metrics.feature_distances(extractor)
             for prompt, images in _by_prompt(generated).items():
-                if len(images) > 1:
-                    found[prompt] = metrics.diversity(measure, images)
+                if (distance := metrics.diversity(measure, images)) is not None:
+                    found[prompt] = distance
                 self.on_images(len(images) * by_lpips)
         names[DIVERSITY] = LPIPS_NAME if by_lpips else f"1 - cosine of {described(self.scorer_config.dino)}"
         return found, {}
@@ -197,7 +198,8 @@ class Scorer:
 
 def described(choice: ExtractorConfig) -> str:
     """Return a metric model's name for users."""
-    kind = {ClipConfig: "clip", DinoConfig: "dino"}.get(type(choice))
+    kinds: dict[type, str] = {ClipConfig: "clip", DinoConfig: "dino"}
+    kind = kinds.get(type(choice))
     if kind is None:
         return LPIPS_NAME
     model, weights = (getattr(choice, f"{kind}_{part}").strip() for part in ("model", "weights"))
@@ -245,8 +247,4 @@ def _scored(generated: Sequence[GeneratedImage], columns: dict[str, Tensor]) -> 
 
 
 def _bytes(extractor: FeatureExtractor) -> int:
-    return (
-        sum(weight.numel() * weight.element_size() for weight in extractor.module.parameters())
-        if extractor.module
-        else 0
-    )
+    return sum(weight.numel() * weight.element_size() for weight in extractor.module.parameters())

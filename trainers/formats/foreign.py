@@ -75,7 +75,8 @@ def _from_diffusers(state: dict[str, Tensor], header: dict[str, str]) -> dict[st
     if all(key.startswith(UNET_PARTS) for key in state):  # diffusers' oldest files, of the U-Net alone
         state = {f"unet.{key}": value for key, value in state.items()}
     _refuse_unknown([key for key in state if key.partition(".")[0] not in COMPONENTS], state)
-    config, found = _config(header), {}
+    config = _config(header)
+    found: dict[str, Tensor] = {}
     for component, prefix in COMPONENTS.items():
         part = {key.partition(".")[2]: value for key, value in state.items() if key.partition(".")[0] == component}
         mine = {key.partition(".")[2]: value for key, value in config.items() if key.partition(".")[0] == component}
@@ -104,7 +105,7 @@ def _component(prefix: str, part: dict[str, Tensor], config: dict) -> dict[str, 
     known = {f"{name}.{end}" for name in layers for end in ("lora_A.weight", "lora_B.weight", "alpha")}
     _refuse_unknown([key for key in part if key not in known or key.endswith("alpha") and part[key].numel() > 1], part)
     _check_config(config)
-    found = {}
+    found: dict[str, Tensor] = {}
     for name in layers:
         down, up = (_matrix(part, f"{name}.lora_{x}.weight") for x in "AB")
         alpha = part.get(f"{name}.alpha")

@@ -22,14 +22,14 @@ def lora(models: Models) -> dict[str, Tensor]:
 
     Without the `.alpha` entry a loader would take the scale alpha / rank to be 1.
     """
-    state = {}
-    for path, *weights in _lora_layers(models.unet):
-        state |= kohya(UNET_PREFIX, path, *weights)
+    state: dict[str, Tensor] = {}
+    for layer in _lora_layers(models.unet):
+        state |= kohya(UNET_PREFIX, *layer)
     state |= _differences(models)
     for prefix, encoder in zip(TEXT_ENCODER_PREFIXES[len(models.text_encoders)], models.text_encoders, strict=True):
         layers = [*_lora_layers(encoder.text_model)]
-        for path, *weights in layers:
-            state |= kohya(f"{prefix}text_model_", path, *weights)
+        for layer in layers:
+            state |= kohya(f"{prefix}text_model_", *layer)
         for _, down, up, alpha in layers[-1:]:
             # diffusers recognizes kohya's names by an out_proj among them; this one adds nothing.
             state |= kohya(f"{prefix}text_model_", "encoder.layers.0.self_attn.out_proj", down * 0, up * 0, alpha)
@@ -68,7 +68,7 @@ def token_vectors(models: Models) -> dict[str, tuple[Tensor, ...]]:
     """Return, by placeholder token, the learned vectors `[n, d]`, one tensor per text encoder."""
     tables = []
     for encoder in models.text_encoders:
-        rows, first = _detached(encoder.embedding.rows), encoder.tokenizer.vocab_size
+        rows, first = _detached(encoder.embedding.get_parameter("rows")), encoder.tokenizer.vocab_size
         placeholders = encoder.tokenizer.placeholders.items()
         tables.append({token: rows[ids[0] - first : ids[-1] + 1 - first].clone() for token, ids in placeholders})
     return {token: tuple(table[token] for table in tables) for token in tables[0]}

@@ -40,11 +40,20 @@ OPTIMIZERS = {"adamw": "torch.optim.adamw.AdamW", "adamw8bit": "bitsandbytes.opt
 class Described(Protocol):
     """A training as `describe` reads it; `runs.result.RunResult` is one."""
 
-    settings: dict
-    origin: dict[str, str]
-    lora: dict[str, Tensor]
-    tokens: dict[str, tuple[Tensor, ...]]
-    history: list[dict]
+    @property
+    def settings(self) -> dict: ...
+
+    @property
+    def origin(self) -> dict[str, str]: ...
+
+    @property
+    def lora(self) -> dict[str, Tensor]: ...
+
+    @property
+    def tokens(self) -> dict[str, tuple[Tensor, ...]]: ...
+
+    @property
+    def history(self) -> list[dict]: ...
 
     @property
     def steps(self) -> int: ...

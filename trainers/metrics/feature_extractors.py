@@ -7,11 +7,20 @@ metrics.py.
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from open_clip import CLIP
+
+
+def lacking(*items: Sequence) -> NoReturn:
+    """Stand for what a model does not compute."""
+    raise TypeError("This feature extractor does not compute that: use one of another kind.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +35,10 @@ class FeatureExtractor:
     """
 
     name: str
-    image_features: Callable[[Sequence], Tensor] | None = None
-    text_features: Callable[[Sequence[str]], Tensor] | None = None
-    distances: Callable[[Sequence, Sequence], Tensor] | None = None
-    module: nn.Module | None = None
+    image_features: Callable[[Sequence], Tensor] = lacking
+    text_features: Callable[[Sequence[str]], Tensor] = lacking
+    distances: Callable[[Sequence, Sequence], Tensor] = lacking
+    module: nn.Module = field(default_factory=nn.Module)
 
 
 def load_clip(name: str, weights: str | Path, device: str = "cpu", *, quick_gelu: bool = False) -> FeatureExtractor:
@@ -73,7 +82,7 @@ def _unheard(*words: str) -> Iterator[None]:
         log.removeFilter(keep)
 
 
-def clip_extractor(name: str, model: nn.Module, preprocess: Callable, tokenize: Callable) -> FeatureExtractor:
+def clip_extractor(name: str, model: "CLIP", preprocess: Callable, tokenize: Callable) -> FeatureExtractor:
     """Wrap an open_clip model with its transform and its tokenizer."""
 
     def device():
@@ -91,7 +100,7 @@ def clip_extractor(name: str, model: nn.Module, preprocess: Callable, tokenize: 
 class _TextTower(nn.Module):
     """`encode_text` as a module's own call, which is what `functional_call` replaces weights in."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: "CLIP"):
         super().__init__()
         self.model = model
 
@@ -99,7 +108,7 @@ class _TextTower(nn.Module):
         return self.model.encode_text(ids)
 
 
-def encode_text(model: nn.Module, ids: Tensor) -> Tensor:
+def encode_text(model: "CLIP", ids: Tensor) -> Tensor:
     """Return `model.encode_text(ids)` for ids `[N, context]`, without the padding behind the longest prompt.
 
     CLIP's text mask is causal and the feature is read at the end token, which has the largest id, so that nothing

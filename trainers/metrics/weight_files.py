@@ -49,7 +49,7 @@ def from_hub(extractor: str, name: str, repository: str, files: Iterable[str], d
             f"The weights of {extractor} {name} are not on this computer, and {kind}_download is off: turn it on, or "
             f"name a file below {WHERE} as {kind}_weights."
         )
-    return found
+    return [file for file in found if file]
 
 
 def _cached(repository: str, file: str) -> Path | None:

@@ -7,12 +7,16 @@ files here (see checkpoint.py), and the host is not known: the graph's own modul
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from .families import Family
 from .text_encoder import Subject, TextEncoder
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
 
 # Pixels [B, 3, H, W] in 0..1 to the latents' mean and standard deviation [B, 4, H / 8, W / 8], scaled as the U-Net
 # sees them; the deviation is None where the autoencoder has none.
@@ -46,8 +50,8 @@ class Encoding:
     def joined(cls, encodings: Sequence["Encoding"]) -> "Encoding":
         """Join several encodings into one."""
         parts = zip(*(encoding.parts for encoding in encodings), strict=True)
-        pooled, masks = ([getattr(e, name) for e in encodings] for name in ("pooled", "mask"))
-        pooled, mask = (None if rows[0] is None else torch.cat(rows) for rows in (pooled, masks))
+        optional = ([getattr(e, name) for e in encodings] for name in ("pooled", "mask"))
+        pooled, mask = (None if rows[0] is None else torch.cat(rows) for rows in optional)
         return cls(parts=tuple(map(torch.cat, parts)), pooled=pooled, mask=mask)
 
 
@@ -57,7 +61,7 @@ class Models:
 
     family: Family
     text_encoders: tuple[TextEncoder, ...]
-    unet: nn.Module  # diffusers UNet2DConditionModel
+    unet: "UNet2DConditionModel"
     alphas_cumprod: Tensor  # [T], on the CPU
     prediction_type: str  # "epsilon" or "v_prediction"
     encode_images: EncodeImages
@@ -71,11 +75,12 @@ class Models:
     def __post_init__(self):
         self.precision = self.unet_dtype
 
-    def follow(self, placeholder: str) -> None:
+    def follow(self, placeholder: str) -> Subject:
         """Give every encoding from now on the mask of `placeholder`, which all text encoders must have."""
-        self.subject = Subject(ids=tuple(self.text_encoders[-1].tokenizer.placeholders[placeholder]))
+        self.subject = subject = Subject(ids=tuple(self.text_encoders[-1].tokenizer.placeholders[placeholder]))
         for encoder in self.text_encoders:
-            encoder.subject = self.subject
+            encoder.subject = subject
+        return subject
 
     def to(self, device: torch.device | str, unet_dtype: torch.dtype) -> "Models":
         """Move to `device`. The frozen U-Net may be half precision; the text encoders, which train, stay float32."""
@@ -134,7 +139,7 @@ class Models:
     def encode_ids(self, input_ids: Tensor) -> Encoding:
         """Encode ids `[n, E, 77]` of E text encoders."""
         outputs = [encoder(input_ids[:, i]) for i, encoder in enumerate(self.text_encoders)]
-        mask = self.subject and self.subject.mask
+        mask = self.subject.mask if self.subject else None
         return Encoding(parts=tuple(hidden for hidden, _ in outputs), pooled=outputs[-1][1], mask=mask)
 
     def encode_prompts(self, prompts: list[str]) -> Encoding:
@@ -175,7 +180,7 @@ class Models:
         an image of that size.
         """
         dtype = dtype or self.unet_dtype
-        inputs = {"sample": noisy_latents.to(dtype), "timestep": timesteps}
+        inputs: dict = {"sample": noisy_latents.to(dtype), "timestep": timesteps}
         inputs["encoder_hidden_states"] = encoding.hidden_states.to(dtype)
         if encoding.pooled is not None:
             height, width = (8 * side for side in noisy_latents.shape[-2:])

@@ -5,12 +5,16 @@ This and diffusion.py are the only files with transformers' attribute names.
 
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .tokenizer import END, Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel
 
 
 @dataclass(kw_only=True)
@@ -41,15 +45,16 @@ class TextEncoder(nn.Module):
     """CLIP's text model with its tokenizer, read at the layer the host reads it.
 
     Args:
-        module: a transformers `CLIPTextModel`.
         layer: `None` for the last hidden state, or a negative index into the hidden states ("clip skip").
         final_norm: whether the final norm follows a hidden state that `layer` chose; it always follows the last.
         projection: of the pooled output `[p, d]`, for an encoder whose pooled output is read.
     """
 
+    projection: Tensor | None
+
     def __init__(
         self,
-        module: nn.Module,
+        module: "CLIPTextModel",
         tokenizer: Tokenizer,
         layer: int | None = None,
         *,
@@ -69,7 +74,7 @@ class TextEncoder(nn.Module):
         self.checkpointing = False
 
     @property
-    def text_model(self) -> nn.Module:
+    def text_model(self) -> "CLIPTextModel":
         """The transformer itself, which transformers 4 nests and 5 does not."""
         return getattr(self.module, "text_model", self.module)
 
@@ -80,7 +85,8 @@ class TextEncoder(nn.Module):
         return [f"encoder.layers.{i}" for i in range(len(self.text_model.encoder.layers) - unread)]
 
     @property
-    def embedding(self) -> nn.Module:
+    def embedding(self) -> nn.Embedding:
+        """The table of token embeddings, or what `set_embedding` put in its place."""
         return self.text_model.embeddings.token_embedding
 
     def set_embedding(self, module: nn.Module) -> None:
@@ -104,28 +110,26 @@ class TextEncoder(nn.Module):
             self.subject.find(input_ids)
         output = self.module(input_ids=input_ids, output_hidden_states=self.layer is not None)
         hidden = output.last_hidden_state if self.layer is None else self._normed(output.hidden_states[self.layer])
-        pooled = self._pooled(output.last_hidden_state, (input_ids == END).int().argmax(dim=1))
-        return (hidden, pooled) if self.fixed_outputs is None else self._fixed(input_ids, hidden, pooled)
+        ends = (input_ids == END).int().argmax(dim=1)
+        pooled = None if self.projection is None else _pooled(output.last_hidden_state, ends, self.projection)
+        if self.fixed_outputs is None:
+            return hidden, pooled
+        return self._fixed(self.fixed_outputs.to(hidden), input_ids, hidden, pooled)
 
     def _normed(self, hidden: Tensor) -> Tensor:
         return self.text_model.final_layer_norm(hidden) if self.final_norm else hidden
 
-    def _pooled(self, last_hidden_state: Tensor, ends: Tensor) -> Tensor | None:
-        """Return the last hidden state at each prompt's end token, projected, `[n, p]`."""
-        if self.projection is None:
-            return None
-        rows = torch.arange(len(ends), device=ends.device)
-        return last_hidden_state[rows, ends] @ self.projection.T
-
-    def _fixed(self, input_ids: Tensor, hidden: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        outputs = self.fixed_outputs.to(hidden)
+    def _fixed(
+        self, outputs: Tensor, input_ids: Tensor, hidden: Tensor, pooled: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         fixed = outputs[-1 if self.layer is None else self.layer]
         hidden = torch.cat([fixed[:1].expand(len(hidden), -1, -1), hidden[:, 1:]], dim=1)
         empty = input_ids[:, 1] == END
         hidden = torch.where(empty[:, None, None], fixed, hidden)
-        if pooled is not None:
+        if pooled is not None and self.projection is not None:
             last = outputs[-1:] if self.final_norm else self.text_model.final_layer_norm(outputs[-1:])
-            pooled = torch.where(empty[:, None], self._pooled(last, torch.ones_like(input_ids[:1, 0])), pooled)
+            first = _pooled(last, torch.ones_like(input_ids[:1, 0]), self.projection)
+            pooled = torch.where(empty[:, None], first, pooled)
         return hidden, pooled
 
     @torch.no_grad()
@@ -171,3 +175,9 @@ def build_text_encoder(state: dict[str, Tensor], *, heads: int, activation: str 
             "another file."
         )
     return model.requires_grad_(False).eval()
+
+
+def _pooled(last_hidden_state: Tensor, ends: Tensor, projection: Tensor) -> Tensor:
+    """Return the last hidden state at each prompt's end token, projected, `[n, p]`."""
+    rows = torch.arange(len(ends), device=ends.device)
+    return last_hidden_state[rows, ends] @ projection.T

@@ -1,10 +1,13 @@
 """The methods, one file each."""
 
+from collections.abc import Mapping
+
 from . import attndreambooth, custom_diffusion, dreambooth_lora, textboost, textboost_2026, textual_inversion
+from .base import Recipe
 
 # Display name of a node -> its presets, the first of which is the default.
-METHODS = {
-    "TextBoost": textboost.PRESETS | textboost_2026.PRESETS,
+METHODS: dict[str, Mapping[str, Recipe]] = {
+    "TextBoost": {**textboost.PRESETS, **textboost_2026.PRESETS},
     "AttnDreamBooth": attndreambooth.PRESETS,
     "Textual Inversion": textual_inversion.PRESETS,
     "DreamBooth-LoRA": dreambooth_lora.PRESETS,

@@ -1,7 +1,8 @@
 """The contract that every recipe fulfils."""
 
 from collections.abc import Collection, Iterator
-from typing import Protocol
+from dataclasses import Field
+from typing import ClassVar, Protocol
 
 from torch import Generator
 
@@ -16,6 +17,8 @@ class Recipe(Protocol):
 
     A recipe that needs a feature extractor, such as a CLIP, also has `extractor_configs`, a tuple of their settings.
     """
+
+    __dataclass_fields__: ClassVar[dict[str, Field]]
 
     @property
     def steps(self) -> int:

@@ -24,7 +24,7 @@ Differences to the authors' code:
 - An image that is not square is cut at its centre. Theirs is cut at random (`crop = random` in the concept).
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -40,6 +40,7 @@ from ..data.templates import TEMPLATES
 from ..models.diffusion import Models
 from ..settings import setting
 from ..training import losses, timesteps, trainables
+from ..training.objective import Loss
 from ..training.stage import Stage
 
 TEXT_TARGETS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
@@ -74,7 +75,7 @@ TOKENS = {
 }
 NAMES = {"all": tuple(TOKENS), "flip": ("grayscale", "hflip")}  # of the operations that a view may have
 # Setting `augmentation_prompt` -> what names an operation in a prompt; of several phrases one is drawn.
-PHRASES = {
+PHRASES: dict[str, Mapping[str, str | tuple[str, ...]]] = {
     "tokens": {name: token for name, (token, _) in TOKENS.items()},
     "words": {
         "grayscale": ("grayscale",),
@@ -208,7 +209,7 @@ class TextBoost:
         pools = views.pools(models, concept, generator)
         lora = self._lora(models, generator)
 
-        objectives = {"denoising": (1.0, losses.denoising)}
+        objectives: dict[str, tuple[float, Loss]] = {"denoising": (1.0, losses.denoising)}
         if preserved:
             preservation = partial(losses.knowledge_preservation, encoders=WHICH[self.text_encoder])
             objectives["knowledge_preservation"] = (self.knowledge_weight, preservation)

@@ -33,6 +33,7 @@ from torch import Generator
 
 from ..data.concept import Concept
 from ..data.context import Context
+from ..data.paired_views import PairedViews
 from ..models.diffusion import Models
 from ..settings import same, setting
 from ..training import causal_adapters, losses, timesteps, trainables
@@ -72,11 +73,14 @@ class TextBoost2026:
 
     def check(self, concept: Concept, known: Collection[str] = ()) -> None:
         """Raise `ValueError` where these settings cannot learn this concept."""
-        paired_views(self, concept).check(concept)
+        self._views(concept).check(concept)
+
+    def _views(self, concept: Concept) -> PairedViews:
+        return paired_views(self, concept)  # type: ignore[arg-type]  # the same settings as TextBoost's
 
     def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
         """Yield the only stage."""
-        views, encoders = paired_views(self, concept), WHICH[self.text_encoder]
+        views, encoders = self._views(concept), WHICH[self.text_encoder]
         words = [(concept.placeholder_token, concept.initializer), *views.tokens]
         tokens = [trainables.add_tokens(encoder, words) for encoder in models.text_encoders][encoders]
         pools = views.pools(models, concept, generator)

@@ -4,6 +4,8 @@ Tensors in, tensors out; nodes/show_attention.py runs the U-Net and finds the to
 """
 
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import matplotlib
 import numpy as np
@@ -55,7 +57,7 @@ def enlarged(maps: Tensor, height: int, width: int) -> Tensor:
 
 def everywhere(layers: list[Tensor], height: int, width: int) -> Tensor:
     """Return the mean over all layers at the image's size, `[words, height, width]`."""
-    return sum(enlarged(layer, height, width) for layer in layers) / len(layers)
+    return reduce(add, (enlarged(layer, height, width) for layer in layers)) / len(layers)
 
 
 def normalised(maps: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from ..evaluation.report import COLUMNS, DIVERSITY, NOT_MEASURED, Report, Spread
 
 FIRST = ("report", "of", "prompt", "text", "seed")
 
+Row = dict[str, str | int | float]
+
 
 def folder_name(reports: list[Report]) -> str:
     """Return labels and a digest of everything: the same reports have the same folder."""
@@ -31,16 +33,16 @@ def as_csv(reports: list[Report]) -> str:
     return text.getvalue()
 
 
-def _rows(report: Report) -> list[dict[str, str | int | float]]:
-    rows = []
+def _rows(report: Report) -> list[Row]:
+    rows: list[Row] = []
     for each in report.images:
-        row = {"of": "image", "prompt": each.prompt, "text": each.text, "seed": each.seed}
+        row: Row = {"of": "image", "prompt": each.prompt, "text": each.text, "seed": each.seed}
         rows.append(row | {name: each.scores.get(name, _absent(report, name)) for name in COLUMNS})
     for prompt in report.prompts():
-        rows.append({"of": "prompt", "prompt": prompt} | _means(report, prompt=prompt))
+        rows.append({"of": "prompt", "prompt": prompt, **_means(report, prompt=prompt)})
     for seed in report.seeds():
-        rows.append({"of": "seed", "seed": seed} | _means(report, seed=seed))
-    return [*rows, {"of": "mean"} | _means(report), {"of": "standard deviation"} | _means(report, part="std")]
+        rows.append({"of": "seed", "seed": seed, **_means(report, seed=seed)})
+    return [*rows, {"of": "mean", **_means(report)}, {"of": "standard deviation", **_means(report, part="std")}]
 
 
 def _means(

@@ -6,8 +6,12 @@ matplotlib's objects only, never pyplot: other packs' settings and figures are u
 import functools
 import textwrap
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from PIL import ImageFont
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Text, secondary text, lines, alternate rows and stages, best scores.
 INK, PALE, GRID, BAND, BEST = "#1f2937", "#5b6472", "#e6e9ee", "#f1f4f9", "#1d4ed8"
@@ -60,7 +64,7 @@ class Sheet:
         self.height = panels * self.panel_height + round(self.scale * (self.above + below))
         size = ((self.width + 0.01) / self.dpi, (self.height + 0.01) / self.dpi)  # else rounded down at times
         self.figure = Figure(figsize=size, dpi=self.dpi, facecolor="white")
-        self.panels = []
+        self.panels: list[Axes] = []
         for number in range(panels):
             shared = self.panels[0] if self.panels else None
             self.panels.append(self.figure.add_axes(self._place(number), sharex=shared))
@@ -101,8 +105,8 @@ class Sheet:
 
     def write(self, text: str, x: float, y: float, **style) -> None:
         """Write text at a place in pixels, by default of its left end and middle; mathematics is not parsed."""
-        style = {"va": "center", "fontsize": SMALL, "color": INK, "parse_math": False, "family": installed()} | style
-        self.figure.text(*self.fraction(x, y), text, **style)
+        default = {"va": "center", "fontsize": SMALL, "color": INK, "parse_math": False, "family": installed()}
+        self.figure.text(*self.fraction(x, y), text, **{**default, **style})
 
     def badge(self, x: float, y: float, letter: str, colour: str, filled: bool) -> None:
         """Draw a small box with a letter."""
@@ -126,7 +130,7 @@ class Sheet:
         return self.ruler.get_text_width_height_descent(text, font, False)[0]
 
 
-def font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Return Pillow's font for tables and grids, `size` in pixels."""
     return ImageFont.load_default(size)
 

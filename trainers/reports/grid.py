@@ -52,7 +52,7 @@ def best_of(reports: list[Report]) -> dict[str, int]:
             i: spread.mean for i, report in enumerate(reports) if not report.role and (spread := report.spread(name))
         }
         if name != DIVERSITY and len(means) > 1:
-            found[name] = max(means, key=means.get)
+            found[name] = max(means, key=means.__getitem__)
     return found
 
 

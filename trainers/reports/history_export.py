@@ -24,7 +24,7 @@ def folder_name(result: RunResult) -> str:
     return re.sub(r"\W+", "_", result.folder.name)[:48].strip("_") or "run"
 
 
-def rows(history: list[dict]) -> list[dict[str, float | str]]:
+def rows(history: list[dict]) -> list[dict]:
     """Return a row per entry of `history.entries`, with columns such as `terms/denoising` and `DVAR/ratio`.
 
     Measurements before a stage's first step are `start/DVAR/ratio` in the row of that step.

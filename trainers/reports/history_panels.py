@@ -20,7 +20,9 @@ class Curve:
 
     def xy(self) -> tuple[list[float], list[float], list[int]]:
         """Return steps and values with a gap between stages, and the indices of points without a line."""
-        x, y, lone = [], [], []
+        x: list[float] = []
+        y: list[float] = []
+        lone: list[int] = []
         for points in self.points:
             shown = [(step, value) for step, value in points if abs(value) < LARGEST]
             lone += [len(x)] if len(shown) == 1 else []

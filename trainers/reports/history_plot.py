@@ -17,7 +17,7 @@ from .history_panels import Panel
 ACTED, RECORDED = "#d6263c", PALE
 RUNS = (("#2563eb", "#1e3a8a", "#8ab4f8"), ("#ea6a0c", "#7c2d12", "#fbb06d"))  # of two runs, by run
 NEUTRAL = ("#6b7280", "#111827", "#b8bec8")  # in the legends of two runs
-STYLES = {
+STYLES: dict[str, dict] = {
     "thin": {"linewidth": 0.8, "alpha": 0.45},
     "line": {"linewidth": 1.9},
     "evaluations": {"linewidth": 1.5, "marker": "o", "markersize": 4.5},
@@ -85,7 +85,7 @@ class Stop:
 
 
 def _stops(results: list[RunResult]) -> list[Stop]:
-    found = []
+    found: list[Stop] = []
     for number, result in enumerate(results):
         for each in records.stops(result):
             acted = bool(each.get("acted"))
@@ -108,8 +108,8 @@ def _draw(axes, panel: Panel) -> None:
     for run, drawn in enumerate(panel.curves):
         for curve in drawn:
             x, y, lone = curve.xy()
-            marks = {"marker": "o", "markersize": 4.5, "markevery": lone} if lone else {}
-            style = {**marks, **STYLES[curve.style]}
+            marks: dict = {"marker": "o", "markersize": 4.5, "markevery": lone} if lone else {}
+            style: dict = {**marks, **STYLES[curve.style]}
             axes.plot(x, y, color=colours[run][curve.hue], label=curve.label, gid=f"run {run}", **style)
     values = [value for line in axes.lines for value in line.get_ydata() if math.isfinite(value)]
     if panel.log and any(value > 0 for value in values):
@@ -136,7 +136,7 @@ def _heading(sheet: Sheet, number: int, panel: Panel, lift: int) -> None:
     keys = _keys(panel)
     taken = sheet.length(panel.heading, SMALL + 0.5, "bold")
     taken += sum(sheet.length(key.get_label()) + sheet.scale * 40 for key in keys)
-    style = {"handlelength": 1.5, "columnspacing": 1.2, "handletextpad": 0.5, "labelcolor": INK}
+    style: dict = {"handlelength": 1.5, "columnspacing": 1.2, "handletextpad": 0.5, "labelcolor": INK}
     style["prop"] = {"family": installed(), "size": SMALL}
     if taken < sheet.width - sheet.scale * (LEFT + RIGHT):
         corner = sheet.fraction(sheet.width - sheet.scale * RIGHT, y)

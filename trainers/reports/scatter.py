@@ -78,7 +78,7 @@ def _axes(sheet: Sheet, column: str, found: list[Point]) -> None:
     """Set labels and limits, and leave room for the legend on the right."""
     axes, box = sheet.panels[0], sheet.panels[0].get_position()
     room = max((sheet.length(each.name) for each in found), default=0) + LEGEND
-    axes.set_position([LEFT / WIDTH, box.y0, 1 - (LEFT + RIGHT + room) / WIDTH, box.height])
+    axes.set_position((LEFT / WIDTH, box.y0, 1 - (LEFT + RIGHT + room) / WIDTH, box.height))
     axes.set_xlabel(f"identity: {column}", fontsize=SMALL, color=INK)
     axes.set_ylabel(f"text alignment: {CLIP_T}", fontsize=SMALL, color=INK)
     axes.set_xlim(*_limits([each.identity for each in found]))
@@ -87,7 +87,7 @@ def _axes(sheet: Sheet, column: str, found: list[Point]) -> None:
 
 def _guide(sheet: Sheet, guide: Point):
     """Draw the floor or the ceiling as a line on both axes; return the legend's handle."""
-    style = {"color": GUIDES[guide.role], "linewidth": 1.3, "linestyle": (0, (5, 3)), "gid": guide.role}
+    style: dict = {"color": GUIDES[guide.role], "linewidth": 1.3, "linestyle": (0, (5, 3)), "gid": guide.role}
     handle = sheet.panels[0].axvline(guide.identity.mean, label=guide.name, **style)
     sheet.panels[0].axhline(guide.text.mean, **style)
     return handle
@@ -99,7 +99,7 @@ def _dot(sheet: Sheet, dot: Point, number: int):
     bars = axes.errorbar(*place, _error(dot.text), _error(dot.identity), ecolor=colour, elinewidth=1, fmt="none")
     for line in bars.lines[2]:
         line.set(alpha=0.55, gid="bars")
-    style = {"color": colour, "markersize": 9, "markeredgecolor": "white", "zorder": 4, "gid": "dot"}
+    style: dict = {"color": colour, "markersize": 9, "markeredgecolor": "white", "zorder": 4, "gid": "dot"}
     (handle,) = axes.plot(*place, MARKERS[number // len(HUES) % len(MARKERS)], label=dot.name, **style)
     return handle
 

@@ -131,7 +131,8 @@ class RunFolder:
 
         This one and no state, if there is none.
         """
-        best, stages = self, ()
+        best: RunFolder = self
+        stages: tuple[StageState, ...] = ()
         for path in self.path.parent.iterdir() if lineage else ():
             other = RunFolder(path)
             if path != self.path and (info := other.info()) and info.lineage == lineage:
@@ -150,7 +151,7 @@ class RunFolder:
         self._save_learned(result, self.path)
         if result.complete and sum(p.nbytes for stage in stages for p in stage.params) <= LAST_AT_MOST:
             state.save(stages, self.path / "last.safetensors")
-        end = {"complete": result.complete, "stop_reason": result.stop_reason, "seconds": result.seconds}
+        end: dict = {"complete": result.complete, "stop_reason": result.stop_reason, "seconds": result.seconds}
         replace(info, **end, steps=len(result.history), stops=result.stops).write(self.path)
         if result.complete:
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)

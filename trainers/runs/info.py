@@ -44,7 +44,7 @@ class RunInfo:
         return self.settings["concept"]["placeholder_token"]
 
     @classmethod
-    def parse(cls, values: object) -> "RunInfo":
+    def parse(cls, values) -> "RunInfo":
         """The description that plain JSON values hold; keys of other names are left out.
 
         Raises:
@@ -55,7 +55,8 @@ class RunInfo:
         info = cls(**{name: given[name] for name in known})
         for each in fields(cls):
             value, kind = getattr(info, each.name), (int, float) if each.type is float else each.type
-            if not isinstance(value, kind) or (isinstance(value, bool) and each.type is not bool):
+            # A field's type can be text, says the checker; in this class none is.
+            if not isinstance(value, kind) or (isinstance(value, bool) and each.type is not bool):  # type: ignore[arg-type]
                 raise TypeError(f"{each.name} is {type(value).__name__}")
         if not isinstance(info.placeholder_token, str) or not isinstance(info.settings["method"], str):
             raise TypeError("a name is no text")

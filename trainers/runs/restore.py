@@ -66,9 +66,8 @@ def _lora_of(lora: dict[str, torch.Tensor], prefix: str, module: nn.Module) -> s
         written = float(str(alpha.numpy()))  # 1.3, where float32 has 1.29999995
         trainables.add_lora(module, [*layers], rank, written, torch.Generator())
     for path, name in layers.items():
-        layer = module.get_submodule(path)
-        layer.lora_A["default"].weight.data.copy_(lora[f"{name}.lora_down.weight"])
-        layer.lora_B["default"].weight.data.copy_(lora[f"{name}.lora_up.weight"])
+        for part, end in (("lora_A", "lora_down"), ("lora_B", "lora_up")):
+            module.get_parameter(f"{path}.{part}.default.weight").data.copy_(lora[f"{name}.{end}.weight"])
     return {*named.values()}
 
 

@@ -23,8 +23,10 @@ class SharedFolder(RunFolder):
         super().__init__(path)
         self.writes = dist.get_rank() == 0
 
-    def lock(self) -> contextlib.AbstractContextManager:
-        return super().lock() if self.writes else contextlib.nullcontext()
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        with super().lock() if self.writes else contextlib.nullcontext():
+            yield
 
     def last_state(self, before: int | None = None) -> tuple[StageState, ...]:
         with together():

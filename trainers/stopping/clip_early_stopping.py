@@ -146,7 +146,7 @@ class ImageScore:
         """Generate images `[images, 3, h, w]` in 0..1."""
         settings = self.settings
         seeds = [(settings.seed + i) % 2**63 for i in range(settings.images)]
-        options = {"size": self.size, "steps": settings.sampler_steps, "guidance": settings.guidance}
+        options: dict = {"size": self.size, "steps": settings.sampler_steps, "guidance": settings.guidance}
         with self.device.autocast():
             return sampler.sample_as_fits(self.models, self.input_ids, seeds, **options)
 

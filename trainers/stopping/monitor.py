@@ -26,8 +26,8 @@ STAGES = ("all", "1", "2", "3")
 KEEP = ("last", "best")
 STOPPED_BY_USER = "you"  # in the place of a monitor, who pressed "Finish now"
 
-# What one monitor found at one step: names to numbers, or to lists of them.
-Measurement = dict[str, float | list[float]]
+# What one monitor found at one step, as JSON: names of its own to numbers, or to lists of them.
+Measurement = dict
 # (steps done in this stage, what it found so far) -> what it finds now; `None` where it does not look.
 Evaluator = Callable[[int, list[Measurement]], Measurement | None]
 
@@ -36,6 +36,7 @@ class Monitor(Protocol):
     """Settings of one way to stop."""
 
     name: str  # under which its measures stand in the log
+    every: int  # steps between two looks at the model; of no meaning where it takes none
     stage: str  # "all", or the number of the one stage that it watches
     min_steps: int  # of a stage; earlier it does not fire
     max_steps: int  # of a stage; 0 for the stage's own
@@ -118,6 +119,7 @@ class FixedSteps(NeverStops):
     )
 
     name = "Fixed Steps"
+    every = 1
     keep = "last"
     min_steps = 0
 

@@ -129,7 +129,7 @@ class Scores:
         """Generate one image of each prompt."""
         count, first = self.settings.seeds, self.settings.first_seed
         seeds = [first + i % count for i in range(len(prompts))]
-        options = {"size": self.size, "steps": self.settings.sampler_steps, "guidance": self.settings.guidance}
+        options: dict = {"size": self.size, "steps": self.settings.sampler_steps, "guidance": self.settings.guidance}
         with self.device.autocast():
             images = sampler.sample_as_fits(self.models, self.models.tokenize([*prompts]), seeds, **options)
         return [to_pil(image) for image in images]

@@ -32,7 +32,12 @@ class CausalLinear(nn.Module):
         self.subject = subject
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + self.subject.mask.to(x) * self.adapter(x)
+        return self.base(x) + _mask(self.subject).to(x) * self.adapter(x)
+
+
+def _mask(subject: Subject) -> Tensor:
+    assert subject.mask is not None  # the text encoders run first and find it
+    return subject.mask
 
 
 def add_adapters(
@@ -49,15 +54,16 @@ def add_adapters(
     Returns:
         The adapters' parameters.
     """
-    models.follow(placeholder)
+    subject = models.follow(placeholder)
     known, added = models.known_adapters.get(placeholder, {}), nn.ModuleList()
 
     def new(name: str, inputs: int, outputs: int, device: torch.device) -> LowRank:
         down, up = known.get(f"{name}.down"), known.get(f"{name}.up")
-        if down is None or down.shape != (rank, inputs) or up.shape != (outputs, rank):
+        if down is None or up is None or down.shape != (rank, inputs) or up.shape != (outputs, rank):
             down, up = torch.randn(rank, inputs, generator=generator) / rank, torch.zeros(outputs, rank)
-        added.append(LowRank(down.clone().to(device), up.clone().to(device)))
-        return added[-1]
+        adapter = LowRank(down.clone().to(device), up.clone().to(device))
+        added.append(adapter)
+        return adapter
 
     for i in range(len(models.text_encoders))[encoders]:
         encoder = models.text_encoders[i]
@@ -65,11 +71,11 @@ def add_adapters(
             mlp = encoder.text_model.get_submodule(path).mlp
             name = f"text_encoders.{i}.{path}.mlp.fc2"
             adapter = new(name, mlp.fc2.in_features, mlp.fc2.out_features, encoder.device)
-            mlp.fc2 = CausalLinear(mlp.fc2, adapter, models.subject)
+            mlp.fc2 = CausalLinear(mlp.fc2, adapter, subject)
     for path, attention in _cross_attentions(models.unet) if cross_attention else ():
         width = attention.to_k.in_features
         attention.context_adapter = new(f"unet.{path}", width, width, models.device)
-        attention.register_forward_pre_hook(_adapted(attention.context_adapter, models.subject), with_kwargs=True)
+        attention.register_forward_pre_hook(_adapted(attention.context_adapter, subject), with_kwargs=True)
     return list(added.parameters())
 
 
@@ -82,7 +88,7 @@ def _adapted(adapter: LowRank, subject: Subject):
 
     def hook(module, args, kwargs):
         states = kwargs["encoder_hidden_states"]
-        return args, {**kwargs, "encoder_hidden_states": states + subject.mask.to(states) * adapter(states)}
+        return args, {**kwargs, "encoder_hidden_states": states + _mask(subject).to(states) * adapter(states)}
 
     return hook
 
@@ -90,7 +96,7 @@ def _adapted(adapter: LowRank, subject: Subject):
 def tensors(models: Models) -> dict[str, Tensor]:
     """Return the adapters in `models` as `<name>.down` and `<name>.up`, on the CPU."""
     roots = {f"text_encoders.{i}": encoder.text_model for i, encoder in enumerate(models.text_encoders)}
-    found = {}
+    found: dict[str, Tensor] = {}
     for root, module in {**roots, "unet": models.unet}.items():
         for path, layer in module.named_modules():
             if isinstance(layer, LowRank):

@@ -6,10 +6,14 @@ For the statistics cross-attention is computed unfused, with its 77 keys; self-a
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers.models.attention_processor import Attention
 
 
 def probabilities(q: Tensor, k: Tensor, heads: int) -> Tensor:
@@ -56,7 +60,7 @@ class _Recording:
         self.path, self.maps = path, maps
 
     def __call__(
-        self, attn: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask=None
+        self, attn: "Attention", hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask=None
     ) -> Tensor:
         query, key = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states)
         weights = probabilities(query, key, attn.heads)

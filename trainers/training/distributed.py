@@ -16,8 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..data.batch import Batch
-from ..device import SingleDevice, T
+from ..device import B, SingleDevice, T
 
 
 def launched() -> bool:
@@ -45,14 +44,14 @@ class ManyDevices(SingleDevice):
 
     alone: ClassVar[bool] = False
 
-    def share(self, *whole: T) -> tuple[T, ...]:
+    def share(self, batch: B, noise: Tensor, timesteps: Tensor) -> tuple[B, Tensor, Tensor]:
         rank, size = dist.get_rank(), dist.get_world_size()
-        if len(whole[0]) < size:
+        if len(batch) < size:
             raise ValueError(
-                f"The batch of {len(whole[0])} images cannot be shared by {size} processes: start at most "
-                f"{len(whole[0])}, or raise the batch size."
+                f"The batch of {len(batch)} images cannot be shared by {size} processes: start at most "
+                f"{len(batch)}, or raise the batch size."
             )
-        return tuple((one.split(size) if isinstance(one, Batch) else one.tensor_split(size))[rank] for one in whole)
+        return batch.split(size)[rank], noise.tensor_split(size)[rank], timesteps.tensor_split(size)[rank]
 
     def total(self, sums: dict[str, Tensor]) -> dict[str, float]:
         added = torch.stack([torch.as_tensor(value, dtype=torch.float32).cpu() for value in sums.values()])

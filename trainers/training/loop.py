@@ -79,7 +79,9 @@ def train_stage(
         on_step(report, partial(capture, step, seconds, *trained))
         if should_stop(report):
             break
-    return capture(step, seconds, stage.parameters(), generator) if done < stage.steps else start
+    if start and done >= stage.steps:
+        return start
+    return capture(step, seconds, stage.parameters(), generator)
 
 
 def known_prompts(models: Models, device: SingleDevice) -> KnownPrompts | None:
@@ -132,7 +134,7 @@ def run_pass(
     """Inputs through the model and back; returns each loss term, unweighted, still on the device."""
     size = len(inputs.batch)
     parts = max(1, -(-size // micro_batch_size)) if micro_batch_size else 1
-    sums = dict.fromkeys(stage.losses, 0.0)
+    sums: dict = dict.fromkeys(stage.losses, 0.0)
     for part in inputs.split(parts):
         share = len(part.batch) / inputs.of
         try:

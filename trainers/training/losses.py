@@ -23,7 +23,9 @@ def denoising(prediction: Prediction) -> Tensor:
 
 def prior_preservation(prediction: Prediction) -> Tensor:
     """Return the mean squared error over the class images, a scalar (DreamBooth, arXiv 2208.12242)."""
-    return (_errors(prediction) * prediction.batch.weights[:, 1]).mean()
+    weights = prediction.batch.weights
+    assert weights is not None  # the stage's batches have class images
+    return (_errors(prediction) * weights[:, 1]).mean()
 
 
 def _errors(prediction: Prediction) -> Tensor:
@@ -41,8 +43,10 @@ def knowledge_preservation(prediction: Prediction, encoders: slice = slice(None)
 
     TextBoost, arXiv 2409.08248.
     """
+    targets = prediction.batch.preservation_targets
+    assert prediction.preservation is not None and targets is not None  # the stage's batches have such prompts
     tuned = prediction.preservation.parts
-    frozen = prediction.batch.preservation_targets.split([part.shape[-1] for part in tuned], dim=-1)
+    frozen = targets.split([part.shape[-1] for part in tuned], dim=-1)
     pairs = [*zip(tuned, frozen, strict=True)][encoders]
     return torch.stack([(1 - F.cosine_similarity(t.float(), f.float(), dim=-1)).mean() for t, f in pairs]).mean()
 

@@ -2,7 +2,7 @@
 
 import torch
 
-ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}  # whatever the size of the moments
+ADAM: dict = {"betas": (0.9, 0.999), "eps": 1e-8}  # whatever the size of the moments
 MOMENT_BITS = {"adamw": 32, "adamw8bit": 8}
 WITHOUT_BITSANDBYTES = (
     "The optimizer adamw8bit needs the package bitsandbytes, which cannot be loaded here{why}: set optimizer to adamw "

@@ -87,7 +87,7 @@ def put(values: Iterable[Tensor], params: Iterable[Tensor]) -> None:
 
 
 def _number(value: Tensor) -> Tensor | int:
-    return value.item() if value.dtype == torch.int64 and not value.ndim else value
+    return int(value) if value.dtype == torch.int64 and not value.ndim else value
 
 
 def save(stages: tuple[StageState, ...], path: Path) -> None:
@@ -138,6 +138,6 @@ def _checksum(tensors: dict[str, Tensor]) -> int:
     total = 0
     for name in sorted(tensors):
         total = zlib.crc32(
-            tensors[name].contiguous().view(-1).view(torch.uint8).numpy(), zlib.crc32(name.encode(), total)
+            tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data, zlib.crc32(name.encode(), total)
         )
     return total

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
 
-from ..data.batch import Batch
+from ..data.batch import Batch, share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +27,17 @@ class StepInputs:
     def tensors(self) -> list[Tensor]:
         """Return all tensors, in a fixed order."""
         found: list[Tensor] = []
-        self.map(lambda tensor: found.append(tensor) or tensor)
+
+        def noted(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        self.map(noted)
         return found
 
     def split(self, parts: int) -> list["StepInputs"]:
         """Split into `parts` shares."""
-        return [self.map(lambda tensor, i=i: tensor.tensor_split(parts)[i]) for i in range(parts)]
+        return [self.map(partial(share, parts=parts, i=i)) for i in range(parts)]
 
 
 class Ahead:

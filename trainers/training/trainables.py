@@ -24,6 +24,8 @@ class TokenEmbedding(nn.Module):
     optimizer, neither a gradient nor weight decay can ever reach it.
     """
 
+    table: Tensor
+
     def __init__(self, table: Tensor, rows: Tensor):
         super().__init__()
         self.register_buffer("table", table.detach(), persistent=False)
@@ -140,7 +142,8 @@ def add_lora(
     targets = [name for name in plain if f".{name}".endswith(tuple(f".{target}" for target in targets))]
     earlier = {name for name, _ in module.named_parameters() if "lora_" in name}
     vars(module).pop("peft_config", None)  # of an earlier call, which peft would warn about
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), module)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)  # type: ignore[arg-type]  # divides as well
+    inject_adapter_in_model(config, module)
     lora = {name: p for name, p in module.named_parameters() if "lora_" in name}
     for name, parameter in lora.items():
         if name in earlier:

@@ -59,7 +59,7 @@ class Farm:
             return number, make.remote(bench, f"cache_{number}", lines, torch.get_num_threads())
 
         idle = [worker(number) for number in range(min(self.workers, len(waiting)))]
-        busy = {}
+        busy: dict = {}
         while waiting or busy:
             while waiting and idle:
                 (number, free), subject = idle.pop(), waiting.pop(0)

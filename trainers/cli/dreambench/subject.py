@@ -19,6 +19,7 @@ from ...metrics.extractor_cache import ExtractorCache
 from ...models.diffusion import Models
 from ...models.fingerprint import fingerprint
 from ...models.tokenizer import Tokenizer, bundled_words
+from ...recipes.base import Recipe
 from ...reports import report_folder
 from ...runs import pick, restore
 from ...runs.folder import RunFolder
@@ -47,10 +48,10 @@ class Bench:
     out: Path
     device: str
     dtype: torch.dtype
-    recipe: object
+    recipe: Recipe
     stopper: tuple[Monitor, ...]
     seed: int
-    words: dict[str, str | int]  # of each concept
+    words: dict  # of each concept
     references: int  # images to train on; 0: all
     protocol: Protocol
     prompts: str  # the user's own lines; "" for none
@@ -62,7 +63,7 @@ class Bench:
 
     def concept(self, subject: Subject, images: tuple[torch.Tensor, ...], captions: tuple[str, ...] = ()) -> Concept:
         """Return the concept of a subject with these images `[3, h, w]` in 0..1."""
-        own = {"initializer_token": subject.initializer} if subject.initializer else {}
+        own: dict = {"initializer_token": subject.initializer} if subject.initializer else {}
         return Concept(images=images, captions=captions, class_word=subject.class_word, **self.words | own)
 
     def check(self, subject: Subject) -> None:
@@ -110,9 +111,9 @@ class Worker:
         run = Run(concept=concept, recipe=bench.recipe, stopper=bench.stopper, seed=bench.seed, dtype=bench.dtype)
         evaluation = self._evaluation(subject, run, images[count:])
         digest = evaluation.digest(f"{run.digest(self.model)} {pick.weight_of(run.stopper)}")
-        if report := report_folder.read(folder, digest):
+        if earlier := report_folder.read(folder, digest):
             say("complete with these settings, not repeated")
-            return Row.of(subject, report)
+            return Row.of(subject, earlier)
         result = pick.chosen(self._trained(run, say), run.stopper)
         generated = evaluation.generated(self._with(result), say)
         report = evaluation.report(subject.name, generated, self.extractors, bench.device, say)
@@ -125,7 +126,9 @@ class Worker:
         }  # fmt: skip
         report_folder.write(folder, [replace(report, settings=report.settings | facts)])
         say(f"scored, {CLIP_T} {report.cell(CLIP_T)}")
-        return Row.of(subject, report_folder.read(folder, digest))
+        written = report_folder.read(folder, digest)
+        assert written is not None  # a moment ago
+        return Row.of(subject, written)
 
     def _evaluation(self, subject: Subject, run: Run, unseen: tuple[torch.Tensor, ...]) -> Evaluation:
         bench, concept = self.bench, run.concept
@@ -160,7 +163,10 @@ class Worker:
 
     def _fresh(self) -> Models:
         """Return a copy of the models as they were read, for one subject."""
-        parts = {"unet": copy.deepcopy(self.models.unet), "text_encoders": copy.deepcopy(self.models.text_encoders)}
+        parts: dict = {
+            "unet": copy.deepcopy(self.models.unet),
+            "text_encoders": copy.deepcopy(self.models.text_encoders),
+        }
         return replace(self.models, **parts, known_adapters={}, base_weights={})
 
     def _with(self, result: RunResult) -> Models:
