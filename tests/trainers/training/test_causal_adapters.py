@@ -79,8 +79,8 @@ def test_before_the_word_nothing_changes(preset, family, tmp_path):
         with_word = models.encode_prompts(["a photo of a <dog> in the snow"]).hidden_states
     assert torch.equal(after, before)
     assert torch.equal(with_word[:, :5], before[:1, :5])  # start token, "a photo of a"
-    cosine = torch.nn.functional.cosine_similarity(with_word[0], before[0], dim=-1)
-    assert (cosine[5:] < 0.999).all()
+    moved = (with_word[0] - before[0]).norm(dim=-1) / before[0].norm(dim=-1)
+    assert (moved[5:] > 0.01).all()  # 2 to 4 % at the last of the padding, which is furthest from the word
 
 
 @pytest.mark.parametrize("preset", RECIPES)
