@@ -55,7 +55,7 @@ class RunInfo:
         info = cls(**{name: given[name] for name in known})
         for each in fields(cls):
             value, kind = getattr(info, each.name), (int, float) if each.type is float else each.type
-            # A field's type can be text, says the checker; in this class none is.
+            # To the checker a field's type may be text; in this class none is.
             if not isinstance(value, kind) or (isinstance(value, bool) and each.type is not bool):  # type: ignore[arg-type]
                 raise TypeError(f"{each.name} is {type(value).__name__}")
         if not isinstance(info.placeholder_token, str) or not isinstance(info.settings["method"], str):

@@ -163,11 +163,8 @@ class Worker:
 
     def _fresh(self) -> Models:
         """Return a copy of the models as they were read, for one subject."""
-        parts: dict = {
-            "unet": copy.deepcopy(self.models.unet),
-            "text_encoders": copy.deepcopy(self.models.text_encoders),
-        }
-        return replace(self.models, **parts, known_adapters={}, base_weights={})
+        unet, text_encoders = copy.deepcopy(self.models.unet), copy.deepcopy(self.models.text_encoders)
+        return replace(self.models, unet=unet, text_encoders=text_encoders, known_adapters={}, base_weights={})
 
     def _with(self, result: RunResult) -> Models:
         """Return models with a run's result, restored even if just trained: resumed subjects get the same images."""
