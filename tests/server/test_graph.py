@@ -241,12 +241,12 @@ def size_of(file):
     [
         ("references", {"folder": "../output"}, "not inside ComfyUI's input folder"),
         ("references", {"folder": "/etc"}, "not inside ComfyUI's input folder"),
-        ("references", {"folder": "nowhere"}, "no folder"),
+        ("references", {"folder": "nowhere"}, "does not exist"),
         ("references", {"class_word": " "}, "class word is empty"),
         ("references", {"placeholder_token": "dog"}, "is a word of the vocabulary"),
         ("references", {"placeholder_token": "two words"}, "one word"),
         ("references", {"select_images": "first"}, "cannot be read"),
-        ("recipe", {"preset": "nonsense"}, "no preset"),
+        ("recipe", {"preset": "nonsense"}, "preset of TextBoost does not exist"),
     ],
 )
 def test_bad_input_gets_one_sentence(server, graph, node, inputs, sentence):
