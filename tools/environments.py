@@ -43,7 +43,7 @@ def made(versions="locked"):
     if versions != "newest" and stamp(venv) == asked and python.exists() and (comfyui / "main.py").exists():
         return comfyui, python
 
-    print(f"Setting up in .dev/, once: the {versions} versions (a few minutes, up to 8 GB)", flush=True)
+    print(f"Setting up in .dev/, once: the {versions} versions (a few minutes, up to 7 GB)", flush=True)
     look_at_the_disk()
     get_uv()
     get_comfyui(comfyui)
