@@ -18,9 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 # Rows of the grid: images -> (title, name of the scores in the report)
 ROWS = {
-    "untrained": ("Untrained, told the class", "identity_floor", "text_floor"),
-    "trained": ("Trained on the one picture", "identity", "text"),
-    "words": ("Untrained, told all that words can name", "identity_oracle", None),
+    "untrained": ("Untrained, class word", "identity_floor", "text_floor"),
+    "trained": ("Trained on one image", "identity", "text"),
+    "words": ("Untrained, every detail in words", "identity_oracle", None),
 }
 DRAWINGS = 8  # real images of the individual per prompt, for the ceiling
 
@@ -95,12 +95,12 @@ def grid(job, pictures, reference_picture, scores, size=128, gap=6, margin=24, l
     box = (left + len(job["prompts"]) * (width + margin), top + len(ROWS) * (height + label + gap) + margin)
     sheet = Image.new("RGB", box, "#f7f5f0")
     pen = ImageDraw.Draw(sheet)
-    pen.text((margin, margin), "The one reference picture", "#222222", small)
+    pen.text((margin, margin), "The one reference image", "#222222", small)
     sheet.paste(enlarged(reference_picture, 2 * size), (margin, top + label))
     for column, prompt in enumerate(job["prompts"]):
         words = wrapped(pen, prompt.replace("{}", job["placeholder"]), small, width)
         pen.multiline_text((left + column * (width + margin), margin), words, "#222222", small)
-    ceiling = f"Real other pictures: identity {scores['identity_ceiling']:.2f}"
+    ceiling = f"Other real images: identity {scores['identity_ceiling']:.2f}"
     pen.text((margin, top + label + 2 * size + gap), ceiling, "#666666", small)
     for row, (name, (title, identity, text)) in enumerate(ROWS.items()):
         y = top + row * (height + label + gap)

@@ -19,10 +19,10 @@ REFERENCE = "reference.png"
 INSTANCE = 2_000_034  # as a dog: blue, dotted, with yellow legs, ears and tail; yellow is what captions never name
 UNTRAINED, TRAINED = "Untrained", "Trained"  # titles of the two Save Image nodes
 MEANINGS = {
-    "identity_floor": "the untrained model, told the class word only",
-    "identity_oracle": "the untrained model, told all details that words can name",
+    "identity_floor": "the untrained model, prompted with the class word",
+    "identity_oracle": "the untrained model, prompted with every detail that words can name",
     "identity": "the trained model",
-    "identity_ceiling": "real other pictures of the same individual",
+    "identity_ceiling": "other real images of the same individual",
     "text_floor": "how well the untrained model follows the prompts",
     "text": "how well the trained model follows the prompts",
 }
@@ -63,7 +63,7 @@ def prepare(root, base, python, subject):
     if not checkpoint.exists() or any(s.stat().st_mtime > checkpoint.stat().st_mtime for s in sources):
         with step("building the tiny checkpoint"):
             child([python, root / "demo" / "build.py", checkpoint], root)
-    with step("drawing the reference picture"):
+    with step("making the reference image"):
         picture = base / "input" / REFERENCE
         return report(root, python, "reference", picture, "--instance", INSTANCE, "--class-word", subject)
 
@@ -79,10 +79,10 @@ def learn_and_draw(root, base, host, overrides, words):
     progress = Progress(base / "output" / "personalize" / "runs")
     pictures = {"untrained": [], "trained": [], "words": []}
 
-    print(f"  training, then drawing: {prompts[0]}", flush=True)
+    print(f"  training, then generating: {prompts[0]}", flush=True)
     for number, changes in enumerate(runs):
         prompt = override(api, changes)
-        with step(f"drawing: {prompts[number]}") if number else contextlib.nullcontext():
+        with step(f"generating: {prompts[number]}") if number else contextlib.nullcontext():
             history = host.run(prompt, on_poll=progress.show)
         if number == 0 and progress.last is None:
             print("    (a training with these inputs was finished before: used again)", flush=True)
@@ -93,7 +93,7 @@ def learn_and_draw(root, base, host, overrides, words):
         prompt = override(api, {**changes, "Prompt, class word": {"replace": words}})
         # Nodes run for the sake of an output, so without the other output there is no training in this prompt.
         del prompt[node_titled(prompt, TRAINED)]
-        with step(f"drawing untrained: {prompts[number].replace('{}', words)}"):
+        with step(f"generating, untrained: {prompts[number].replace('{}', words)}"):
             history = host.run(prompt)
         pictures["words"].append(host.images(history)[node_titled(prompt, UNTRAINED)])
     return {
@@ -230,10 +230,10 @@ def write_job(base, job):
 
 def tell(out, seconds):
     report = read_json(out / "report.json")
-    print(f"\n  How like the subject (1 = the same picture), in {out / 'report.json'}:")
+    print(f"\n  Identity (1 = the same image) and text alignment, in {out / 'report.json'}:")
     for name, meaning in MEANINGS.items():
         print(f"    {name:<17} {report[name]:>7}   {meaning}")
-    print(f"\n  Pictures: {out / 'grid.png'}\n  Done in {seconds:.0f} s.", flush=True)
+    print(f"\n  Images: {out / 'grid.png'}\n  Done in {seconds:.0f} s.", flush=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
