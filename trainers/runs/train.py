@@ -1,4 +1,4 @@
-"""Train a run in its folder, and say in one sentence why that is not possible; the work is stages.py's."""
+"""Train a run in its folder, and say in one sentence why that is not possible; the work is trainer.py's."""
 
 from collections.abc import Callable
 from pathlib import Path
