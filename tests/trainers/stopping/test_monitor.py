@@ -224,7 +224,7 @@ def test_a_watched_run_learns_the_same_bits(tmp_path, recipe):
     watched = train(tmp_path / "watched", stopper, recipe)
     assert weights(tmp_path / "watched") == weights(tmp_path / "alone")
     assert "DVAR 2" in watched.history[1]["measures"] and watched.stop_reason.startswith("all")
-    assert Run(concept=watched_concept(), recipe=recipe).settings().get("stopper") is None
+    assert Run(concept=watched_concept(), recipe=recipe).settings()["stopper"] == []
 
 
 def watched_concept():
