@@ -287,7 +287,7 @@ def test_finished_by_hand_is_complete_and_later_stages_go_on(tmp_path):
 
 def test_every_line_of_the_log_is_told(tmp_path):
     told = []
-    result = train(tmp_path / "run", [WATCHING], callbacks={"on_step": lambda report: told.append(report.entry())})
+    result = train(tmp_path / "run", [WATCHING], on_step=lambda report: told.append(report.entry()))
     lines = [json.loads(line) for line in (tmp_path / "run" / "steps.jsonl").read_text().splitlines()]
     assert told == lines == result.history
 
