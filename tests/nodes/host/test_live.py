@@ -154,7 +154,8 @@ BODIES += [b'{"run": ["0123456789abcdef"]}', b"\xff\xfe", b"[" * 100_000, b'{"ru
 @pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
 def test_finishing_takes_a_digest_and_nothing_else(server, body):
     status, said = answer(server, "/personalize/finish", body)
-    assert status == 400 and said == {"error": 'Send {"run": "..."} with the 16 hexadecimal digits of a run.'}
+    sentence = 'The request is not valid: send {"run": "..."} with the 16 hexadecimal digits of a run.'
+    assert status == 400 and said == {"error": sentence}
 
 
 @pytest.mark.slow
