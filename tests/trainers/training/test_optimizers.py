@@ -15,7 +15,7 @@ from personalize.trainers.training.memory import MemoryPlan
 
 SENTENCE = (
     "^The optimizer adamw8bit needs the package bitsandbytes, which cannot be loaded here{}: set optimizer to adamw "
-    r"\(and weights to lora where memory is short\), or install bitsandbytes into the Python that runs ComfyUI.$"
+    r"\(and fine_tuning to lora where memory is short\), or install bitsandbytes into the Python that runs ComfyUI.$"
 )
 NO_CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="bitsandbytes' kernels for CUDA")
 CARD = pytest.param("cuda", marks=[pytest.mark.gpu, NO_CARD])
