@@ -111,7 +111,7 @@ def test_the_preferred_state_of_a_run(world, tmp_path, capsys):
     picker = {"monitor": "Pick by Score", "every": 1, "prompts": "a {}", "seeds": 1, "sampler_steps": 1} | judges
     settings = [text for value in (*TRAINED, "embedding_learning_rate=0.5") for text in ("--set", value)]
     images = ["--images", str(world / "dog_0"), "--class-word", "dog", "--resolution", "128"]
-    line = ["textboost", *images, *settings, *flags[:8], "--out", str(tmp_path / "runs")]
+    line = ["train", "textboost", *images, *settings, *flags[:8], "--out", str(tmp_path / "runs")]
     command.main([*line, "--stopper", json.dumps([picker])])
     assert "of 2 scored states the one after step" in capsys.readouterr().out
     (folder,) = (path for path in (tmp_path / "runs").iterdir() if (path / "run.json").exists())
@@ -160,7 +160,7 @@ def test_what_is_wrong_gets_one_sentence(world, tmp_path, what, more, sentence):
     assert "\n" not in ended.value.code and not (tmp_path / "out").exists()
 
 
-def test_another_checkpoint_is_said(world, tmp_path, capsys):
+def test_the_report_names_the_checkpoint(world, tmp_path):
     from safetensors.torch import load_file, save_file
 
     state = load_file(world / "tiny.safetensors")
@@ -168,5 +168,4 @@ def test_another_checkpoint_is_said(world, tmp_path, capsys):
     save_file(state, tmp_path / "other.safetensors")
     more = ["--prompts", str(world / "prompts.txt"), "--checkpoint", str(tmp_path / "other.safetensors")]
     told = evaluate(world, run_of(world), tmp_path / "out", *more, "--first", "1")
-    assert "is not what that run started from" in capsys.readouterr().out
     assert told["settings"]["checkpoint"] == "other.safetensors"
