@@ -56,7 +56,7 @@ def test_class_images_of_a_folder_are_used(server, object_info):
     ("references", "sentence"),
     [
         ({"class_folder": "nowhere"}, "The folder 'nowhere' does not exist"),
-        ({"initializer_token": "id:99999"}, "The vocabulary has no word 'id:99999'"),
+        ({"initializer_token": "id:99999"}, "The initializer 'id:99999' is not in the vocabulary"),
     ],
 )
 def test_bad_input_is_one_sentence(server, object_info, references, sentence):
