@@ -88,7 +88,9 @@ def _adapted(adapter: LowRank, subject: Subject):
 
     def hook(module, args, kwargs):
         states = kwargs["encoder_hidden_states"]
-        return args, {**kwargs, "encoder_hidden_states": states + _mask(subject).to(states) * adapter(states)}
+        # Before the first prompt is encoded only the memory of a step is counted: every position then counts.
+        mask = torch.ones_like(states[..., :1]) if subject.mask is None else subject.mask.to(states)
+        return args, {**kwargs, "encoder_hidden_states": states + mask * adapter(states)}
 
     return hook
 
