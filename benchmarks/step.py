@@ -142,7 +142,9 @@ def counted(models: Models, memory_plan: MemoryPlan, *, trained: int, **size: in
 
 def default_training(models: Models, shape: Shape, trained: int) -> dict[str, dict[str, int]]:
     """The same for 8 images of the family's size, U-Net in bfloat16, with the least effort that fits the card."""
-    unet = torch.nn.Module.to(models.empty_unet(False), dtype=torch.bfloat16)
+    with torch.device("meta"):
+        unet = type(models.unet).from_config(models.unet.config)
+    torch.nn.Module.to(unet, dtype=torch.bfloat16).requires_grad_(False).eval()
     models = replace(models, unet=unet)
     size = {"trained": trained, "batch_size": 8, "resolution": models.resolution}
     weights = counted(models, MemoryPlan(), **size)

@@ -109,15 +109,6 @@ class Models:
         for encoder in self.text_encoders:
             encoder.save_memory(checkpointing)
 
-    def empty_unet(self, checkpointing: bool) -> nn.Module:
-        """Return the U-Net's layout on the meta device, without memory, for counting."""
-        with torch.device("meta"):
-            unet = type(self.unet).from_config(self.unet.config)
-        nn.Module.to(unet, dtype=self.unet.dtype).requires_grad_(False)
-        if checkpointing:
-            unet.enable_gradient_checkpointing()
-        return unet.train(checkpointing)
-
     @property
     def device(self) -> torch.device:
         return next(self.unet.parameters()).device
@@ -148,8 +139,6 @@ class Models:
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, encoding: Encoding) -> Tensor:
         """Return the U-Net's output, epsilon or v, `[n, 4, h, w]` in the U-Net's precision."""
-        if self.subject:
-            self.subject.mask = encoding.mask
         half = self._half()
         inputs = self.unet_inputs(noisy_latents, timesteps, encoding, half)
         if half is None:
@@ -174,11 +163,13 @@ class Models:
     def unet_inputs(
         self, noisy_latents: Tensor, timesteps: Tensor, encoding: Encoding, dtype: torch.dtype | None = None
     ) -> dict:
-        """Return the U-Net's arguments, in its precision or a given one.
+        """Return the U-Net's arguments, in its precision or a given one; its adapters follow this encoding's mask.
 
         A family that reads the image's size gets that of these latents, uncropped, as from the host when it generates
         an image of that size.
         """
+        if self.subject:
+            self.subject.mask = encoding.mask
         dtype = dtype or self.unet_dtype
         inputs: dict = {"sample": noisy_latents.to(dtype), "timestep": timesteps}
         inputs["encoder_hidden_states"] = encoding.hidden_states.to(dtype)

@@ -36,7 +36,7 @@ class CausalLinear(nn.Module):
 
 
 def _mask(subject: Subject) -> Tensor:
-    assert subject.mask is not None  # the text encoders run first and find it
+    assert subject.mask is not None  # an encoder finds it in its ids, and the U-Net gets that of its encoding
     return subject.mask
 
 
@@ -88,9 +88,7 @@ def _adapted(adapter: LowRank, subject: Subject):
 
     def hook(module, args, kwargs):
         states = kwargs["encoder_hidden_states"]
-        # Before the first prompt is encoded only the memory of a step is counted: every position then counts.
-        mask = torch.ones_like(states[..., :1]) if subject.mask is None else subject.mask.to(states)
-        return args, {**kwargs, "encoder_hidden_states": states + mask * adapter(states)}
+        return args, {**kwargs, "encoder_hidden_states": states + _mask(subject).to(states) * adapter(states)}
 
     return hook
 

@@ -140,8 +140,9 @@ def _inputs(models: Models, side: int, dtype: torch.dtype) -> dict:
     parts = tuple(torch.zeros(1, 77, e.embedding.weight.shape[1], requires_grad=True, device="meta") for e in encoders)
     projection = encoders[-1].projection
     pooled = None if projection is None else torch.zeros(1, len(projection), device="meta")
+    encoding = Encoding(parts=parts, pooled=pooled, mask=torch.zeros(1, LENGTH, 1, device="meta"))
     latents, timesteps = torch.zeros(1, 4, side, side, device="meta"), torch.zeros(1, device="meta")
-    return models.unet_inputs(latents, timesteps, Encoding(parts=parts, pooled=pooled), dtype)
+    return models.unet_inputs(latents, timesteps, encoding, dtype)
 
 
 def _unstored(heads: int | tuple[int, ...], recorded: bool = False) -> Callable[[Tensor], bool]:

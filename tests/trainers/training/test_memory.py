@@ -122,7 +122,7 @@ def unet_bytes(models, stage, dtype):
         latents, states = torch.randn(n, 4, 8, 8), torch.randn(n, 77, 32, requires_grad=True)
         device = SingleDevice(device=torch.device("cpu"), dtype=dtype)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), device.autocast():
-            models.predict(latents, torch.zeros(n).long(), Encoding(parts=(states,)))
+            models.predict(latents, torch.zeros(n).long(), Encoding(parts=(states,), mask=torch.ones(n, 77, 1)))
         found.append(sum(size for size, _ in kept.values()))
         stage.after_pass()
     return found
@@ -142,3 +142,14 @@ def test_what_trains_of_the_unet_is_counted(number, weights, dtype):
     copies = memory.copied_bytes(models)
     assert copies == (2 * memory.trained_values(stage) if dtype != torch.float32 and number > 1 else 0)
     stages.close()
+
+
+def test_adapters_of_the_unet_are_counted_before_a_prompt_is_encoded():
+    """For one sample, and the same after a pass of three."""
+    models = small.models()
+    stage, _ = stage_of(models, "2026++")
+    assert models.subject.mask is None
+    counted = memory.activation_bytes(models, 8, False)
+    one, three = unet_bytes(models, stage, torch.float32)
+    assert counted / memory.MARGIN <= (three - one) / 2 <= memory.MARGIN * counted
+    assert memory.activation_bytes(models, 8, False) == counted
