@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .text import quoted, reason
+from .text import quoted, text_of
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 MAX_PIXELS = 100_000_000  # of a file; more is nearly always a mistake, and takes gigabytes to open
@@ -130,12 +130,5 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 
 def _caption(file: Path) -> str:
-    try:
-        return " ".join(file.read_text(encoding="utf-8-sig").split())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"The caption {quoted(file.name)} cannot be read as text: save it as UTF-8.") from error
-    except OSError as error:
-        raise ValueError(
-            f"The caption {quoted(file.name)} cannot be read ({reason(error)}): replace it, or take it out of the "
-            "folder."
-        ) from error
+    text = text_of(file, f"The caption {quoted(file.name)}", "replace it, or take it out of the folder")
+    return " ".join(text.split())

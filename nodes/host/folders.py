@@ -6,7 +6,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ...trainers.text import quoted, reason
+from ...trainers.text import quoted, text_of
 
 folder_paths.add_model_folder_path("personalize", os.path.join(folder_paths.models_dir, "personalize"))
 
@@ -67,15 +67,8 @@ def text_in_input(name: str, what: str, line: str) -> str:
     """
     if not (name := name.strip()):
         return ""
-    try:
-        text = Path(inside_input(name)).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"The {what} file {quoted(name)} cannot be read as text: save it as UTF-8.") from error
-    except OSError as error:
-        raise ValueError(
-            f"The {what} file {quoted(name)} cannot be read ({reason(error)}): write the name of a text file "
-            "below input/."
-        ) from error
+    remedy = "write the name of a text file below input/"
+    text = text_of(Path(inside_input(name)), f"The {what} file {quoted(name)}", remedy)
     if not text.strip():
         raise ValueError(f"The {what} file {quoted(name)} is empty: write one {line} per line.")
     return text
