@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from personalize.demo import evaluators
-from personalize.tests.support import judge, small
+from personalize.tests.support import judge, monitored, small
 from personalize.trainers.data.concept import Concept
 from personalize.trainers.data.context import Context
-from personalize.trainers.device import SingleDevice
 from personalize.trainers.images import to_pil
 from personalize.trainers.models import sampler
 from personalize.trainers.recipes.textboost import TextBoost
@@ -24,7 +23,7 @@ from personalize.trainers.stopping.clip_early_stopping import (
     fired_at,
     progress,
 )
-from personalize.trainers.stopping.monitor import StageContext, borrowed
+from personalize.trainers.stopping.monitor import borrowed
 
 open_clip = pytest.importorskip("open_clip")
 FAST = TextBoost(steps=6, batch_size=4, views=8, knowledge_weight=0.0, fixed_outputs=False)
@@ -37,19 +36,8 @@ def concept():
     return Concept(images=judge.tensors(judge.pictures()), resolution=32)
 
 
-def stage_context(shelf, seed=0):
-    made, generator = small.models(), torch.Generator().manual_seed(seed)
-    stage = next(FAST.stages(made, concept(), generator, Context()))
-    device = SingleDevice(device=torch.device("cpu"))
-    return StageContext(
-        models=made,
-        stage=stage,
-        concept=concept(),
-        device=device,
-        generator=generator,
-        subject="<concept>",
-        context=Context(extractors=shelf),
-    )
+def stage_context(shelf):
+    return monitored.stage_context(FAST, concept(), context=Context(extractors=shelf))
 
 
 def train(shelf, folder, *stopper, recipe=FAST, **options):

@@ -11,18 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from personalize.tests.support import small
+from personalize.tests.support import monitored, small
 from personalize.tests.trainers.runs.test_resume import Killed, TwoStages, learned
 from personalize.trainers.data.concept import Concept
-from personalize.trainers.data.context import Context
-from personalize.trainers.device import SingleDevice
 from personalize.trainers.recipes.attndreambooth import AttnDreamBooth
 from personalize.trainers.recipes.textboost import TextBoost
 from personalize.trainers.runs import train as training
 from personalize.trainers.runs.folder import RunFolder
 from personalize.trainers.runs.run import Run
 from personalize.trainers.stopping.dvar import DVAR, PRESETS, FixedBatch, variance_ratio
-from personalize.trainers.stopping.monitor import FixedSteps, StageContext, borrowed
+from personalize.trainers.stopping.monitor import FixedSteps, borrowed
 from personalize.trainers.training.memory import MemoryPlan
 
 FAST = TextBoost(steps=7, batch_size=4, views=8, knowledge_weight=0.0)
@@ -48,16 +46,9 @@ def weights(folder):
     return learned(folder)[0]
 
 
-def stage_context(recipe=FAST, models=None, seed=0):
-    models = models or small.models()
-    generator = torch.Generator().manual_seed(seed)
+def stage_context(recipe=FAST):
     picture = torch.rand(3, 48, 32, generator=torch.Generator().manual_seed(5))
-    concept = Concept(images=(picture,), resolution=32)
-    stage = next(recipe.stages(models, concept, generator, Context()))
-    device = SingleDevice(device=torch.device("cpu"))
-    return StageContext(
-        models=models, stage=stage, concept=concept, device=device, generator=generator, subject="<concept>"
-    )
+    return monitored.stage_context(recipe, Concept(images=(picture,), resolution=32))
 
 
 # -- the ratio

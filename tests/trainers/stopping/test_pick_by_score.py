@@ -10,10 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from personalize.tests.support import evaluating, judge, small
+from personalize.tests.support import evaluating, judge, monitored, small
 from personalize.trainers.data.concept import Concept
 from personalize.trainers.data.context import Context
-from personalize.trainers.device import SingleDevice
 from personalize.trainers.images import to_pil
 from personalize.trainers.metrics import metrics
 from personalize.trainers.models import sampler
@@ -24,7 +23,7 @@ from personalize.trainers.runs import train as training
 from personalize.trainers.runs.folder import RunFolder
 from personalize.trainers.runs.pick import candidates, picked, preferred
 from personalize.trainers.runs.run import Run, extractor_configs
-from personalize.trainers.stopping.monitor import FixedSteps, StageContext
+from personalize.trainers.stopping.monitor import FixedSteps
 from personalize.trainers.stopping.pick_by_score import CLIP_I, PickByScore, Scores
 
 pytest.importorskip("open_clip")
@@ -107,18 +106,7 @@ def test_a_log_without_scores_has_nothing_to_pick():
 @torch.no_grad()
 @pytest.mark.parametrize("identity", ["DINO", CLIP_I])
 def test_the_scores_are_the_metric_models_own(shelf, identity):
-    made, generator = small.models(), torch.Generator().manual_seed(0)
-    stage = next(FAST.stages(made, concept(), generator, Context()))
-    device = SingleDevice(device=torch.device("cpu"))
-    seen = StageContext(
-        models=made,
-        stage=stage,
-        concept=concept(),
-        device=device,
-        generator=generator,
-        subject="<concept> dog",
-        context=Context(extractors=shelf),
-    )
+    seen = monitored.stage_context(FAST, concept(), subject="<concept> dog", context=Context(extractors=shelf))
     look = Scores(replace(QUICK, identity=identity, first_seed=5), seen)
     measured, floors = look(), look.floors()
 
@@ -127,7 +115,7 @@ def test_the_scores_are_the_metric_models_own(shelf, identity):
 
     def drawn(subject):
         lines = [line.replace("{}", subject) for line in PROMPTS.splitlines() for _ in range(2)]
-        pixels = sampler.sample(made, lines, [5, 6, 5, 6], size=(64, 64), steps=2, guidance=3.0)
+        pixels = sampler.sample(seen.models, lines, [5, 6, 5, 6], size=(64, 64), steps=2, guidance=3.0)
         return [to_pil(picture) for picture in pixels]
 
     def likeness(pictures):
