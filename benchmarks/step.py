@@ -4,8 +4,8 @@
 
 Prints the parts of a step in milliseconds (median over the steps after the first), the memory that the training took
 beside the libraries, and what `trainers/training/memory.py` counts for it, part by part. It also counts the default
-training (8 images at the family's own size, U-Net in bfloat16) with the effort that fits a common card. On a CPU the default is
-one image of 256 px. Nothing is extrapolated; what is counted is called so.
+training (8 images at the family's own size, U-Net in bfloat16) with the memory plan that fits a common card. On a CPU
+the default is one image of 256 px. Nothing is extrapolated; what is counted is called so.
 The autoencoder and the teacher, which stay out of the step, are timed beside it and gone when memory is measured.
 """
 
