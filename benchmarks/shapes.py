@@ -10,6 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from trainers.models.checkpoint import HEAD_SIZE, SD1_UNET, SD2_UNET, SDXL_UNET, scaled_linear
 from trainers.models.diffusion import Models, diffusers_unet_config
 from trainers.models.families import SD1, SD2, SDXL, Family
+from trainers.models.frozen import use_frozen_layers
 from trainers.models.text_encoder import TextEncoder
 from trainers.models.tokenizer import END, Tokenizer, bundled_words
 
@@ -45,7 +46,7 @@ def random_models(shape: Shape, device: torch.device, dtype: torch.dtype) -> Mod
     """U-Net and autoencoder in `dtype` and text encoders in float32, with random weights."""
     family = shape.family
     with torch.device(device), default_dtype(dtype):
-        unet = UNet2DConditionModel(**diffusers_unet_config(shape.unet))
+        unet = use_frozen_layers(UNet2DConditionModel(**diffusers_unet_config(shape.unet)))
         channels = (128, 256, 512, 512)
         blocks = dict(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
         vae = AutoencoderKL(block_out_channels=channels, layers_per_block=2, latent_channels=4, **blocks)

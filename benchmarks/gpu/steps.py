@@ -102,8 +102,8 @@ def peak():
 # What is measured
 
 
-def build():
-    shape = shapes.SHAPES[ARGS.family]
+def build(family="sd15"):
+    shape = shapes.SHAPES[family]
     if ARGS.tiny:
         unet = {**SD1_UNET, "model_channels": 32, "num_heads": 4, "context_dim": 64}
         shape = shapes.Shape(family=SD1, unet=unet, text_encoders=((64, 2),), card=6)
@@ -316,6 +316,42 @@ def end_to_end():
     row(f"TextBoost, {steps} steps of {ARGS.batch}, end to end, s", f"{total:.1f}", note)
 
 
+SMALL_CARDS = (
+    ("sd15", 512, 5, "TextBoost", "benchmark"),
+    ("sdxl", 1024, 11, "TextBoost", "benchmark"),
+    ("sdxl", 1024, 11, "DreamBooth-LoRA", "full"),
+)
+
+
+def small_cards():
+    for card in SMALL_CARDS:
+        with section(f"{card[3]} of {card[0]} in {card[2]} GiB"):
+            small_card(*card)
+            if CUDA:
+                torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def small_card(family, size, limit, method, preset):
+    """A training as Train starts it, where this process may take no more memory than a small card has."""
+    family, size = ("sd15", 64) if ARGS.tiny else (family, size)
+    recipe = replace(METHODS[method][preset], steps=5, views=8, batch_size=ARGS.batch)
+    subject = Concept(images=(torch.rand(3, size, size),), resolution=size)
+    run = Run(concept=subject, recipe=recipe, dtype=DTYPE)
+    said, ends, models = [], [], build(family)
+    if CUDA:
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(limit * 2**30 / torch.cuda.mem_get_info()[1])
+        torch.cuda.reset_peak_memory_stats()
+    free = (lambda: limit * 2**30 - torch.cuda.memory_allocated()) if CUDA else None
+    callbacks = Callbacks(on_notice=said.append, on_step=lambda report: ends.append(time.perf_counter()))
+    with tempfile.TemporaryDirectory() as folder:
+        train(run, models, Path(folder) / "run", device=DEVICE, free_memory=free, callbacks=callbacks)
+    pace = statistics.median(1e3 * (b - a) for a, b in zip(ends, ends[1:]))
+    note = "; ".join(sentence for sentence in said if "memory" in sentence)
+    name = f"{family}, {method}, {ARGS.batch} x {size} in {limit} GiB: ms per step"
+    row(name, f"{pace:.0f}", f"peak {peak():.2f} GiB; {note}")
+
+
 def repeatable():
     """The same run twice, and once interrupted in the middle: how far apart on this device?"""
     recipe = replace(METHODS["TextBoost"]["benchmark"], steps=6, batch_size=2, views=4, captions=("a red ball",))
@@ -349,7 +385,6 @@ def main():
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--budget", type=float, default=200, help="seconds; parts that do not fit are left out")
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--family", default="sd15", choices=shapes.SHAPES)
     parser.add_argument("--size", type=int, default=0)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=20)
@@ -358,7 +393,7 @@ def main():
     if ARGS.tiny:
         ARGS.batch, ARGS.steps = 2, 2
     ARGS.out.mkdir(parents=True, exist_ok=True)
-    for part, seconds in ((ceilings, 5), (end_to_end, 40), (loops, 60), (repeatable, 20)):
+    for part, seconds in ((ceilings, 5), (end_to_end, 40), (small_cards, 40), (loops, 60), (repeatable, 20)):
         if ARGS.budget - (time.perf_counter() - BEGAN) < seconds:
             print(f"left out: {part.__name__}", flush=True)
             continue

@@ -173,9 +173,10 @@ def _encoder(model, vae, notify: Callable[[str], None]):
 
 
 def _posterior(vae, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return mean and standard deviation, on the CPU, in batches of the size that the host estimates to fit.
+    """Return mean and standard deviation, in batches of the size that the host estimates to fit.
 
-    The deviation is `None` for autoencoders without one, such as TAESD. The host's own `encode` returns only the mean.
+    They are on the autoencoder's device, and nothing waits for it. The deviation is `None` for autoencoders without
+    one, such as TAESD. The host's own `encode` returns only the mean.
     """
     stage = vae.first_stage_model
     if not hasattr(stage, "quant_conv"):
@@ -184,7 +185,7 @@ def _posterior(vae, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
     mm.load_models_gpu([vae.patcher], memory_required=need)
     batch_size = max(1, int(vae.patcher.get_free_memory(vae.device) / need))
     inputs = [vae.process_input(part).to(device=vae.device, dtype=vae.vae_dtype) for part in pixels.split(batch_size)]
-    moments = torch.cat([stage.quant_conv(stage.encoder(part)).float().cpu() for part in inputs])
+    moments = torch.cat([stage.quant_conv(stage.encoder(part)).float() for part in inputs])
     mean, log_variance = moments.chunk(2, dim=1)
     return mean, (0.5 * log_variance.clamp(-30, 20)).exp()
 

@@ -57,8 +57,8 @@ def encode_views(models: Models, views: Iterator[View], count: int, batch_size: 
             operations += [view.operations for view in chunk]
             images += [view.image for view in chunk]
     return Latents(
-        mean=torch.cat(means),
-        std=torch.cat(stds) if stds else None,
+        mean=torch.cat(means).cpu(),
+        std=torch.cat(stds).cpu() if stds else None,
         masks=torch.cat(masks).cpu() if masks else None,
         operations=tuple(operations),
         images=tuple(images),

@@ -211,12 +211,14 @@ def build_unet(ldm_state: dict[str, Tensor], ldm_config: dict) -> nn.Module:
     from diffusers import UNet2DConditionModel
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
+    from .frozen import use_frozen_layers  # as slow to import as diffusers
+
     config = diffusers_unet_config(ldm_config)
     state = convert_ldm_unet_checkpoint({f"model.diffusion_model.{k}": v for k, v in ldm_state.items()}, config)
     with torch.device("meta"):  # no time and no memory for weights that are replaced at once
         unet = UNet2DConditionModel(**config)
     unet.load_state_dict(state, strict=True, assign=True)
-    return unet.requires_grad_(False).eval()
+    return use_frozen_layers(unet.requires_grad_(False).eval())
 
 
 def diffusers_unet_config(ldm: dict) -> dict:

@@ -21,10 +21,13 @@ class Encoder:
         self.alone = False
 
     def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return mean and deviation `[B, 4, H / 8, W / 8]` of pixels `[B, 3, H, W]`, on the CPU."""
+        """Return mean and deviation `[B, 4, H / 8, W / 8]` of pixels `[B, 3, H, W]`, on the models' device.
+
+        Nothing waits for the device, which computes while the next pixels are made.
+        """
         try:
             mean, std = self.models.encode_images(pixels.to(self.device))
-            return mean.float().cpu(), None if std is None else std.float().cpu()
+            return mean.float(), None if std is None else std.float()
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or (len(pixels) == 1 and self.alone):
                 raise

@@ -69,11 +69,13 @@ class Trainer:
                 state.restore(earlier[number], stage.parameters(), generator)
                 self._end(stage, earlier[number])
                 continue
-            self._announce(stage)
-            if not len(self.log):
-                self._show(0)
             try:
-                self._end(stage, self._train(stage, generator, earlier[number] if number < len(earlier) else None))
+                with self.device.attention(stage.steps):
+                    self._announce(stage)
+                    if not len(self.log):
+                        self._show(0)
+                    start = earlier[number] if number < len(earlier) else None
+                    self._end(stage, self._train(stage, generator, start))
             except Diverged as error:
                 return self._step_back(stage, generator, error)
         return "; ".join(filter(None, self.endings))

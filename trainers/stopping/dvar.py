@@ -15,6 +15,7 @@ Differences to the authors' code:
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean
 
 import numpy as np
@@ -24,8 +25,10 @@ from torch import Tensor
 from ..data.batch import Batch
 from ..settings import same, setting
 from ..training import losses
+from ..training.cuda_graph import GraphedPass, Pass
 from ..training.objective import Objective
 from ..training.stage import Stage
+from ..training.step_inputs import StepInputs, placed
 from .monitor import KEEP, Evaluator, FixedSteps, Measurement, StageContext
 
 PARTS = ("images", "latents", "noise", "captions", "timesteps")  # in the order of `fixed_parts`
@@ -177,6 +180,10 @@ class FixedBatch:
         self.settings, self.stage_context = settings, stage_context
         self.objective = Objective(stage_context.models, {"denoising": losses.denoising})
         self.fixed = stage_context.batch(settings.batch_size, settings.seed)
+        # Four images are launched for longer than they are computed.
+        graphed = GraphedPass(self._losses, (), lambda reason: None)
+        self.inputs: dict[tuple[int, int], list[StepInputs]] = {}  # by the timesteps' limits
+        self.run: Pass = graphed if stage_context.device.captures else self._losses
 
     def __call__(self, step: int, low: int = 0, high: int | None = None, only: int | None = None) -> list[float]:
         """Return the denoising loss at each accumulated part of the timesteps.
@@ -185,16 +192,29 @@ class FixedBatch:
             low, high: timesteps are drawn from `low <= t < high`.
             only: number of the only part to evaluate; `None` for all.
         """
-        batch, device = self._batch(step), self.stage_context.device
+        which = low, high or len(self.stage_context.models.alphas_cumprod)
+        if "0" in self.settings.fixed_parts:
+            self.inputs.clear()
+        if which not in self.inputs:
+            self.inputs[which] = self._inputs(step, *which)
+        chosen = self.inputs[which] if only is None else self.inputs[which][only : only + 1]
+        # A graph writes every loss to the same place.
+        return torch.stack([self.run(inputs)["denoising"].clone() for inputs in chosen]).tolist()
+
+    def _inputs(self, step: int, low: int, high: int) -> list[StepInputs]:
+        """Return what is evaluated, on the device, for each accumulated part of the timesteps."""
+        batch, place = self._batch(step), partial(placed, device=self.stage_context.device.device)
         noise = self._drawn("noise", step, lambda g: torch.randn(batch.latents.shape, generator=g))
-        noise = (noise * (not self.settings.zero_noise)).to(device.device)
-        batch = batch.map(lambda tensor: tensor.to(device.device))
-        values = []
-        chunks = self._timesteps(step, low, high or len(self.stage_context.models.alphas_cumprod), len(batch))
-        for timesteps in chunks if only is None else chunks[only : only + 1]:
-            with device.autocast():
-                values.append(self.objective(batch, noise, timesteps.to(device.device))["denoising"])
-        return torch.stack(values).tolist()
+        noise = place(noise * (not self.settings.zero_noise))
+        batch, size = batch.map(place), len(batch)
+        return [
+            StepInputs(batch=batch, noise=noise, timesteps=place(timesteps), of=size)
+            for timesteps in self._timesteps(step, low, high, size)
+        ]
+
+    def _losses(self, inputs: StepInputs) -> dict[str, Tensor]:
+        with self.stage_context.device.autocast():
+            return self.objective(inputs.batch, inputs.noise, inputs.timesteps)
 
     def _batch(self, step: int) -> Batch:
         images = self._fixed_or_new("images", step)

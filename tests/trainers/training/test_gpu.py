@@ -14,6 +14,8 @@ from personalize.trainers.recipes.attndreambooth import PAPER
 from personalize.trainers.recipes.textboost import TextBoost
 from personalize.trainers.runs import train as training
 from personalize.trainers.runs.run import Run
+from personalize.trainers.stopping.dvar import DVAR, FixedBatch
+from personalize.trainers.stopping.monitor import StageContext
 from personalize.trainers.training.loop import train_stage
 from personalize.trainers.training.optimizers import adamw
 
@@ -97,11 +99,40 @@ def test_a_graph_learns_what_single_launches_learn(method):
     assert apart(plain, graphed) <= 10 * max(apart(plain, again), 1e-6)
 
 
+@torch.no_grad()
+def test_a_graph_measures_what_single_launches_measure():
+    """DVAR's loss before and after the parameters have changed: a graph must read them anew."""
+
+    def measured(graph):
+        models, generator = small.models().to("cuda", torch.float32), torch.Generator().manual_seed(0)
+        concept = Concept(images=(torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(5)),), resolution=64)
+        stages = TextBoost(steps=6, batch_size=2, views=4).stages(models, concept, generator, Context())
+        device = SingleDevice(device=torch.device("cuda"), graph=graph)
+        context = StageContext(
+            models=models, stage=(stage := next(stages)), concept=concept, device=device, generator=generator,
+            subject="<concept>",
+        )  # fmt: skip
+        fixed_batch_loss = FixedBatch(DVAR(accumulation=4), context)
+        found = fixed_batch_loss(1)
+        for parameter in stage.parameters():
+            parameter.add_(torch.linspace(-0.1, 0.1, parameter.numel(), device="cuda").view_as(parameter))
+        found += fixed_batch_loss(2)
+        assert hasattr(fixed_batch_loss.run, "replay") == graph
+        assert not graph or fixed_batch_loss.run.replay
+        stages.close()
+        return found
+
+    graphed, plain = measured(True), measured(False)
+    assert graphed == pytest.approx(plain, rel=1e-5)
+    assert plain[:4] != pytest.approx(plain[4:], rel=1e-3)
+
+
 def apart(one, other):
     return max((a - b).abs().mean().item() for a, b in zip(one, other, strict=True))
 
 
 def test_all_memory_comes_back(tmp_path):
+    gc.collect()  # what other tests left
     before = torch.cuda.memory_allocated()
     train(tmp_path, batch_size=2)
     gc.collect()
