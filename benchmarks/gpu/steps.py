@@ -61,6 +61,7 @@ def row(name, value, note=""):
 @contextlib.contextmanager
 def section(name):
     """An error is noted, and the rest goes on."""
+    gc.collect()  # what an error before left in cycles
     start = time.perf_counter()
     print(f"## {name} ({ARGS.budget - (start - BEGAN):.0f} s left)", flush=True)
     try:
@@ -68,6 +69,8 @@ def section(name):
     except Exception as error:  # whatever breaks on a card nobody has seen
         FOUND.setdefault("errors", {})[name] = f"{type(error).__name__}: {error}"[:600]
         traceback.print_exc(limit=8)
+        if error.__context__ is not None:  # what a sentence for users replaced
+            traceback.print_exception(error.__context__, limit=8)
     finally:
         FOUND.setdefault("seconds", {})[name] = round(time.perf_counter() - start, 1)
         gc.collect()
@@ -326,9 +329,11 @@ SMALL_CARDS = (
 def small_cards():
     for card in SMALL_CARDS:
         with section(f"{card[3]} of {card[0]} in {card[2]} GiB"):
-            small_card(*card)
-            if CUDA:
-                torch.cuda.set_per_process_memory_fraction(1.0)
+            try:
+                small_card(*card)
+            finally:
+                if CUDA:
+                    torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def small_card(family, size, limit, method, preset):
@@ -393,7 +398,7 @@ def main():
     if ARGS.tiny:
         ARGS.batch, ARGS.steps = 2, 2
     ARGS.out.mkdir(parents=True, exist_ok=True)
-    for part, seconds in ((ceilings, 5), (end_to_end, 40), (small_cards, 40), (loops, 60), (repeatable, 20)):
+    for part, seconds in ((ceilings, 5), (end_to_end, 40), (loops, 60), (small_cards, 40), (repeatable, 20)):
         if ARGS.budget - (time.perf_counter() - BEGAN) < seconds:
             print(f"left out: {part.__name__}", flush=True)
             continue
