@@ -1,9 +1,9 @@
-"""In which precision a training computes: by the host's rules in the graph, by the card's name outside of it."""
+"""What a device computes in: precision by the host's rules or the card's name, and which attention."""
 
 import pytest
 import torch
 
-from personalize.trainers.device import training_dtype, works_in_half
+from personalize.trainers.device import SingleDevice, training_dtype, works_in_half
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -60,3 +60,17 @@ def test_directml_is_refused_in_one_sentence(monkeypatch):
         with pytest.raises(ValueError, match="does not run on DirectML") as caught:
             session.training_dtype(name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("steps", "allowed", "expected"), [(499, True, False), (500, True, True), (500, False, False)])
+def test_short_trainings_do_without_cudnns_attention(steps, allowed, expected):
+    enabled, allow = torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp
+    before = enabled()
+    allow(allowed)
+    try:
+        with pytest.raises(KeyError), SingleDevice(device=torch.device("cpu")).attention(steps):
+            assert enabled() == expected
+            raise KeyError
+        assert enabled() == allowed
+    finally:
+        allow(before)

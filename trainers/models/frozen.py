@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 
 def use_frozen_layers(unet: nn.Module) -> nn.Module:
@@ -50,7 +51,7 @@ class _FrozenConvolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (weight,) = ctx.saved_tensors
-        return torch.nn.grad.conv2d_input(ctx.shape, weight, grad, *ctx.rest), *[None] * 6
+        return conv2d_input(ctx.shape, weight, grad, *ctx.rest), *[None] * 6
 
 
 class _GatedGELU(torch.autograd.Function):

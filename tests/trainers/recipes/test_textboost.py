@@ -33,9 +33,8 @@ def train(recipe, folder, models=None):
     return training.train(Run(concept=concept(), recipe=recipe), models or small.models(), folder)
 
 
-@pytest.mark.xfail(reason="0.051 instead of 0.05 since the small models draw their own weights")
 def test_unet_lora_trains_in_float32_beside_a_half_precision_unet():
-    """Its gradients are those of a float32 U-Net but for rounding; without them it would train in name only."""
+    """Its gradients are those of a float32 U-Net but for rounding: 3 more bits make their error 8 times smaller."""
 
     def gradients(dtype):
         models = small.models().to("cpu", dtype)
@@ -43,13 +42,16 @@ def test_unet_lora_trains_in_float32_beside_a_half_precision_unet():
         stage = next(dataclasses.replace(FAST, unet_lora_rank=4).stages(models, concept(), generator, Context()))
         freeze_all_but(stage, models)
         objective = Objective(models, {name: loss for name, (_, loss) in stage.losses.items()})
-        forward_backward(stage, objective, SingleDevice(device=torch.device("cpu"), dtype=dtype), generator, 0)
+        device = SingleDevice(device=torch.device("cpu"), dtype=dtype)
+        forward_backward(stage, objective, device, generator, 0)
         lora = stage.params[-1]["params"]
         assert {p.dtype for p in lora} == {p.grad.dtype for p in lora} == {torch.float32}
-        return torch.cat([p.grad.flatten() for p in lora])
+        scale = device.scaler.get_scale() if device.scaler.is_enabled() else 1.0
+        return torch.cat([p.grad.flatten() for p in lora]) / scale
 
-    exact, half = gradients(torch.float32), gradients(torch.bfloat16)
-    assert 0 < (half - exact).norm() < 0.05 * exact.norm()
+    exact, coarse, fine = map(gradients, (torch.float32, torch.bfloat16, torch.float16))  # 24, 8 and 11 bits
+    assert 4 < (coarse - exact).norm() / (fine - exact).norm() < 16
+    assert (fine - exact).norm() < 0.05 * exact.norm()
 
 
 def deltas(result):
