@@ -1,6 +1,6 @@
 """`python dev.py demo`: a real ComfyUI learns a subject from one image and draws it in new scenes.
 
-Runs workflows/textboost.json, the file that users open, with the values of overrides.json. Standard library only: what
+Runs workflows/before_and_after.json, the file that users open, with the values of overrides.json. Standard library only: what
 needs more (drawing the reference, building the checkpoint, scoring) runs in the virtual environment's Python.
 """
 
@@ -70,7 +70,7 @@ def prepare(root, base, python, subject):
 
 def learn_and_draw(root, base, host, overrides, words):
     """Runs the workflow once per prompt, the first time with the training; returns what the report needs."""
-    workflow = read_json(root / "workflows" / "textboost.json")
+    workflow = read_json(root / "workflows" / "before_and_after.json")
     tell_overrides(overrides)
     runs, object_info = one_by_one(overrides), host.object_info()
     api = to_api(workflow, object_info)
@@ -156,7 +156,7 @@ def inputs(overrides):
 
 
 def tell_overrides(overrides):
-    print("  workflows/textboost.json, with the values of demo/overrides.json:")
+    print("  workflows/before_and_after.json, with the values of demo/overrides.json:")
     for name, changes in inputs(overrides).items():
         for key, value in changes.items():
             for item in value if isinstance(value, list) else [value]:

@@ -24,10 +24,10 @@ const STYLE = `
   button:disabled { opacity: .4; cursor: default; }
   .plot { position: relative; flex: 1 1 0; min-height: 0; }
   canvas { position: absolute; inset: 0; width: 100%; height: 100%; }
-  .strip { display: flex; gap: 6px; height: 92px; }
+  .strip { display: flex; gap: 6px; height: 166px; }
   .strip:empty, footer:empty { display: none; }
   a { flex: 0 1 auto; min-width: 0; color: inherit; text-decoration: none; font-size: 10px; text-align: center; }
-  img { display: block; max-height: 76px; max-width: 100%; border-radius: 4px; }
+  img { display: block; max-height: 150px; max-width: 100%; border-radius: 4px; }
 }`;
 
 const runs = new Map(); // run digest -> its history from the server
@@ -68,7 +68,7 @@ async function load(digest, ...queue) {
 }
 
 function add(run, { entries, ...now }) {
-  Object.assign(run, now);
+  Object.assign(run, now, { seen: true, reused: false });
   if (!run.running) run.finishing = null;
   for (const entry of entries) {
     while (run.entries.at(-1)?.step >= entry.step) run.entries.pop(); // out of memory, a training goes back some steps
@@ -90,7 +90,9 @@ function onExecuted({ detail }) { // also for a training that was finished befor
   const digest = detail.output?.personalize_run?.[0];
   if (!digest) return;
   show(root().id, detail.display_node ?? detail.node, digest);
-  if (!runs.get(digest)?.queue) load(digest);
+  const run = runs.get(digest) ?? { entries: [], previews: [], stops: [] };
+  runs.set(digest, Object.assign(run, { reused: !run.seen, seen: false }));
+  if (!run.queue) load(digest);
 }
 
 // ---- the widget
@@ -118,7 +120,7 @@ class View {
 
   height() {
     const { run } = this;
-    return run ? 220 + 80 * monitors(run).length + (run.previews.length ? 98 : 0) + (run.running ? 0 : 24) : 0;
+    return run ? 220 + 80 * monitors(run).length + (run.previews.length ? 172 : 0) + (run.running ? 0 : 24) : 0;
   }
 
   async finish() {
@@ -138,7 +140,7 @@ class View {
       this.text.textContent = title(run);
       this.button.textContent = finishing ? "Finishing" : "Finish now";
       this.button.disabled = !run.running || finishing;
-      this.footer.textContent = run.running ? "" : run.stop_reason || "Interrupted: queue again to resume.";
+      this.footer.textContent = run.running ? "" : ended(run);
       this.pictures(run.previews.slice(-PREVIEWS));
     }
     if (height !== this.before) node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
@@ -178,6 +180,11 @@ function title(run) {
   const all = run.steps > run.stage_steps ? `, ${run.step} of ${run.steps} in total` : "";
   const left = run.seconds_left >= 1 ? `, about ${time(run.seconds_left)} left` : "";
   return `${run.stage}: step ${run.stage_step} of ${run.stage_steps}${all}${left}`;
+}
+
+function ended(run) {
+  if (!run.stop_reason) return `Stopped at step ${run.entries.at(-1)?.step ?? 0}. Press Run to continue.`;
+  return run.reused ? `Learned before, used again: ${run.stop_reason}` : run.stop_reason;
 }
 
 function time(seconds) {

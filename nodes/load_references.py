@@ -36,6 +36,7 @@ class LoadReferences(io.ComfyNode):
                 io.String.Input(
                     "folder",
                     default="",
+                    advanced=True,
                     tooltip="Folder of reference images inside ComfyUI's input folder, added to connected images.",
                 ),
                 io.String.Input(
@@ -51,6 +52,7 @@ class LoadReferences(io.ComfyNode):
                 io.String.Input(
                     "initializer_token",
                     default="",
+                    advanced=True,
                     tooltip="Words whose embeddings initialize the placeholder token, such as 'corgi dog'; empty: the "
                     "class word.",
                 ),
@@ -60,11 +62,13 @@ class LoadReferences(io.ComfyNode):
                     min=0,
                     max=2048,
                     step=8,
+                    advanced=True,
                     tooltip="Training resolution in pixels; 0 = the model's own.",
                 ),
                 io.Combo.Input(
                     "crop",
                     options=["center", "random", "bucket"],
+                    advanced=True,
                     tooltip="How to crop images that are not square; bucket nearly keeps their aspect ratio.",
                 ),
                 io.Int.Input(
@@ -86,6 +90,7 @@ class LoadReferences(io.ComfyNode):
                     default="",
                     multiline=True,
                     optional=True,
+                    advanced=True,
                     tooltip="Captions of the connected images, one per line, with {} for the subject: 'A house in {}'; "
                     "images of a folder take theirs from .txt files of the same name.",
                 ),
@@ -98,6 +103,7 @@ class LoadReferences(io.ComfyNode):
                     "class_folder",
                     default="",
                     optional=True,
+                    advanced=True,
                     tooltip="Folder of class images inside ComfyUI's input folder, optionally with captions in .txt "
                     "files of the same name.",
                 ),

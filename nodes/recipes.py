@@ -1,5 +1,6 @@
 """Generates one node per method from its recipe: presets, each with its own settings."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from comfy_api.latest import io
@@ -24,6 +25,7 @@ class Method:
     presets: str  # the tooltip that tells them apart
 
 
+SHOWN = ("steps", "steps_1", "steps_2", "steps_3")  # without opening the advanced settings
 SHORT = "full: the authors' number of steps without early stopping; short: the steps of their quick baseline."
 TRAIN = ("train", "personalize")
 NODES = (
@@ -80,7 +82,7 @@ def recipe_node(method: Method) -> type[io.ComfyNode]:
                 category=CATEGORY,
                 description=method.description,
                 search_aliases=[*method.search_aliases],
-                inputs=[preset_input(METHODS[method.name], method.presets)],
+                inputs=[preset_input(METHODS[method.name], method.presets, SHOWN)],
                 outputs=[RecipeSocket.Output(display_name="recipe")],
             )
 
@@ -94,9 +96,9 @@ def recipe_node(method: Method) -> type[io.ComfyNode]:
     return Recipe
 
 
-def preset_input(presets: dict, tooltip: str) -> io.Input:
-    """Return a choice among presets, each with widgets for its own settings."""
-    options = [io.DynamicCombo.Option(name, widgets(recipe)) for name, recipe in presets.items()]
+def preset_input(presets: dict, tooltip: str, shown: Collection[str] | None = None) -> io.Input:
+    """Return a choice among presets, each with widgets for its own settings; see `widgets` for `shown`."""
+    options = [io.DynamicCombo.Option(name, widgets(settings, shown)) for name, settings in presets.items()]
     return io.DynamicCombo.Input("preset", options=options, tooltip=tooltip)
 
 

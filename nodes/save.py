@@ -2,9 +2,10 @@
 
 import os
 import re
+from itertools import count
 
 from comfy_api.latest import io, ui
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -32,9 +33,12 @@ class Save(io.ComfyNode):
             inputs=[
                 ResultSocket.Input("result"),
                 io.String.Input("name", default="my_subject", tooltip="Name of the files: letters, digits, - and _."),
-                io.Boolean.Input("overwrite", default=False, tooltip="Replace existing files of that name."),
                 io.Boolean.Input(
-                    "complete_file", default=True, optional=True,
+                    "overwrite", default=False, advanced=True,
+                    tooltip="Replace existing files of that name; off: the next free name, such as my_subject_2.",
+                ),
+                io.Boolean.Input(
+                    "complete_file", default=True, optional=True, advanced=True,
                     tooltip="Also save everything that was learned in one file, for Load Personalized Files.",
                 ),
             ],
@@ -52,18 +56,44 @@ class Save(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, result, name, overwrite, complete_file=True) -> io.NodeOutput:
-        name = _file_name(name)
-        files = _files(result, name, complete_file)
-        paths = {kind: _target(kind, name, overwrite) for kind in files}
+        name, files, known = _named(result, _file_name(name), complete_file, overwrite)
         for kind, (tensors, header) in files.items():
-            _write(tensors, paths[kind], header)
+            if not known:
+                _write(tensors, _path(kind, name), header)
         lora = f"{name}.safetensors" if "loras" in files else ""
         embedding = f"embedding:{name}" if "embeddings" in files else ""
         return io.NodeOutput(lora, embedding, ui=ui.PreviewText(_sentence(result, name, [*files])))
 
 
-def _files(result, name: str, complete_file: bool) -> dict[str, tuple[dict[str, Tensor], dict[str, str]]]:
-    """Return tensors and header of each file, by the kind of folder."""
+Files = dict[str, tuple[dict[str, Tensor], dict[str, str]]]  # tensors and header, by the kind of folder
+
+
+def _named(result, name: str, complete_file: bool, overwrite: bool) -> tuple[str, Files, bool]:
+    """Return the name to save under, its files, and whether they exist already.
+
+    Without `overwrite` it is the first of name, name_2, name_3 ... that is free or holds this very result.
+    """
+    for number in count(1):
+        numbered = name if number == 1 else f"{name}_{number}"
+        files = _files(result, numbered, complete_file)
+        found = {kind: _header(_path(kind, numbered)) for kind in files}
+        known = found == {kind: header for kind, (_, header) in files.items()}
+        if overwrite or known or not any(header is not None for header in found.values()):
+            return numbered, files, known and not overwrite
+
+
+def _header(path: str) -> dict[str, str] | None:
+    """Return a file's header; empty where it cannot be read, `None` where there is no file."""
+    if not os.path.lexists(path):
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError):
+        return {}
+
+
+def _files(result, name: str, complete_file: bool) -> Files:
     files, token = {}, result.placeholder_token
     if result.lora:
         files["loras"] = result.lora, result.metadata(name)
@@ -101,19 +131,13 @@ def _file_name(name: str) -> str:
     return name
 
 
-def _target(kind: str, name: str, overwrite: bool) -> str:
-    folder = folders.model_folder(kind)
-    path = os.path.join(folder, f"{name}.safetensors")
-    if os.path.exists(path) and not overwrite:
-        raise ValueError(
-            f"The file {name}.safetensors already exists in {kind}: choose another name, or switch overwrite on."
-        )
-    os.makedirs(folder, exist_ok=True)
-    return path
+def _path(kind: str, name: str) -> str:
+    return os.path.join(folders.model_folder(kind), f"{name}.safetensors")
 
 
 def _write(tensors: dict[str, Tensor], path: str, metadata: dict[str, str]) -> None:
     try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         with replaced(path) as temporary:
             save_file(tensors, temporary, metadata=metadata)
     except (OSError, SafetensorError) as error:

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import functools
 import inspect
+from collections.abc import Collection
 
 from comfy_api.latest import io
 from torch import Tensor
@@ -34,12 +35,18 @@ CHANGING = ("run", "personalized", "lora", "embedding")
 WIDGETS = {"STRING": str, "INT": int, "FLOAT": (int, float), "BOOLEAN": int}
 
 
-def widgets(recipe) -> list[io.Input]:
-    """Return one widget per field of a recipe, with that instance's values as defaults.
+def widgets(settings, shown: Collection[str] | None = None) -> list[io.Input]:
+    """Return one widget per field of a dataclass of settings, with that instance's values as defaults.
 
     All are optional, so that a prompt saved before a field existed still runs.
+
+    Args:
+        shown: names of the fields that are not advanced; None leaves that to the fields.
     """
-    return [_widget(field, getattr(recipe, field.name)) for field in dataclasses.fields(recipe)]
+    found = [_widget(field, getattr(settings, field.name)) for field in dataclasses.fields(settings)]
+    for widget in found if shown is not None else ():
+        widget.advanced = widget.id not in shown or None
+    return found
 
 
 def _widget(field: dataclasses.Field, default) -> io.Input:

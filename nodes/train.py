@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from PIL import Image
 
 from ..trainers.evaluation.scorer import described
@@ -50,14 +50,14 @@ class Train(io.ComfyNode):
                 RecipeSocket.Input("recipe"),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**63 - 1, control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Seed of the training: another seed trains again, so leave it fixed.",
+                    advanced=True, tooltip="Seed of the training: another seed trains again, so leave it fixed.",
                 ),
                 io.String.Input(
-                    "preview_prompts", default=PREVIEW_PROMPTS, multiline=True,
+                    "preview_prompts", default=PREVIEW_PROMPTS, multiline=True, advanced=True,
                     tooltip="Prompts of the preview images, one per line; {} is your subject.",
                 ),
                 io.Int.Input(
-                    "preview_every", default=50, min=0, max=100_000,
+                    "preview_every", default=50, min=0, max=100_000, advanced=True,
                     tooltip="Training steps between previews; 0 = no previews.",
                 ),
                 io.Int.Input(
@@ -136,8 +136,8 @@ class Train(io.ComfyNode):
         notify(". ".join([end, *warnings]))
         trained_model, trained_clip = apply(model, clip, result, in_full_precision=full_precision)
         images = previews(result)
-        shown = {"personalize_run": [result.folder.name], **ui.PreviewImage(images[-1:], cls=cls).as_dict()}
-        return io.NodeOutput(trained_model, trained_clip, result, images, ui=shown)
+        # The live view shows the previews.
+        return io.NodeOutput(trained_model, trained_clip, result, images, ui={"personalize_run": [result.folder.name]})
 
 
 def find_or_train(model, clip, vae, run: Run, notify, **options) -> RunResult:

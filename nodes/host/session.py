@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import html
 import traceback
 from collections.abc import Callable, Iterator
 
@@ -22,9 +23,12 @@ extractors = ExtractorCache(
 
 
 def notices(node_id: str) -> Callable[[str], None]:
-    """Return a function that shows a sentence on a node, and does nothing without an editor."""
+    """Return a function that shows a sentence on a node, and does nothing without an editor.
+
+    The editor reads it as HTML, in which `<concept>` would be an element without a look.
+    """
     server = getattr(PromptServer, "instance", None)
-    return lambda sentence: server.send_progress_text(sentence, node_id) if server else None
+    return lambda sentence: server.send_progress_text(html.escape(sentence, quote=False), node_id) if server else None
 
 
 def check_interrupted() -> None:

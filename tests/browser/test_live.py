@@ -56,7 +56,7 @@ second.connect(3, preview, 0);
 
 
 def workflow(object_info):
-    made = show.read_json(ROOT / "workflows" / "textboost.json")
+    made = show.read_json(ROOT / "workflows" / "before_and_after.json")
     for changes in (host.demo_overrides(), host.QUICK, SMALL):
         made = override_workflow(made, object_info, changes)
     return made

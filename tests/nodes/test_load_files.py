@@ -93,11 +93,21 @@ def test_complete_can_be_switched_off(trained, model_folders):
     assert [kind for kind, folder in model_folders.items() if any(folder.iterdir())] == ["loras", "embeddings"]
 
 
-def test_a_file_that_exists_stops_all_three(trained, model_folders):
-    (model_folders["personalize"] / "mine.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"^The file mine\.safetensors already exists in personalize: "):
-        save(trained)
-    assert not any(model_folders["loras"].iterdir()) and not any(model_folders["embeddings"].iterdir())
+def test_files_are_numbered_and_the_same_result_is_not_saved_twice(trained, model_folders):
+    """One number for all three files, free in each of their folders."""
+    (model_folders["personalize"] / "mine.safetensors").write_bytes(b"somebody's")
+    (model_folders["loras"] / "mine_2.safetensors").write_bytes(b"somebody's")
+    for _ in range(2):  # the second finds the first one's
+        assert save(trained).result == ("mine_3.safetensors", "embedding:mine_3")
+    other = dataclasses.replace(trained, settings={**trained.settings, "seed": 1234})
+    assert save(other).result == ("mine_4.safetensors", "embedding:mine_4")
+    names = {kind: sorted(file.name for file in folder.iterdir()) for kind, folder in model_folders.items()}
+    assert names == {
+        "loras": ["mine_2.safetensors", "mine_3.safetensors", "mine_4.safetensors"],
+        "embeddings": ["mine_3.safetensors", "mine_4.safetensors"],
+        "personalize": ["mine.safetensors", "mine_3.safetensors", "mine_4.safetensors"],
+    }
+    assert (model_folders["loras"] / "mine_2.safetensors").read_bytes() == b"somebody's"
 
 
 def test_words_alone_write_no_lora(graph, trained, model_folders):

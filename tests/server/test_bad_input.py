@@ -174,11 +174,6 @@ PATHS = [
     ("Save above", {"save.name": "../x"}, r"^'\.\./x' cannot be a file name: use 1 to 60 letters, digits, - and _"),
     ("Save without a name", {"save.name": " "}, "^'' cannot be a file name"),
     ("Save with 300 letters", {"save.name": "x" * 300}, "cannot be a file name"),
-    (
-        "Save over a file",
-        {"save.name": "taken", "save.overwrite": False},
-        r"^The file taken\.safetensors already exists in loras",
-    ),
     ("Load an unknown run", load("0123456789abcdef"), "^There is no run '0123456789abcdef': choose one from the list"),
     ("Load a path", load("../.."), r"^There is no run '\.\./\.\.': choose one"),
     ("Load nothing", load(""), "^There is no run '': choose one"),

@@ -29,8 +29,8 @@ def checkpoints(server):
 
 @pytest.fixture(scope="module")
 def workflow(object_info):
-    """`workflow(checkpoint, preset)`: workflows/textboost.json as an API prompt of two steps."""
-    plain = to_api(show.read_json(ROOT / "workflows" / "textboost.json"), object_info)
+    """`workflow(checkpoint, preset)`: workflows/before_and_after.json as an API prompt of two steps."""
+    plain = to_api(show.read_json(ROOT / "workflows" / "before_and_after.json"), object_info)
     options = object_info["PersonalizeTextBoost"]["input"]["required"]["preset"][1]["options"]
     fields = {option["key"]: prompts.defaults(option["inputs"]) for option in options}
 

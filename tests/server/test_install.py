@@ -54,9 +54,9 @@ def test_help_pages_and_translations_are_served(installed, registered):
 def test_a_template_trains_and_draws(installed):
     templates = installed.client.get("/workflow_templates")["personalize"]
     assert set(templates) == {path.stem for path in (ROOT / "workflows").glob("*.json")}
-    assert installed.client.fetch("/api/workflow_templates/personalize/textboost.jpg")
+    assert installed.client.fetch("/api/workflow_templates/personalize/before_and_after.jpg")
 
-    workflow = installed.client.get("/api/workflow_templates/personalize/textboost.json")
+    workflow = installed.client.get("/api/workflow_templates/personalize/before_and_after.json")
     prompt = to_api(workflow, installed.client.object_info())
     prompt = override(override(prompt, host.demo_overrides()), host.QUICK)
     images = installed.images(installed.run(prompt))

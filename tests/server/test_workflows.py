@@ -21,8 +21,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.comfy]
 
 @pytest.fixture(scope="module")
 def textboost(object_info):
-    """The API prompt of workflows/textboost.json with the demo's values, cut to a few steps."""
-    prompt = to_api(show.read_json(ROOT / "workflows" / "textboost.json"), object_info)
+    """The API prompt of workflows/before_and_after.json with the demo's values, cut to a few steps."""
+    prompt = to_api(show.read_json(ROOT / "workflows" / "before_and_after.json"), object_info)
     return override(override(prompt, host.demo_overrides()), host.QUICK)
 
 

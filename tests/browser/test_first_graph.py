@@ -1,0 +1,112 @@
+"""The first template as a newcomer sees it: few nodes, readable, nothing on top of anything, and the same as an app."""
+
+import asyncio
+import json
+
+import pytest
+
+from personalize.demo import show
+from personalize.tests.support import browser
+from personalize.tests.support.host import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.comfy, pytest.mark.browser]
+SCREEN = 1440, 900
+FIRST = "learn_one_picture"
+LOOK = """
+await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', %s);
+await app.loadGraphData(%s);
+await new Promise(done => setTimeout(done, 1500));
+const view = app.canvas.canvas.getBoundingClientRect(), vue = window.LiteGraph.vueNodesMode;
+const {scale, offset} = app.canvas.ds;
+const drawn = node => {
+  if (vue) return document.querySelector(`[data-node-id="${node.id}"]`).getBoundingClientRect();
+  const [x, y, width, height] = node.boundingRect;
+  return new DOMRect(view.x + (x + offset[0]) * scale, view.y + (y + offset[1]) * scale, width * scale, height * scale);
+};
+return {vue, scale, links: app.graph.links.size, nodes: app.graph.nodes.map(node => {
+  const {left, right, top, bottom} = drawn(node), folded = node.flags.collapsed;
+  const shown = (node.widgets ?? []).filter(w => !w.hidden && !(vue && w.options?.advanced && !node.showAdvanced));
+  const values = folded ? [] : shown.filter(w => w.type !== 'button' && w.options?.serialize !== false);
+  return {title: node.title, left, right, top, bottom, values: values.map(w => w.name)};
+})}
+"""
+# What is filled in, and what may be: names of the widgets that are seen without opening anything.
+SEEN = {
+    "1  Model": ["ckpt_name"],
+    "2  One clear picture": ["image"],
+    "3  What is it?": ["class_word", "placeholder_token"],
+    "How it learns": ["preset", "preset.steps"],
+    "4  Learns while you watch": [],
+    "Keeps what it learned": ["name"],
+    "5  What to generate": ["text"],
+    "New images": ["filename_prefix"],
+}
+
+
+def opened(server, tmp_path, body, size=SCREEN):
+    async def go():
+        async with browser.open_editor(server.url, tmp_path / "profile") as page:
+            width, height = size
+            screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < height}
+            await page.command("Emulation.setDeviceMetricsOverride", **screen)
+            return await page.run(body)
+
+    return asyncio.run(go())
+
+
+def template(name):
+    return show.read_json(ROOT / "workflows" / f"{name}.json")
+
+
+def overlaps(one, other):
+    return min(one["right"], other["right"]) - max(one["left"], other["left"]) > 0 and (
+        min(one["bottom"], other["bottom"]) - max(one["top"], other["top"]) > 0
+    )
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["classic", "nodes 2.0"])
+def test_the_first_graph_is_small_and_readable(server, tmp_path, vue):
+    seen = opened(server, tmp_path, LOOK % (json.dumps(vue), json.dumps(template(FIRST))))
+    nodes = seen["nodes"]
+    assert seen["vue"] == vue
+    assert len(nodes) <= 12 and seen["links"] <= 18 and seen["scale"] >= 0.7
+    pairs = [(a["title"], b["title"]) for i, a in enumerate(nodes) for b in nodes[:i] if overlaps(a, b)]
+    assert pairs == []
+    for node in nodes:
+        assert node["left"] >= 0 and node["right"] <= SCREEN[0], node["title"]
+        assert node["top"] >= 0 and node["bottom"] <= SCREEN[1], node["title"]
+    assert {node["title"]: node["values"] for node in nodes if node["values"] or node["title"] in SEEN} == SEEN
+
+
+APP = """
+const workflow = %s;
+workflow.extra.linearMode = true;
+await app.loadGraphData(workflow);
+await new Promise(done => setTimeout(done, 2000));
+return document.body.innerText
+"""
+
+
+@pytest.mark.parametrize("size", [SCREEN, (390, 844)], ids=["screen", "phone"])
+def test_the_first_graph_is_an_app(server, tmp_path, size):
+    workflow = template(FIRST)
+    fields = workflow["extra"]["linearData"]["inputs"]
+    titles = {str(node["id"]): node.get("title") for node in workflow["nodes"]}
+    assert [(titles[node], name) for node, name in fields] == [
+        ("1  Model", "ckpt_name"), ("2  One clear picture", "image"), ("3  What is it?", "class_word"),
+        ("5  What to generate", "text"),
+    ]  # fmt: skip
+    assert [titles[node] for node in workflow["extra"]["linearData"]["outputs"]] == ["New images"]
+    seen = opened(server, tmp_path, APP % json.dumps(workflow), size)
+    assert "Run" in seen and "ckpt_name" not in seen and "class_word" not in seen
+    if size == SCREEN:
+        for label in ("Model", "One clear picture", "What is it?", "What to generate"):
+            assert label in seen
+
+
+def test_the_checkpoint_that_is_missing_can_be_downloaded():
+    """The file of ComfyUI's own first graph, with what the editor's download asks for."""
+    (loader,) = [node for node in template(FIRST)["nodes"] if node["type"] == "CheckpointLoaderSimple"]
+    (model,) = loader["properties"]["models"]
+    assert loader["widgets_values"] == [model["name"]] and model["directory"] == "checkpoints"
+    assert model["url"].startswith("https://huggingface.co/Comfy-Org/") and model["name"] in model["url"]
