@@ -1,7 +1,7 @@
 """`python dev.py demo`: a real ComfyUI learns a subject from one image and draws it in new scenes.
 
-Runs workflows/before_and_after.json, the file that users open, with the values of overrides.json. Standard library only: what
-needs more (drawing the reference, building the checkpoint, scoring) runs in the virtual environment's Python.
+Runs workflows/before_and_after.json, a file that users open, with the values of overrides.json. Standard library only:
+what needs more (drawing the reference, building the checkpoint, scoring) runs in the virtual environment's Python.
 """
 
 import contextlib

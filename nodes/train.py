@@ -164,6 +164,9 @@ def _train(
 ) -> RunResult:  # fmt: skip
     load_extractors(run, notify)
     models = weights.read_models(graph, run.dtype, notify)
+    class_tokens = len(models.text_encoders[0].tokenizer.words(run.concept.class_word))
+    for sentence in run.concept.advice(models.resolution, class_tokens):
+        warn(sentence)
     progress = internals.ProgressBar(run.recipe.steps)
 
     def on_step(report) -> None:

@@ -232,7 +232,37 @@ def test_five_methods_in_one_queue(server, compared):
     assert logs(server) == trained
 
 
-def test_every_workflow_has_a_note_and_its_image():
+def test_every_workflow_has_its_image_and_all_but_the_first_a_note():
     for path in (ROOT / "workflows").glob("*.json"):
         kinds = [node["type"] for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]]
-        assert "MarkdownNote" in kinds and path.with_suffix(".jpg").exists()
+        assert path.with_suffix(".jpg").exists()
+        assert ("MarkdownNote" in kinds) == (path.stem != "learn_one_picture")
+
+
+def test_the_first_graph_learns_draws_and_saves(server, object_info):
+    """One training, four images, files for the stock loaders; another prompt draws, but trains and saves nothing."""
+    before = logs(server)
+    folders = [server.base / "models" / kind for kind in ("loras", "embeddings", "personalize")]
+    prompt = to_api(show.read_json(ROOT / "workflows" / "learn_one_picture.json"), object_info)
+    values = {kind: inputs for kind, inputs in host.demo_overrides().items() if kind not in ("Class word", "Prompt")}
+    prompt = override(override(prompt, values), host.QUICK)
+    size = {
+        "EmptyLatentImage": {"width": 128, "height": 128, "batch_size": 4},
+        "Keeps what it learned": {"name": "one"},
+    }
+    prompt = override(prompt, {**size, "PersonalizeTrain": {"seed": 77}})
+    history = server.run(prompt)
+    images = server.images(history)[show.node_titled(prompt, "New images")]
+    assert len({image.tobytes() for image in images}) == 4 and images[0].size == (128, 128)
+    said = history["outputs"][show.node_titled(prompt, "Keeps what it learned")]["text"][0]
+    assert (
+        said == "Saved one.safetensors in loras and in embeddings and in personalize; write embedding:one in prompts."
+    )
+    assert len(logs(server)) == len(before) + 1
+
+    server.client.post("/free", {"unload_models": True, "free_memory": True})
+    again = override(prompt, {"5  What to generate": {"text": "a painting of a <concept>"}})
+    others = server.images(server.run(again))[show.node_titled(prompt, "New images")]
+    assert others[0].tobytes() != images[0].tobytes()
+    assert len(logs(server)) == len(before) + 1
+    assert [sorted(file.name for file in folder.glob("one*")) for folder in folders] == [["one.safetensors"]] * 3

@@ -12,6 +12,8 @@ from ..text import quoted
 
 SMALLEST = 32  # pixels on a side: below, a collage has no room for its tiles, and the U-Net none for its levels
 LONGEST = 64  # characters of a placeholder
+RARE = 3  # tokens of a class word that the model hardly knows
+ENLARGED = 1.5  # times that an image may be magnified without a word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,36 @@ class Concept:
         if self.crop == "bucket":
             return [bucket(image.shape[-2], image.shape[-1], resolution) for image in self.images]
         return [(resolution, resolution)] * len(self.images)
+
+    def advice(self, model_resolution: int, class_tokens: int) -> list[str]:
+        """Return sentences about what will make a result worse, though it can be trained.
+
+        Args:
+            class_tokens: number of tokens that the class word is split into.
+        """
+        found, resolution = [], self.at_resolution(model_resolution)
+        if model_resolution >= 1024 and resolution < 0.75 * model_resolution:
+            found.append(
+                f"Training at {resolution} pixels, while the model was made for {model_resolution}: set the resolution "
+                "of Load References to 0."
+            )
+        sizes = [
+            (image.shape[-2:], size) for image, size in zip(self.images, self.sizes(model_resolution), strict=True)
+        ]
+        factors = [max(size[0] / own[0], size[1] / own[1]) for own, size in sizes]
+        if max(factors) > ENLARGED:
+            worst = factors.index(max(factors))
+            height, width = sizes[worst][0]
+            found.append(
+                f"Image {worst + 1} is only {width} x {height} pixels and is enlarged {factors[worst]:.1f} times: use "
+                "a larger one."
+            )
+        if class_tokens >= RARE:
+            found.append(
+                f"The class word {quoted(self.class_word)} is no common word, the model reads it in {class_tokens} "
+                "pieces: use a common one, such as dog, mug or backpack."
+            )
+        return found
 
     def subject(self, with_class_word: bool) -> str:
         """Return the subject as it stands in a prompt: `<dog>` or `<dog> dog`."""

@@ -1,0 +1,36 @@
+"""What is said before the wait about a concept that will not be learned well."""
+
+import pytest
+import torch
+
+from personalize.trainers.data.concept import Concept
+
+
+def concept(*sizes, **values):
+    return Concept(images=tuple(torch.zeros(3, height, width) for height, width in sizes), **values)
+
+
+@pytest.mark.parametrize(
+    ("given", "resolution", "tokens", "expected"),
+    [
+        (concept((512, 512)), 512, 1, []),
+        (concept((400, 600)), 512, 2, []),  # 1.28 times
+        (
+            concept((512, 512), (1000, 200), class_word="dog"), 512, 1,
+            ["Image 2 is only 200 x 1000 pixels and is enlarged 2.6 times: use a larger one."],
+        ),
+        (
+            concept((1024, 1024), resolution=512), 1024, 1,
+            ["Training at 512 pixels, while the model was made for 1024: set the resolution of Load References to 0."],
+        ),
+        (concept((1024, 1024), resolution=768), 1024, 1, []),
+        (concept((512, 512), resolution=128), 512, 1, []),
+        (
+            concept((512, 512), class_word="schnauzerdoodle"), 512, 4,
+            ["The class word 'schnauzerdoodle' is no common word, the model reads it in 4 pieces: use a common one, "
+             "such as dog, mug or backpack."],
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_said(given, resolution, tokens, expected):
+    assert given.advice(resolution, tokens) == expected
