@@ -17,7 +17,7 @@ from .host.folders import digest_of_text, text_in_input
 from .host.models import check_fit, resolution_of
 from .host.sampler import Sampling
 from .schema import checked, valid
-from .sockets import CATEGORY, ConceptSocket
+from .sockets import EVALUATION_FOLDER, ConceptSocket
 
 SMALLEST = 64
 
@@ -30,7 +30,7 @@ class Evaluate(io.ComfyNode):
         return io.Schema(
             node_id="PersonalizeEvaluate",
             display_name="Evaluate",
-            category=CATEGORY,
+            category=EVALUATION_FOLDER,
             description="Generates images of a prompt set and scores their identity, text alignment and diversity.",
             search_aliases=["score", "benchmark", "clip-t", "clip-i", "dino", "lpips", "dreambench", "metrics"],
             inputs=[

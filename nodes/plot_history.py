@@ -11,7 +11,7 @@ from ..trainers.runs.result import RunResult
 from ..trainers.text import reason
 from .host import folders
 from .schema import checked, valid
-from .sockets import CATEGORY, ResultSocket
+from .sockets import EVALUATION_FOLDER, ResultSocket
 
 
 class PlotHistory(io.ComfyNode):
@@ -22,7 +22,7 @@ class PlotHistory(io.ComfyNode):
         return io.Schema(
             node_id="PersonalizePlotHistory",
             display_name="Plot History",
-            category=CATEGORY,
+            category=EVALUATION_FOLDER,
             description="Plots a training: its loss, what the monitors measured, and where and why it stopped.",
             search_aliases=["loss", "curve", "graph", "chart", "tensorboard", "csv", "log"],
             is_output_node=True,

@@ -10,7 +10,7 @@ from ..trainers.files import replaced
 from ..trainers.text import reason
 from .host.folders import digest_of_text, inside_output, text_in_input
 from .schema import checked, valid
-from .sockets import CATEGORY
+from .sockets import EVALUATION_FOLDER
 
 PROMPTS = "a photo of {}\na photo of {} on the beach\na photo of {} in the snow\nan oil painting of {}"
 
@@ -23,7 +23,7 @@ class PromptList(io.ComfyNode):
         return io.Schema(
             node_id="PersonalizePromptList",
             display_name="Prompt List",
-            category=CATEGORY,
+            category=EVALUATION_FOLDER,
             description="Runs many prompts in one queue, and gives each a folder for its images.",
             search_aliases=["prompts", "batch", "list", "text file", "folder per prompt"],
             inputs=[

@@ -11,7 +11,7 @@ from ..trainers.text import captions_of
 from .host.folders import text_in_input
 from .host.session import extractors
 from .schema import checked, filled, widgets
-from .sockets import CATEGORY, RecipeSocket
+from .sockets import METHOD_FOLDER, RecipeSocket
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def recipe_node(method: Method) -> type[io.ComfyNode]:
             return io.Schema(
                 node_id=method.node_id,
                 display_name=method.name,
-                category=CATEGORY,
+                category=METHOD_FOLDER,
                 description=method.description,
                 search_aliases=[*method.search_aliases],
                 inputs=[preset_input(METHODS[method.name], method.presets, SHOWN)],

@@ -13,7 +13,7 @@ from ..trainers.reports.grid import PROMPTS, REPORTS
 from ..trainers.text import reason
 from .host import folders
 from .schema import checked, valid
-from .sockets import CATEGORY, ReportSocket
+from .sockets import EVALUATION_FOLDER, ReportSocket
 
 
 class WriteReport(io.ComfyNode):
@@ -24,7 +24,7 @@ class WriteReport(io.ComfyNode):
         return io.Schema(
             node_id="PersonalizeReport",
             display_name="Report",
-            category=CATEGORY,
+            category=EVALUATION_FOLDER,
             description="Compares evaluations: an HTML page with all images, a table, a scatter plot, CSV and JSON.",
             search_aliases=["evaluation", "compare", "html", "csv", "json", "table", "scores"],
             is_output_node=True,

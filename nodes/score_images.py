@@ -11,7 +11,7 @@ from . import scoring
 from .host import internals, session
 from .reference_images import connected
 from .schema import checked
-from .sockets import CATEGORY, ConceptSocket
+from .sockets import EVALUATION_FOLDER, ConceptSocket
 
 
 class ScoreImages(io.ComfyNode):
@@ -22,7 +22,7 @@ class ScoreImages(io.ComfyNode):
         return io.Schema(
             node_id="PersonalizeScoreImages",
             display_name="Score Images",
-            category=CATEGORY,
+            category=EVALUATION_FOLDER,
             description="Scores the identity, text alignment and diversity of images that any node generated.",
             search_aliases=["evaluate", "clip score", "clip-t", "clip-i", "dino", "lpips", "metrics"],
             # Prompt List and the stock nodes behind it return lists: together they are one report.

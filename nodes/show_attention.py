@@ -13,7 +13,7 @@ from .host import clip_attachment, internals, models
 from .host.attention_recorder import Recorder
 from .reference_images import connected
 from .schema import checked, valid
-from .sockets import CATEGORY
+from .sockets import EVALUATION_FOLDER
 
 SMALLEST = 64  # pixels per side: 8 latents, which the U-Net halves three times
 
@@ -26,7 +26,7 @@ class ShowAttention(io.ComfyNode):
         return io.Schema(
             node_id="PersonalizeShowAttention",
             display_name="Show Attention",
-            category=CATEGORY,
+            category=EVALUATION_FOLDER,
             description="Shows cross-attention maps: where in an image each word of its prompt acts.",
             search_aliases=["attention map", "heat map", "daam", "cross-attention"],
             inputs=[

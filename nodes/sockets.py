@@ -2,7 +2,10 @@
 
 from comfy_api.latest import io
 
-CATEGORY = "Personalize"
+CATEGORY = "Personalize"  # folders of the editor's list of nodes
+METHOD_FOLDER, STOPPING_FOLDER, EVALUATION_FOLDER = (
+    f"{CATEGORY}/{folder}" for folder in ("methods", "early stopping", "evaluation")
+)
 ConceptSocket = io.Custom("PERSONALIZE_CONCEPT")
 RecipeSocket = io.Custom("PERSONALIZE_RECIPE")
 StopperSocket = io.Custom("PERSONALIZE_STOPPER")

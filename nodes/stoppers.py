@@ -9,7 +9,7 @@ from ..trainers.stopping.monitor import FixedSteps
 from ..trainers.stopping.pick_by_score import PickByScore
 from .recipes import chosen, preset_input, with_extractors
 from .schema import checked, filled, valid, widgets
-from .sockets import CATEGORY, StopperSocket
+from .sockets import STOPPING_FOLDER, StopperSocket
 
 CHAINED = "Another monitor to run as well; the first that fires ends the stage."
 
@@ -25,7 +25,7 @@ def monitor_node(
             return io.Schema(
                 node_id=node_id,
                 display_name=name,
-                category=CATEGORY,
+                category=STOPPING_FOLDER,
                 description=description,
                 search_aliases=["early stopping", "monitor", *search_aliases],
                 inputs=[
@@ -73,7 +73,7 @@ class FixedStepsStopper(io.ComfyNode):
         return io.Schema(
             node_id="PersonalizeFixedSteps",
             display_name="Fixed Steps",
-            category=CATEGORY,
+            category=STOPPING_FOLDER,
             description="Early stopping: ends a training, or one stage of it, after a fixed number of steps.",
             search_aliases=["early stopping", "max steps", "limit"],
             inputs=[*widgets(FixedSteps()), StopperSocket.Input("stopper", optional=True, tooltip=CHAINED)],
@@ -94,7 +94,7 @@ class PickByScoreStopper(io.ComfyNode):
         return io.Schema(
             node_id="PersonalizePickByScore",
             display_name=PickByScore.name,
-            category=CATEGORY,
+            category=STOPPING_FOLDER,
             description="Scores identity and text alignment during training, and returns the state that you prefer.",
             search_aliases=[
                 "best checkpoint",
