@@ -221,6 +221,7 @@ class TextBoost:
             params=[{"params": [t.rows for t in tokens], "lr": self.embedding_learning_rate}, *lora],
             weight_decay=self.weight_decay,
             batches=views.batches(models, concept, pools, generator, preserved),
+            templates=TEMPLATES[self.templates],
             losses=objectives,
             timesteps=sampler(models.alphas_cumprod, generator),
             after_step=trainables.norm_clamp(tokens) if self.clamp_norms else lambda: None,

@@ -98,6 +98,7 @@ class TextBoost2026:
             ],
             weight_decay=self.weight_decay,
             batches=views.batches(models, concept, pools, generator),
+            templates=views.templates,
             losses={"denoising": (1.0, losses.denoising)},
             timesteps=sampler(models.alphas_cumprod, generator),
             after_step=trainables.norm_clamp(tokens) if self.clamp_norms else lambda: None,
