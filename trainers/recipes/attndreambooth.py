@@ -257,6 +257,7 @@ class AttnDreamBooth:
             weight_decay=self.weight_decay,
             moment_bits=optimizers.MOMENT_BITS[self.optimizer],
             batches=replace(views, batch_size=batch_size).batches(models, concept, pools, generator),
+            first=partial(views.first, models, concept, generator),
             templates=views.templates,
             losses={"denoising": (1.0, losses.denoising)} | {name: term for name, term in terms.items() if term[0]},
             timesteps=timesteps.uniform(models.alphas_cumprod, generator),

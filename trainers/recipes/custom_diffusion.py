@@ -126,6 +126,7 @@ class CustomDiffusion:
                 params=[{"params": [*rows, *weights], "lr": rate, "max_grad_norm": self.max_grad_norm}],
                 weight_decay=self.weight_decay,
                 batches=views.batches(models, concept, pools, generator, classes=classes),
+                first=partial(views.first, models, concept, generator),
                 templates=TEMPLATES[self.templates],
                 losses={"denoising": (SUBJECT_WEIGHT, losses.denoising), **prior},
                 timesteps=timesteps.uniform(models.alphas_cumprod, generator),

@@ -219,6 +219,7 @@ class TextBoost:
             params=[{"params": [t.rows for t in tokens], "lr": self.embedding_learning_rate}, *lora],
             weight_decay=self.weight_decay,
             batches=views.batches(models, concept, pools, generator, preserved),
+            first=partial(views.first, models, concept, generator),
             templates=TEMPLATES[self.templates],
             losses=objectives,
             timesteps=sampler(models.alphas_cumprod, generator),

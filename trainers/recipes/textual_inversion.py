@@ -107,6 +107,7 @@ class TextualInversion:
             params=[{"params": rows, "lr": rate, "max_grad_norm": self.max_grad_norm}],
             weight_decay=self.weight_decay,
             batches=views.batches(models, concept, pools, generator),
+            first=partial(views.first, models, concept, generator),
             templates=TEMPLATES[self.templates],
             losses={"denoising": (1.0, losses.denoising)},
             timesteps=timesteps.uniform(models.alphas_cumprod, generator),

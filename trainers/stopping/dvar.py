@@ -1,16 +1,13 @@
 """DVAR: stop when the loss on one fixed batch hardly varies any more.
 
 Paper: "Is This Loss Informative? Faster Text-to-Image Customization by Tracking Objective Dynamics", arXiv 2302.04841.
-The training loss is noisy, because images, noise and timesteps change at every step. With all of them fixed the same
-loss falls and settles: with H its values so far, `var(H[-window:]) / var(H)` below a threshold ends the stage. H starts
-with the untrained model.
+The training loss is noisy, because images, noise and timesteps change at every step. With all of them fixed, and the
+first images and templates in their order, the mean squared error falls and settles: with H its values so far,
+`var(H[-window:]) / var(H)` below a threshold ends the stage. H starts with the untrained model.
 
 Differences to the authors' code:
 - The window counts steps, so that evaluating only every k-th step keeps it; presets evaluate every 8th step or more
   often, theirs every step.
-- On Custom Diffusion the loss is masked; theirs is the plain mean squared error.
-- Images and prompts of the fixed batch are drawn with replacement, from the training's templates; theirs are the first
-  ones in order, with own prompts per concept (their Table 1).
 """
 
 from collections.abc import Callable
@@ -179,7 +176,7 @@ class FixedBatch:
     def __init__(self, settings: DVAR, stage_context: StageContext):
         self.settings, self.stage_context = settings, stage_context
         self.objective = Objective(stage_context.models, {"denoising": losses.denoising})
-        self.fixed = stage_context.batch(settings.batch_size, settings.seed)
+        self.fixed = stage_context.first(settings.batch_size, settings.seed)
         # Four images are launched for longer than they are computed.
         graphed = GraphedPass(self._losses, (), lambda reason: None)
         self.inputs: dict[tuple[int, int], list[StepInputs]] = {}  # by the timesteps' limits
@@ -223,7 +220,8 @@ class FixedBatch:
             mean, deviation = images.posterior.chunk(2, dim=1)
             drawn = self._drawn("latents", step, lambda g: torch.randn(mean.shape, generator=g))
             latents = mean + deviation * drawn * (not self.settings.mean_latent)
-        return replace(images, latents=latents, input_ids=self._fixed_or_new("captions", step).input_ids)
+        # Without the masks of Custom Diffusion, whose loss the authors look at as a plain mean squared error.
+        return replace(images, masks=None, latents=latents, input_ids=self._fixed_or_new("captions", step).input_ids)
 
     def _fixed_or_new(self, part: str, step: int) -> Batch:
         if self._is_fixed(part):
