@@ -401,6 +401,16 @@ def test_memory_that_runs_out_takes_the_monitors_back_too(tmp_path, monkeypatch)
 # -- words
 
 
+def test_the_papers_presets_evaluate_after_every_step():
+    """Window and threshold of the paper's table; ours beside them evaluate after every eighth step."""
+    wanted = {"Textual Inversion": (310, 0.15), "DreamBooth-LoRA": (440, 0.4), "Custom Diffusion": (180, 0.15)}
+    for method, numbers in wanted.items():
+        ours, paper = PRESETS[method], PRESETS[f"{method}, paper"]
+        assert (paper.window, paper.threshold) == (ours.window, ours.threshold) == numbers
+        assert (paper.every, ours.every, paper.batch_size) == (1, 8, 4)
+        assert (paper.evaluations, ours.evaluations) == (numbers[0], numbers[0] // 8)
+
+
 def test_a_window_that_cannot_fit_says_what_to_set(tmp_path):
     said = []
     train(tmp_path / "run", [PRESETS["Textual Inversion"]], callbacks={"on_warning": said.append})
