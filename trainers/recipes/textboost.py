@@ -15,7 +15,7 @@ Differences to the authors' code:
   ratio, every augmentation token is learned, only new token rows move, and the fixed outputs (start token, empty
   prompt) come from the model at hand.
 - Views are encoded before training: a pool of 512, not a fresh one for every step.
-- With augmentation_prompt "words" the flip stays among the operations. Theirs flips only with learned tokens.
+- Without learned tokens theirs never flips. Here `augmentations = flip` still does; among `all` neither flips.
 - Vertical flip, rotation by 90 degrees, brightness and JPEG do not exist; they are off by default there.
 - An image that is not square is cut at its centre. Theirs is cut at random (`crop = random` in the concept).
 """
@@ -123,7 +123,8 @@ class TextBoost:
     )
     augmentation_prompt: str = setting(
         "tokens",
-        "How prompts name the augmentation of an image: with learned tokens, in plain words, or not at all.",
+        "How prompts name the augmentation of an image: with learned tokens, in plain words, or not at all; without "
+        "tokens there is no flip among the other augmentations.",
         options=("tokens", "words", "none"),
         advanced=True,
     )
@@ -256,9 +257,12 @@ class TextBoost:
 def paired_views(recipe: "TextBoost", concept: Concept) -> PairedViews:
     """Return the paper's augmentation of images with their prompts; TextBoost2026 has the same settings."""
     learned = NAMES[recipe.augmentations] if recipe.augmentation_prompt == "tokens" else ()
+    operations = OPERATIONS[recipe.augmentations]
+    if not learned and len(operations) > 1:  # as in the authors' code: no flip among others without its token
+        operations = tuple(operation for operation in operations if operation is not augmentation.flip)
     augment = partial(
         augmentation.augment,
-        operations=OPERATIONS[recipe.augmentations],
+        operations=operations,
         collages=COLLAGES[recipe.augmentations],
         p=recipe.augmentation_p,
         grayscale_p=recipe.grayscale_p,

@@ -1,6 +1,7 @@
 """Paired augmentation: do pixels, mask and prompt change together, exactly as described?"""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from personalize.trainers.data import augmentation
 from personalize.trainers.data import concept as concept_module
 from personalize.trainers.data.concept import Concept
-from personalize.trainers.recipes.textboost import COLLAGES, NAMES, OPERATIONS, PHRASES, TOKENS
+from personalize.trainers.recipes.textboost import COLLAGES, NAMES, OPERATIONS, PHRASES, TOKENS, TextBoost, paired_views
 
 SCALE, CROP, SHIFT, _ = OPERATIONS["all"]
 AUGMENT = partial(augmentation.augment, operations=OPERATIONS["all"], collages=COLLAGES["all"])
@@ -171,6 +172,19 @@ def test_only_the_flip_leaves_a_style_alone(picture):
         seen.append("hflip" in view.operations)
     assert sum(seen) / len(seen) == pytest.approx(0.5, abs=0.05)
     assert {name for operations in expected for name in operations} == set(NAMES["flip"])
+
+
+@pytest.mark.parametrize(("prompt", "share"), [("tokens", 1 / 4), ("words", 0.0), ("none", 0.0)])
+def test_only_learned_tokens_bring_the_flip_among_the_operations(picture, prompt, share):
+    """As in the authors' code: one of four operations with learned tokens, else one of three and never the flip."""
+    recipe = TextBoost(augmentation_prompt=prompt, augmentation_p=1.0, grayscale_p=0.0)
+    views = paired_views(recipe, Concept(images=(picture,)))
+    g = generator()
+    names = [view.operations for view in (views.augment((picture, None), g) for _ in range(1000))]
+    assert sum("hflip" in each for each in names) / 1000 == pytest.approx(share, abs=0.05)
+    assert sum("crop" in each for each in names) / 1000 == pytest.approx(1 / 4 if share else 1 / 3, abs=0.05)
+    alone = paired_views(replace(recipe, augmentations="flip"), Concept(images=(picture,)))
+    assert alone.augment((picture, None), g).operations == ("hflip",)  # asked for by name
 
 
 def test_off_means_unchanged(picture):
