@@ -19,8 +19,8 @@ with s_l(token) the mean or the unbiased variance of the token's cross-attention
 and positions of the image; of several vectors of V the mean of their squares.
 
 Differences to the authors' code:
-- Rotation is in place, filled by reflection: up to 17 % of the image are cut off at 45 degrees. Theirs expands the
-  canvas, so that the subject shrinks (mean scale 0.794), and leaves black corners.
+- A rotated image is shrunk until all of it is seen, as theirs on a canvas that expands (mean scale 0.794), but what
+  is around it is filled by reflection. Theirs leaves black corners.
 - Views are encoded before training: a pool of 512, not a fresh one for every step.
 - SD 1.x and SDXL train as well; theirs is for SD 2.1-base.
 - `fine_tuning = lora`, `optimizer = adamw8bit`, `run_stages` and clipping of the gradient are ours; off by default.
@@ -115,7 +115,13 @@ class AttnDreamBooth:
         "first", "Which token of a longer class word is regularized against: the first, as in the paper, or the mean.",
         options=tuple(CLASS_TOKENS), advanced=True,
     )  # fmt: skip
-    rotation_p: float = setting(0.75, "Probability of a random rotation.", min=0.0, max=1.0, advanced=True)
+    rotation_p: float = setting(
+        0.75,
+        "Probability of a random rotation, which also shrinks the image so that all of it is seen.",
+        min=0.0,
+        max=1.0,
+        advanced=True,
+    )
     rotation_degrees: float = setting(
         45.0,
         "Largest angle of the random rotation, in degrees, in either direction.",

@@ -211,18 +211,46 @@ SHAPES = pytest.mark.parametrize(("height", "width"), [(32, 32), (24, 40), (40, 
 @SHAPES
 @pytest.mark.parametrize("degrees", [-45.0, -10.0, 0.0, 30.0, 45.0, 180.0])
 def test_a_turned_image_is_scipys_reflected_at_its_edges(height, width, degrees):
-    """About its centre, counter-clockwise, bilinear; nothing is stretched where it is not square."""
+    """About its centre, counter-clockwise, bilinear, shrunk to fit; nothing is stretched where it is not square."""
     ndimage = pytest.importorskip("scipy.ndimage")
     picture = torch.rand(3, height, width, generator=generator(2))
     turned = augmentation.rotate(picture, degrees)
-    planes = picture.double().numpy()
-    expected = [ndimage.rotate(c, degrees, reshape=False, order=1, mode="reflect") for c in planes]
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    across = abs(width * cos) + abs(height * sin), abs(height * cos) + abs(width * sin)  # of what encloses it
+    shrunk = max(across[0] / width, across[1] / height)
+    matrix = shrunk * torch.tensor([[cos, sin], [-sin, cos]], dtype=torch.float64)
+    centre = torch.tensor([(height - 1) / 2, (width - 1) / 2], dtype=torch.float64)
+    expected = [
+        ndimage.affine_transform(c, matrix.numpy(), (centre - matrix @ centre).numpy(), order=1, mode="reflect")
+        for c in picture.double().numpy()
+    ]
     assert turned.shape == picture.shape
     assert (turned - torch.stack([torch.from_numpy(c) for c in expected])).abs().max() < 1e-4
 
 
 def test_counter_clockwise_is_a_quarter_turn_to_the_left(picture):
     assert torch.allclose(augmentation.rotate(picture, 90.0), picture.rot90(1, (-2, -1)), atol=1e-5)
+
+
+@SHAPES
+@pytest.mark.parametrize("degrees", [-45.0, -20.0, 10.0, 45.0])
+def test_a_turned_image_keeps_its_corners(height, width, degrees):
+    """In place a rotation by 45 degrees would cut 17 % of a square off."""
+    picture, ends = torch.zeros(4, height, width), (slice(2), slice(-2, None))
+    for channel in range(4):
+        picture[channel, ends[channel // 2], ends[channel % 2]] = 1.0
+    assert (augmentation.rotate(picture, degrees).amax(dim=(1, 2)) > 0.4).all()
+
+
+def test_a_turned_subject_is_as_small_as_the_authors():
+    """On a canvas that grows with the rotation: 1 / (cos a + sin a) of its size, 0.794 in the mean over 45 degrees."""
+    row, column = ramps(64, 64)
+    scales = []
+    for seed in range(1000):
+        view = augmentation.random_rotation((torch.stack([row, column, row]), None), generator(seed), p=1.0)
+        scales.append(1 / math.hypot(*(view.pixels[:2, 32, 33] - view.pixels[:2, 32, 32]).tolist()))
+    assert sum(scales) / 1000 == pytest.approx(0.794, abs=0.01)
+    assert min(scales) == pytest.approx(0.707, abs=0.002) and max(scales) == pytest.approx(1.0, abs=0.01)
 
 
 @SHAPES
