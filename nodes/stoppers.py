@@ -51,8 +51,8 @@ DVARStopper = monitor_node(
     dvar.PRESETS,
     description="Early stopping: ends a training when its loss on one fixed batch has become stable.",
     search_aliases=["convergence", "variance", "fixed batch"],
-    tooltip="Window and threshold for a method: the last three presets are the paper's, for full-length trainings, the "
-    "others are this pack's, for short ones.",
+    tooltip="Window and threshold for a method: the last three presets are the paper's, the three before them evaluate "
+    "every 8th step only, both for full-length trainings; the others are this pack's, for short ones.",
 )
 CLIPEarlyStoppingStopper = monitor_node(
     "PersonalizeCLIPEarlyStopping",

@@ -135,7 +135,7 @@ def test_a_lora_of_another_family_is_refused(graph, trained, prefix):
 
 
 def test_an_object_and_a_style_merge_by_adding(graph, tmp_path):
-    """On the host, one after the other: each row of a weight is what one of the two makes of it, exactly."""
+    """On the host, one after the other: each row of the text encoder is what one of the two makes of it, exactly."""
     from personalize.nodes.apply import apply
 
     results = {
@@ -147,16 +147,12 @@ def test_an_object_and_a_style_merge_by_adding(graph, tmp_path):
         for name in names:
             model, clip = apply(model, clip, results[name])
         key = "clip_l.transformer.text_model.encoder.layers.1.self_attn.q_proj.weight"
-        return [
-            model.patch_weight_to_device(KEY, return_weight=True),
-            clip.patcher.patch_weight_to_device(key, return_weight=True),
-        ]
+        return clip.patcher.patch_weight_to_device(key, return_weight=True)
 
-    both, an_object, a_style, base = weights("object", "style"), weights("object"), weights("style"), weights()
-    for merged, odd, even, plain in zip(both, an_object, a_style, base, strict=True):
-        assert torch.equal(merged[1::2], odd[1::2]) and torch.equal(merged[0::2], even[0::2])
-        assert torch.equal(odd[0::2], plain[0::2]) and torch.equal(even[1::2], plain[1::2])
-        assert (merged != plain).any(dim=1).all()
+    merged, even, odd, plain = weights("object", "style"), weights("object"), weights("style"), weights()
+    assert torch.equal(merged[0::2], even[0::2]) and torch.equal(merged[1::2], odd[1::2])
+    assert torch.equal(even[1::2], plain[1::2]) and torch.equal(odd[0::2], plain[0::2])
+    assert (merged != plain).any(dim=1).all()
 
 
 def test_diffusers_loads_both_parts(comfyui, tmp_path):

@@ -151,8 +151,8 @@ def random_rotation(
 ) -> View:
     """Return one view for a method with a single prompt (AttnDreamBooth); it names no operation.
 
-    With probability `p` it is rotated about the centre by up to `degrees` either way, the edge reflected; with
-    probability `flip_p` it is flipped horizontally.
+    With probability `p` it is rotated about the centre by up to `degrees` either way, shrunk so that all of it is seen,
+    and reflected around it; with probability `flip_p` it is flipped horizontally.
     """
     pixels, mask = image
     stacked = pixels if mask is None else torch.cat([pixels, mask])
@@ -222,10 +222,15 @@ def _place(room: int, generator: Generator) -> int:
 
 
 def rotate(image: Tensor, degrees: float) -> Tensor:
-    """Rotate `[c, h, w]` counter-clockwise about its centre, bilinear, reflected at its edges."""
+    """Rotate `[c, h, w]` counter-clockwise about its centre and shrink it, so that all of it fits into its shape.
+
+    Bilinear; around it the image is reflected at its edges.
+    """
     height, width = image.shape[-2:]
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    theta = image.new_tensor([[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]])
+    ratio = height / width
+    shrunk = max(abs(cos) + abs(sin) * ratio, abs(cos) + abs(sin) / ratio)  # what encloses it, relative to its shape
+    theta = shrunk * image.new_tensor([[cos, -sin * ratio, 0.0], [sin / ratio, cos, 0.0]])
     grid = F.affine_grid(theta[None], [1, *image.shape], align_corners=False)
     return F.grid_sample(image[None], grid, padding_mode="reflection", align_corners=False)[0]
 

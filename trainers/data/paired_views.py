@@ -4,12 +4,12 @@ The views are encoded ahead, so that no autoencoder runs inside a step.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import cycle, repeat
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from ..digest import choose
 from ..models.diffusion import Models
@@ -84,20 +84,37 @@ class PairedViews:
         """Yield a batch per step, with `preserved` prompts and as many of `classes` where they are given."""
         for pool in pools:
             index = torch.randint(len(pool.mean), (self.batch_size,), generator=generator)
-            views = [(pool.images[i], pool.operations[i]) for i in index.tolist()]
-            prompts = [self._prompt(concept, *view, generator) for view in views]
+            prompts = self._prompts(concept, pool, index, partial(choose, self.templates, generator), generator)
             ids, targets = preserved.sample(self.batch_size, generator) if preserved else (None, None)
-            batch = Batch(
-                latents=pool.sample(index, generator),
-                posterior=pool.posterior(index),
-                input_ids=models.tokenize(prompts),
-                masks=None if pool.masks is None else pool.masks[index],
-                preservation_ids=ids,
-                preservation_targets=targets,
-            )
+            batch = _batch(models, pool, index, prompts, generator)
+            batch = replace(batch, preservation_ids=ids, preservation_targets=targets)
             yield batch.with_class(classes.sample(batch, generator)) if classes else batch
 
-    def _prompt(self, concept: Concept, image: int, operations: tuple[str, ...], generator: Generator) -> str:
-        template = concept.caption(image) or choose(self.templates, generator)
-        prompt = template.replace("{}", self.subject)
-        return augmentation.describe(prompt, operations, self.phrases, generator)
+    def first(self, models: Models, concept: Concept, generator: Generator, count: int) -> Batch:
+        """Return `count` new views: the first images and templates in their order, those of the first image's size."""
+        sizes = concept.sizes(models.resolution)
+        order = cycle(i for i, size in enumerate(sizes) if size == sizes[0])
+        cuts = Cuts(concept, models.device)
+        views = augmentation.views(concept, order, sizes[0], generator, self.augment, cuts)
+        latents, index = encode_views(models, views, count), torch.arange(count)
+        prompts = self._prompts(concept, latents, index, cycle(self.templates).__next__, generator)
+        return _batch(models, latents, index, prompts, generator)
+
+    def _prompts(
+        self, concept: Concept, views: Latents, index: Tensor, template: Callable[[], str], generator: Generator
+    ) -> list[str]:
+        """Return the prompts of the views `index`: an image's caption, or else the next `template`."""
+        prompts = []
+        for i in index.tolist():
+            prompt = (concept.caption(views.images[i]) or template()).replace("{}", self.subject)
+            prompts.append(augmentation.describe(prompt, views.operations[i], self.phrases, generator))
+        return prompts
+
+
+def _batch(models: Models, views: Latents, index: Tensor, prompts: list[str], generator: Generator) -> Batch:
+    return Batch(
+        latents=views.sample(index, generator),
+        posterior=views.posterior(index),
+        input_ids=models.tokenize(prompts),
+        masks=None if views.masks is None else views.masks[index],
+    )

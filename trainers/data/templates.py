@@ -39,4 +39,16 @@ IMAGENET = IMAGENET_SMALL + tuple(
     for template in IMAGENET_SMALL
     if template.startswith("a photo of")
 )
-TEMPLATES = {"imagenet_small": IMAGENET_SMALL, "plain": PLAIN, "imagenet": IMAGENET}
+# Textual Inversion's 19 templates for styles, which TextBoost's and DVAR's code have, too; two of them count twice.
+STYLE = tuple(
+    f"{work} in the style of {{}}"
+    for work in (
+        *("a painting", "a rendering", "a cropped painting", "the painting"),
+        *(f"a {quality} painting" for quality in ("clean", "dirty", "dark")),
+        "a picture",
+        *(f"a {quality} painting" for quality in ("cool", "close-up", "bright", "cropped", "good", "close-up")),
+        "a rendition",
+        *(f"a {quality} painting" for quality in ("nice", "small", "weird", "large")),
+    )
+)
+TEMPLATES = {"imagenet_small": IMAGENET_SMALL, "plain": PLAIN, "imagenet": IMAGENET, "style": STYLE}

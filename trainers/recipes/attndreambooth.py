@@ -1,7 +1,9 @@
 """AttnDreamBooth: the placeholder token, then the cross-attention, then the whole U-Net, in three stages.
 
 Paper: "AttnDreamBooth: Towards Text-Aligned Personalized Text-to-Image Generation", arXiv 2406.05000.
-V is the placeholder token, C the class word behind it. One prompt throughout: "a photo of a V C".
+V is the placeholder token, C the class word behind it. One prompt throughout: "a photo of a V C". V has one vector,
+which starts from the first token of its initializer, and of C the first token counts, like in the authors' code;
+`vectors` and `class_tokens = mean` take more.
 
     stage  what trains                      steps  learning rate  weights of the regularizer (mean, variance)
     1      V's vector                          60  1e-3           0.1, 0
@@ -14,13 +16,11 @@ towards the attention to C, and both sides carry gradient:
     R_s = mean over layers l of  sum over samples of (s_l(V) - s_l(C))^2
 
 with s_l(token) the mean or the unbiased variance of the token's cross-attention probabilities in layer l, over heads
-and positions of the image.
+and positions of the image; of several vectors of V the mean of their squares.
 
 Differences to the authors' code:
-- Rotation is in place, filled by reflection: up to 17 % of the image are cut off at 45 degrees. Theirs expands the
-  canvas, so that the subject shrinks (mean scale 0.794), and leaves black corners.
-- An initializer of several tokens gives V several vectors, whose statistics are averaged before the square. Theirs
-  has one vector. Of C both take the first token; `class_tokens = mean` takes all.
+- A rotated image is shrunk until all of it is seen, as theirs on a canvas that expands (mean scale 0.794), but what
+  is around it is filled by reflection. Theirs leaves black corners.
 - Views are encoded before training: a pool of 512, not a fresh one for every step.
 - SD 1.x and SDXL train as well; theirs is for SD 2.1-base.
 - `fine_tuning = lora`, `optimizer = adamw8bit`, `run_stages` and clipping of the gradient are ours; off by default.
@@ -115,7 +115,13 @@ class AttnDreamBooth:
         "first", "Which token of a longer class word is regularized against: the first, as in the paper, or the mean.",
         options=tuple(CLASS_TOKENS), advanced=True,
     )  # fmt: skip
-    rotation_p: float = setting(0.75, "Probability of a random rotation.", min=0.0, max=1.0, advanced=True)
+    rotation_p: float = setting(
+        0.75,
+        "Probability of a random rotation, which also shrinks the image so that all of it is seen.",
+        min=0.0,
+        max=1.0,
+        advanced=True,
+    )
     rotation_degrees: float = setting(
         45.0,
         "Largest angle of the random rotation, in degrees, in either direction.",
@@ -137,6 +143,14 @@ class AttnDreamBooth:
         "adamw", "AdamW, or AdamW with 8-bit moments, which needs less memory and the package bitsandbytes.",
         options=tuple(optimizers.MOMENT_BITS), advanced=True,
     )  # fmt: skip
+    vectors: int = setting(
+        1,
+        "Vectors of the placeholder token at most, from the first tokens of its initializer: 1 as in the authors' "
+        "code; 0 takes one for each token.",
+        min=0,
+        max=trainables.MOST_VECTORS,
+        advanced=True,
+    )
 
     @property
     def steps(self) -> int:
@@ -166,7 +180,7 @@ class AttnDreamBooth:
     def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
         """Yield the stages that run, each one below the other."""
         words = [(concept.placeholder_token, concept.initializer)]
-        vectors = [trainables.add_tokens(encoder, words).rows for encoder in models.text_encoders]
+        vectors = [trainables.add_tokens(encoder, words, self.vectors).rows for encoder in models.text_encoders]
         views = self._views(concept)
         pools, run = views.pools(models, concept, generator), RUNS[self.run_stages]
         with cross_attention.record_cross_attention(models.unet) as maps:
@@ -249,6 +263,8 @@ class AttnDreamBooth:
             weight_decay=self.weight_decay,
             moment_bits=optimizers.MOMENT_BITS[self.optimizer],
             batches=replace(views, batch_size=batch_size).batches(models, concept, pools, generator),
+            first=partial(views.first, models, concept, generator),
+            templates=views.templates,
             losses={"denoising": (1.0, losses.denoising)} | {name: term for name, term in terms.items() if term[0]},
             timesteps=timesteps.uniform(models.alphas_cumprod, generator),
             after_pass=maps.clear,

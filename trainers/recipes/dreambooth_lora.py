@@ -109,6 +109,8 @@ class DreamBoothLoRA:
             params=[{"params": [*rows, *lora], "lr": rate, "max_grad_norm": self.max_grad_norm}],
             weight_decay=self.weight_decay,
             batches=views.batches(models, concept, pools, generator, classes=classes),
+            first=partial(views.first, models, concept, generator),
+            templates=TEMPLATES[self.templates],
             losses={"denoising": (1.0, losses.denoising), **prior},
             timesteps=timesteps.uniform(models.alphas_cumprod, generator),
         )

@@ -8,18 +8,14 @@ an augmentation that its prompt names, t drawn with `p(t) ~ max(log SNR) - log S
 
 over prompts q of PROMPT_MIX. After each step new vectors are scaled back to the vocabulary's mean length. Presets:
 "benchmark" (the authors' 30 subjects: 250 steps of 8 images, 512 px, SD 1.5 or 2.1), "readme" (their example command)
-and "style" (150 steps of 4 images, each with a caption).
+and "style" (150 steps of 4 images, each with a caption; the rows of a style, so that it merges with an object's).
 
 Differences to the authors' code:
 - Where it departs from the paper by accident, the paper is followed: timesteps are weighted by their signal-to-noise
   ratio, every augmentation token is learned, only new token rows move, and the fixed outputs (start token, empty
   prompt) come from the model at hand.
 - Views are encoded before training: a pool of 512, not a fresh one for every step.
-- Preset "style": augmentation_p 0.5, mixing off, only the flip and grayscale, plain templates. Theirs: 0.8, mixing on,
-  19 templates of the kind "in the style of {}".
-- Mixing: an object trains rows 1, 3, 5 of the LoRA's B and a style rows 0, 2, 4, in the U-Net's LoRA as well. Theirs:
-  an object 0, 2, 4 and a style 1, 3, 5, in the text encoder only.
-- With augmentation_prompt "words" the flip stays among the operations. Theirs flips only with learned tokens.
+- Without learned tokens theirs never flips. Here `augmentations = flip` still does; among `all` neither flips.
 - Vertical flip, rotation by 90 degrees, brightness and JPEG do not exist; they are off by default there.
 - An image that is not square is cut at its centre. Theirs is cut at random (`crop = random` in the concept).
 """
@@ -91,9 +87,9 @@ PHRASES: dict[str, Mapping[str, str | tuple[str, ...]]] = {
 }
 # Setting `text_encoder` of SDXL; a model with one text encoder trains it whatever is chosen.
 WHICH = {"second": slice(-1, None), "first": slice(0, 1), "both": slice(None)}
-# Setting `mixing` -> rows of a LoRA's B that train, counted from 0 along its outputs: an object's are odd, a style's
-# even, so that the two never change the same output.
-MIXING = {"off": slice(None), "object": slice(1, None, 2), "style": slice(0, None, 2)}
+# Setting `mixing` -> rows of B of the text encoder's LoRA that train, counted from 0 along its outputs, so that an
+# object and a style never change the same output; as in the authors' code, whose files merge with these.
+MIXING = {"off": slice(None), "object": slice(0, None, 2), "style": slice(1, None, 2)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +104,9 @@ class TextBoost:
     embedding_learning_rate: float = setting(1e-3, "Learning rate of the learned token embeddings.", min=0.0, max=1.0)
     templates: str = setting(
         "imagenet_small",
-        "Prompt templates for training: imagenet_small has 27 photo templates, plain has 5 simple ones.",
-        options=("imagenet_small", "plain"),
+        "Prompt templates for training: imagenet_small has 27 photo templates, plain has 5 simple ones, style has 19 "
+        "such as 'a painting in the style of {}'.",
+        options=("imagenet_small", "plain", "style"),
     )
     with_class_word: bool = setting(False, "Train with the class word after the placeholder token: '<dog> dog'.")
     augmentation_p: float = setting(0.5, "Probability of a geometric augmentation, and of a collage.", min=0.0, max=1.0)
@@ -126,7 +123,8 @@ class TextBoost:
     )
     augmentation_prompt: str = setting(
         "tokens",
-        "How prompts name the augmentation of an image: with learned tokens, in plain words, or not at all.",
+        "How prompts name the augmentation of an image: with learned tokens, in plain words, or not at all; without "
+        "tokens there is no flip among the other augmentations.",
         options=("tokens", "words", "none"),
         advanced=True,
     )
@@ -171,7 +169,8 @@ class TextBoost:
     )
     mixing: str = setting(
         "off",
-        "Train only the odd rows of the LoRA (object) or the even ones (style), so that one of each can be merged.",
+        "Train only rows 0, 2, 4 and so on of the text encoder's LoRA (object) or rows 1, 3, 5 (style), so that one of "
+        "each can be merged.",
         options=tuple(MIXING),
         advanced=True,
     )
@@ -221,6 +220,8 @@ class TextBoost:
             params=[{"params": [t.rows for t in tokens], "lr": self.embedding_learning_rate}, *lora],
             weight_decay=self.weight_decay,
             batches=views.batches(models, concept, pools, generator, preserved),
+            first=partial(views.first, models, concept, generator),
+            templates=TEMPLATES[self.templates],
             losses=objectives,
             timesteps=sampler(models.alphas_cumprod, generator),
             after_step=trainables.norm_clamp(tokens) if self.clamp_norms else lambda: None,
@@ -229,8 +230,8 @@ class TextBoost:
     def _lora(self, models: Models, generator: Generator) -> list[dict]:
         """Optimizer groups: the text encoders' LoRA and, where it is on, the U-Net's, whose alpha is its rank."""
 
-        def layers(module: Module, targets: list[str], rank: int, alpha: float) -> list[Parameter]:
-            return trainables.add_lora(module, targets, rank, alpha, generator, MIXING[self.mixing], LORA_INIT)
+        def layers(module: Module, targets: list[str], rank: int, alpha: float, rows: slice) -> list[Parameter]:
+            return trainables.add_lora(module, targets, rank, alpha, generator, rows, LORA_INIT)
 
         def group(params: list[Parameter], lr: float) -> dict:
             return {"params": params, "lr": lr, "max_grad_norm": self.max_grad_norm}
@@ -238,10 +239,12 @@ class TextBoost:
         text = []
         for encoder in models.text_encoders[WHICH[self.text_encoder]]:
             targets = [f"{layer}.{target}" for layer in encoder.layers_read for target in TEXT_TARGETS]
-            text += layers(encoder.text_model, targets, self.lora_rank, self.lora_alpha)
+            text += layers(encoder.text_model, targets, self.lora_rank, self.lora_alpha, MIXING[self.mixing])
         groups = [group(text, self.lora_learning_rate)]
         if rank := self.unet_lora_rank:
-            groups.append(group(layers(models.unet, UNET_TARGETS, rank, rank), self.unet_lora_learning_rate))
+            groups.append(
+                group(layers(models.unet, UNET_TARGETS, rank, rank, slice(None)), self.unet_lora_learning_rate)
+            )
         return groups
 
     def _preserved(self, models: Models, concept: Concept) -> PreservationPrompts | None:
@@ -254,9 +257,12 @@ class TextBoost:
 def paired_views(recipe: "TextBoost", concept: Concept) -> PairedViews:
     """Return the paper's augmentation of images with their prompts; TextBoost2026 has the same settings."""
     learned = NAMES[recipe.augmentations] if recipe.augmentation_prompt == "tokens" else ()
+    operations = OPERATIONS[recipe.augmentations]
+    if not learned and len(operations) > 1:  # as in the authors' code: no flip among others without its token
+        operations = tuple(operation for operation in operations if operation is not augmentation.flip)
     augment = partial(
         augmentation.augment,
-        operations=OPERATIONS[recipe.augmentations],
+        operations=operations,
         collages=COLLAGES[recipe.augmentations],
         p=recipe.augmentation_p,
         grayscale_p=recipe.grayscale_p,
@@ -274,6 +280,7 @@ def paired_views(recipe: "TextBoost", concept: Concept) -> PairedViews:
 
 BENCHMARK = TextBoost()
 README = replace(BENCHMARK, lora_learning_rate=5e-5, templates="plain", with_class_word=True, augmentation_p=0.8)
-# An image without a caption gets a plain template: "a photo of" would contradict a painting.
-STYLE = replace(BENCHMARK, steps=150, batch_size=4, templates="plain", augmentations="flip")
+STYLE = replace(
+    BENCHMARK, steps=150, batch_size=4, templates="style", augmentations="flip", augmentation_p=0.8, mixing="style"
+)
 PRESETS = {"benchmark": BENCHMARK, "readme": README, "style": STYLE}

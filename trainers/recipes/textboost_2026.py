@@ -28,6 +28,7 @@ Differences to the authors' code:
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Generator
 
@@ -98,6 +99,8 @@ class TextBoost2026:
             ],
             weight_decay=self.weight_decay,
             batches=views.batches(models, concept, pools, generator),
+            first=partial(views.first, models, concept, generator),
+            templates=views.templates,
             losses={"denoising": (1.0, losses.denoising)},
             timesteps=sampler(models.alphas_cumprod, generator),
             after_step=trainables.norm_clamp(tokens) if self.clamp_norms else lambda: None,

@@ -9,7 +9,6 @@ by TextBoost, `clip_*` by the CLIP that chooses an initializer (`same`).
 Differences to the authors' code:
 - Views are encoded before training: a pool of 128, not a fresh one for every step.
 - An initializer of several tokens gives V several vectors.
-- There are no templates for styles; theirs has 19 of the kind "in the style of {}".
 """
 
 from collections.abc import Collection, Iterator
@@ -43,8 +42,9 @@ class TextualInversion:
     scale_lr: bool = setting(True, "Multiply the learning rate by the batch size, as the authors do.")
     templates: str = setting(
         "imagenet",
-        "Prompt templates for training: imagenet has 57, imagenet_small its 27 for photos, plain 5 simple ones.",
-        options=("imagenet", "imagenet_small", "plain"),
+        "Prompt templates for training: imagenet has 57, imagenet_small its 27 for photos, plain 5 simple ones, style "
+        "19 such as 'a painting in the style of {}'.",
+        options=("imagenet", "imagenet_small", "plain", "style"),
     )
     flip_p: float = setting(0.5, "Probability of a horizontal flip.", min=0.0, max=1.0, advanced=True)
     views: int = setting(
@@ -107,6 +107,8 @@ class TextualInversion:
             params=[{"params": rows, "lr": rate, "max_grad_norm": self.max_grad_norm}],
             weight_decay=self.weight_decay,
             batches=views.batches(models, concept, pools, generator),
+            first=partial(views.first, models, concept, generator),
+            templates=TEMPLATES[self.templates],
             losses={"denoising": (1.0, losses.denoising)},
             timesteps=timesteps.uniform(models.alphas_cumprod, generator),
         )

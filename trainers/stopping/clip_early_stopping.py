@@ -6,8 +6,8 @@ best so far by more than eps; more than `patience` evaluations in a row without 
 moves with improvements only, so slow progress adds up. An evaluation costs `images * sampler_steps` passes through the
 U-Net, twice for the guidance.
 
-Difference to the authors' code: prompts come from a training batch, with their augmentations' names. Theirs are 8
-draws of the method's templates with the placeholder token alone.
+As in the authors' code, the prompts are drawn from the method's templates with the placeholder token alone, without
+the class word and an augmentation's name, also where training prompts have these.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..digest import choose
 from ..images import to_pil
 from ..metrics.clip import ClipConfig
 from ..metrics.metrics import unit_features
@@ -127,10 +128,11 @@ class ImageScore:
     def __init__(self, settings: ClipEarlyStopping, stage_context: StageContext):
         self.settings, self.models, self.device = settings, stage_context.models, stage_context.device
         self.extractors = stage_context.context.extractors
-        batch = stage_context.batch(settings.images, settings.seed)
-        self.input_ids = batch.input_ids
-        self.size = tuple(8 * side for side in batch.latents.shape[-2:])
-        images = stage_context.concept.images
+        concept, generator = stage_context.concept, torch.Generator().manual_seed(settings.seed)
+        templates = [choose(stage_context.stage.templates, generator) for _ in range(settings.images)]
+        self.prompts = [template.replace("{}", concept.placeholder_token) for template in templates]
+        self.input_ids = self.models.tokenize(self.prompts)
+        self.size, images = concept.sizes(self.models.resolution)[0], concept.images
         with self.extractors.on(self.device.device, settings.clip) as clip:
             references = unit_features(clip.image_features, [to_pil(image) for image in images])
         self.references = references[torch.arange(settings.images) % len(images)]

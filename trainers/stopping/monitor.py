@@ -81,6 +81,11 @@ class StageContext:
                     found.append(batch)
         return Batch.joined(found).map(lambda tensor: tensor[:size])
 
+    def first(self, size: int, seed: int) -> Batch:
+        """The first `size` images and templates in their order, as the stage learns from them."""
+        with borrowed(self.generator, seed):
+            return self.stage.first(size)
+
 
 @contextlib.contextmanager
 def borrowed(generator: Generator, seed: int) -> Iterator[None]:

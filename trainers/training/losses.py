@@ -53,11 +53,11 @@ def knowledge_preservation(prediction: Prediction, encoders: slice = slice(None)
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionRegularization:
-    """`sum over samples of (s_V - s_C)^2`, averaged over layers, for a statistic s of cross-attention.
+    """`sum over samples of mean over V's vectors v of (s_v - s_C)^2`, averaged over layers, for a statistic s.
 
     AttnDreamBooth, arXiv 2406.05000. V is the placeholder token, C the class word behind it; s is the mean or the
-    variance of the attention probabilities over heads and positions of the image, averaged over the tokens of V and of
-    C. Both sides carry gradient.
+    variance of the cross-attention probabilities over heads and positions of the image, of C averaged over its tokens.
+    Both sides carry gradient.
 
     Attributes:
         maps: statistics of the pass through the U-Net that the prediction comes from.
@@ -76,7 +76,7 @@ class AttentionRegularization:
     def __call__(self, prediction: Prediction) -> Tensor:
         v, c = positions(prediction.batch.input_ids[:, -1], self.placeholder, self.class_word)
         layers = getattr(self.maps, self.statistic).values()
-        distances = [(_averaged(layer, v) - _averaged(layer, c)).square().mean() for layer in layers]
+        distances = [_averaged((layer - _averaged(layer, c)[:, None]).square(), v).mean() for layer in layers]
         return self.batch_size * torch.stack(distances).mean()
 
 

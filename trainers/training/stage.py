@@ -1,6 +1,6 @@
 """A stage of a training as data: what trains, on what, against which losses; and one step's record."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -21,6 +21,8 @@ class Stage:
     batch_size: int  # samples of one step, however it is split
     params: list[dict]  # optimizer groups, the only statement of what trains; "max_grad_norm" clips a group
     batches: Iterator[Batch]  # with no memory of its own but the run's generator, so that a run can be resumed
+    first: Callable[[int], Batch]  # that many of such samples, the concept's images and the templates in their order
+    templates: Sequence[str]  # of the method's prompts, with `{}` for the subject; without an augmentation's name
     losses: dict[str, tuple[float, Loss]]  # name -> (weight, loss)
     timesteps: Callable[[int], Tensor]
     weight_decay: float = 1e-2

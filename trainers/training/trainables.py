@@ -43,13 +43,14 @@ class TokenEmbedding(nn.Module):
         return torch.where((input_ids >= vocabulary)[..., None], new.to(known.dtype), known)
 
 
-def add_tokens(encoder: TextEncoder, initializers: Iterable[tuple[str, str]]) -> TokenEmbedding:
+def add_tokens(encoder: TextEncoder, initializers: Iterable[tuple[str, str]], most: int = 0) -> TokenEmbedding:
     """Add tokens to a text encoder, each with one row per token of its initializer, and return their embedding.
 
     A token that was learned earlier in the graph starts from its learned rows instead.
 
     Args:
         initializers: pairs of placeholder and initializer, such as `("<dog>", "corgi dog")` (two rows).
+        most: rows of a token at most, from the first tokens of its initializer; 0 for all.
 
     Raises:
         ValueError: a placeholder that is taken, empty or a word of the vocabulary, or an initializer without a token.
@@ -64,7 +65,7 @@ def add_tokens(encoder: TextEncoder, initializers: Iterable[tuple[str, str]]) ->
                 f"The initializer of {token} is empty: write a word of the vocabulary, such as its class word."
             )
         learned = encoder.known_tokens.get(token)
-        rows.append(table[ids].detach().clone() if learned is None else learned.to(table))
+        rows.append(table[ids[: most or None]].detach().clone() if learned is None else learned.to(table))
         tokenizer.add_placeholder(token, len(rows[-1]))
     embedding = TokenEmbedding(table, torch.cat(rows).float())
     encoder.set_embedding(embedding)

@@ -1,6 +1,7 @@
 """Paired augmentation: do pixels, mask and prompt change together, exactly as described?"""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from personalize.trainers.data import augmentation
 from personalize.trainers.data import concept as concept_module
 from personalize.trainers.data.concept import Concept
-from personalize.trainers.recipes.textboost import COLLAGES, NAMES, OPERATIONS, PHRASES, TOKENS
+from personalize.trainers.recipes.textboost import COLLAGES, NAMES, OPERATIONS, PHRASES, TOKENS, TextBoost, paired_views
 
 SCALE, CROP, SHIFT, _ = OPERATIONS["all"]
 AUGMENT = partial(augmentation.augment, operations=OPERATIONS["all"], collages=COLLAGES["all"])
@@ -173,6 +174,19 @@ def test_only_the_flip_leaves_a_style_alone(picture):
     assert {name for operations in expected for name in operations} == set(NAMES["flip"])
 
 
+@pytest.mark.parametrize(("prompt", "share"), [("tokens", 1 / 4), ("words", 0.0), ("none", 0.0)])
+def test_only_learned_tokens_bring_the_flip_among_the_operations(picture, prompt, share):
+    """As in the authors' code: one of four operations with learned tokens, else one of three and never the flip."""
+    recipe = TextBoost(augmentation_prompt=prompt, augmentation_p=1.0, grayscale_p=0.0)
+    views = paired_views(recipe, Concept(images=(picture,)))
+    g = generator()
+    names = [view.operations for view in (views.augment((picture, None), g) for _ in range(1000))]
+    assert sum("hflip" in each for each in names) / 1000 == pytest.approx(share, abs=0.05)
+    assert sum("crop" in each for each in names) / 1000 == pytest.approx(1 / 4 if share else 1 / 3, abs=0.05)
+    alone = paired_views(replace(recipe, augmentations="flip"), Concept(images=(picture,)))
+    assert alone.augment((picture, None), g).operations == ("hflip",)  # asked for by name
+
+
 def test_off_means_unchanged(picture):
     view = AUGMENT((picture, None), generator(), p=0.0, grayscale_p=0.0)
     assert view.operations == () and torch.equal(view.pixels, picture)
@@ -197,18 +211,46 @@ SHAPES = pytest.mark.parametrize(("height", "width"), [(32, 32), (24, 40), (40, 
 @SHAPES
 @pytest.mark.parametrize("degrees", [-45.0, -10.0, 0.0, 30.0, 45.0, 180.0])
 def test_a_turned_image_is_scipys_reflected_at_its_edges(height, width, degrees):
-    """About its centre, counter-clockwise, bilinear; nothing is stretched where it is not square."""
+    """About its centre, counter-clockwise, bilinear, shrunk to fit; nothing is stretched where it is not square."""
     ndimage = pytest.importorskip("scipy.ndimage")
     picture = torch.rand(3, height, width, generator=generator(2))
     turned = augmentation.rotate(picture, degrees)
-    planes = picture.double().numpy()
-    expected = [ndimage.rotate(c, degrees, reshape=False, order=1, mode="reflect") for c in planes]
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    across = abs(width * cos) + abs(height * sin), abs(height * cos) + abs(width * sin)  # of what encloses it
+    shrunk = max(across[0] / width, across[1] / height)
+    matrix = shrunk * torch.tensor([[cos, sin], [-sin, cos]], dtype=torch.float64)
+    centre = torch.tensor([(height - 1) / 2, (width - 1) / 2], dtype=torch.float64)
+    expected = [
+        ndimage.affine_transform(c, matrix.numpy(), (centre - matrix @ centre).numpy(), order=1, mode="reflect")
+        for c in picture.double().numpy()
+    ]
     assert turned.shape == picture.shape
     assert (turned - torch.stack([torch.from_numpy(c) for c in expected])).abs().max() < 1e-4
 
 
 def test_counter_clockwise_is_a_quarter_turn_to_the_left(picture):
     assert torch.allclose(augmentation.rotate(picture, 90.0), picture.rot90(1, (-2, -1)), atol=1e-5)
+
+
+@SHAPES
+@pytest.mark.parametrize("degrees", [-45.0, -20.0, 10.0, 45.0])
+def test_a_turned_image_keeps_its_corners(height, width, degrees):
+    """In place a rotation by 45 degrees would cut 17 % of a square off."""
+    picture, ends = torch.zeros(4, height, width), (slice(2), slice(-2, None))
+    for channel in range(4):
+        picture[channel, ends[channel // 2], ends[channel % 2]] = 1.0
+    assert (augmentation.rotate(picture, degrees).amax(dim=(1, 2)) > 0.4).all()
+
+
+def test_a_turned_subject_is_as_small_as_the_authors():
+    """On a canvas that grows with the rotation: 1 / (cos a + sin a) of its size, 0.794 in the mean over 45 degrees."""
+    row, column = ramps(64, 64)
+    scales = []
+    for seed in range(1000):
+        view = augmentation.random_rotation((torch.stack([row, column, row]), None), generator(seed), p=1.0)
+        scales.append(1 / math.hypot(*(view.pixels[:2, 32, 33] - view.pixels[:2, 32, 32]).tolist()))
+    assert sum(scales) / 1000 == pytest.approx(0.794, abs=0.01)
+    assert min(scales) == pytest.approx(0.707, abs=0.002) and max(scales) == pytest.approx(1.0, abs=0.01)
 
 
 @SHAPES

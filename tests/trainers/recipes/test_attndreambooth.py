@@ -169,6 +169,19 @@ def test_half_precision_trains_in_full(tmp_path):
     assert all(value.isfinite().all() and value.abs().max() > 0 for value in result.lora.values())
 
 
+@pytest.mark.parametrize(
+    ("vectors", "count"), [({}, 1), ({"vectors": 2}, 2), ({"vectors": 16}, 2), ({"vectors": 0}, 2)]
+)
+def test_one_vector_for_a_class_word_of_several_tokens(tmp_path, vectors, count):
+    """As in the authors' code, from the first token; more by the setting, and never more than there are tokens."""
+    models, concept = small.models(), dataclasses.replace(CONCEPT, class_word="stuffed animal")
+    table = models.text_encoders[0].embedding.weight
+    start = table[models.text_encoders[0].tokenizer.encode_words("stuffed animal")]
+    still = dataclasses.replace(recipe(run_stages="1", **vectors), learning_rate_1=0.0, weight_decay=0.0)
+    result = training.train(Run(concept=concept, recipe=still), models, tmp_path)
+    assert len(start) == 2 and torch.equal(result.tokens["<dog>"][0], start[:count])
+
+
 def test_presets_are_the_papers():
     assert PRESETS == {"paper": PAPER, "fast": FAST}
     numbers = [

@@ -191,6 +191,29 @@ def test_presets_and_rates_are_the_papers():
     assert METHODS["DreamBooth-LoRA"]["full"].prior_weight == 0.0
 
 
+def test_custom_diffusions_subject_counts_four_times_the_prior():
+    """Of its authors' code: a sum over four channels over a mask of one, next to a plain mean of the class images."""
+    recipe, generator = RECIPES["custom diffusion"], torch.Generator().manual_seed(0)
+    models = small.models()
+    stage = next(recipe.stages(models, concept(), generator, Context()))
+    objective, batch = Objective(models, {name: loss for name, (_, loss) in stage.losses.items()}), next(stage.batches)
+    noise, t = torch.randn(batch.latents.shape, generator=generator), stage.timesteps(len(batch))
+    with torch.no_grad():
+        terms, prediction = objective(batch, noise, t), objective.predict(batch, noise, t)
+    own = batch.weights[:, 0] > 0
+    squares = (prediction.model_pred.double() - noise.double()) ** 2
+    mask = batch.masks[own].double()
+    instance = ((squares[own] * mask).sum([1, 2, 3]) / mask.sum([1, 2, 3])).mean()
+    assert mask.min() < 1 and own.tolist() == [True, True, False, False]
+    loss = sum(weight * terms[name] for name, (weight, _) in stage.losses.items())
+    assert loss.item() == pytest.approx((instance + squares[~own].mean()).item(), rel=1e-5)
+    assert stage.losses["denoising"][0] / stage.losses["prior_preservation"][0] == 4.0
+    tripled = next(
+        dataclasses.replace(recipe, prior_weight=3.0).stages(small.models(), concept(), generator, Context())
+    )
+    assert [weight for weight, _ in tripled.losses.values()] == [4.0, 3.0]
+
+
 def test_one_template_is_drawn_for_the_whole_run():
     recipe, seen = dataclasses.replace(RECIPES["custom diffusion without prior"], random_size=False), set()
     for seed in range(6):

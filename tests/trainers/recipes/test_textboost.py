@@ -14,8 +14,10 @@ from personalize.trainers.data.context import Context
 from personalize.trainers.data.templates import TEMPLATES
 from personalize.trainers.device import SingleDevice
 from personalize.trainers.recipes.textboost import PRESETS, TextBoost
+from personalize.trainers.recipes.textual_inversion import TextualInversion
 from personalize.trainers.runs import train as training
 from personalize.trainers.runs.run import Run
+from personalize.trainers.settings import changed
 from personalize.trainers.training.loop import forward_backward
 from personalize.trainers.training.objective import Objective
 from personalize.trainers.training.stage import freeze_all_but
@@ -64,18 +66,32 @@ def deltas(result):
 
 
 def test_an_object_and_a_style_never_change_the_same_output(tmp_path):
-    """Odd rows for objects, even ones for styles, exactly: also under weight decay, in the U-Net too."""
+    """Rows 0, 2, 4 for objects and 1, 3, 5 for styles, as in the authors' code; the U-Net's LoRA trains whole."""
     recipe = dataclasses.replace(FAST, unet_lora_rank=2, weight_decay=0.5, lora_learning_rate=0.1)
     trained = {
         mixing: deltas(train(dataclasses.replace(recipe, mixing=mixing), tmp_path / mixing))
         for mixing in ("object", "style", "off")
     }
     for name in trained["off"]:
-        changed = {mixing: delta[name].abs().amax(dim=1) > 0 for mixing, delta in trained.items()}
-        odd = torch.arange(len(changed["off"])) % 2 == 1
-        assert torch.equal(changed["object"], odd)
-        assert torch.equal(changed["style"], ~odd)
-        assert changed["off"].all()
+        moved = {mixing: delta[name].abs().amax(dim=1) > 0 for mixing, delta in trained.items()}
+        masked = name.startswith("lora_te")
+        odd = torch.arange(len(moved["off"])) % 2 == 1
+        assert torch.equal(moved["object"], ~odd if masked else torch.ones_like(odd))
+        assert torch.equal(moved["style"], odd if masked else torch.ones_like(odd))
+        assert moved["off"].all()
+    assert len({name.startswith("lora_te") for name in trained["off"]}) == 2  # both modules
+
+
+def test_the_style_preset_is_the_authors():
+    """150 steps of 4 images, p 0.8, rows of a style, and for images without a caption 19 templates."""
+    style = PRESETS["style"]
+    assert (style.steps, style.batch_size, style.augmentation_p, style.mixing) == (150, 4, 0.8, "style")
+    templates = TEMPLATES[style.templates]
+    assert len(templates) == 19 and len({*templates}) == 17  # two of them count twice there
+    assert all(template.endswith(" in the style of {}") for template in templates)
+    assert templates[0] == "a painting in the style of {}" and templates[-1] == "a large painting in the style of {}"
+    assert sum("painting" in template for template in templates) == 16
+    assert changed(TextualInversion(), {"templates": style.templates}).templates == style.templates
 
 
 @pytest.mark.parametrize("views", [0, 24])

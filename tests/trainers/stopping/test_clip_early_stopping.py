@@ -10,9 +10,16 @@ from personalize.demo import evaluators
 from personalize.tests.support import judge, monitored, small
 from personalize.trainers.data.concept import Concept
 from personalize.trainers.data.context import Context
+from personalize.trainers.data.templates import IMAGENET
+from personalize.trainers.digest import choose
 from personalize.trainers.images import to_pil
 from personalize.trainers.models import sampler
+from personalize.trainers.recipes.attndreambooth import AttnDreamBooth
+from personalize.trainers.recipes.custom_diffusion import CustomDiffusion
+from personalize.trainers.recipes.dreambooth_lora import DreamBoothLoRA
 from personalize.trainers.recipes.textboost import TextBoost
+from personalize.trainers.recipes.textboost_2026 import TextBoost2026
+from personalize.trainers.recipes.textual_inversion import TextualInversion
 from personalize.trainers.runs import train as training
 from personalize.trainers.runs.folder import RunFolder
 from personalize.trainers.runs.run import Run
@@ -23,7 +30,6 @@ from personalize.trainers.stopping.clip_early_stopping import (
     fired_at,
     progress,
 )
-from personalize.trainers.stopping.monitor import borrowed
 
 open_clip = pytest.importorskip("open_clip")
 FAST = TextBoost(steps=6, batch_size=4, views=8, knowledge_weight=0.0, fixed_outputs=False)
@@ -72,11 +78,12 @@ def test_the_decision(scores, patience, eps, best, idle, fires):
 
 @torch.no_grad()
 def test_the_score_is_open_clips_on_the_same_images(shelf, folder):
-    """Images drawn by the model from the stage's own prompts, image i with reference i, references in turn."""
+    """Images generated from the method's own templates, image i with reference i, references in turn."""
     seen = stage_context(shelf)
     score = ImageScore(QUICK, seen)()
-    with borrowed(seen.generator, QUICK.seed):
-        ids = next(seen.stage.batches).input_ids[:3]
+    drawn, templates = torch.Generator().manual_seed(QUICK.seed), seen.stage.templates
+    prompts = [choose(templates, drawn).replace("{}", "<concept>") for _ in range(3)]
+    ids = seen.models.tokenize(prompts)
     pictures = sampler.sample_ids(seen.models, ids, [37, 38, 39], size=(32, 32), steps=2, guidance=7.5, batch_size=3)
     model, _, preprocess = open_clip.create_model_and_transforms(
         evaluators.CLIP_NAME, pretrained=str(folder / judge.FILE)
@@ -90,6 +97,27 @@ def test_the_score_is_open_clips_on_the_same_images(shelf, folder):
     cosines = [F.cosine_similarity(feature(to_pil(p)), feature(r), dim=0) for p, r in pairs]
     assert score == pytest.approx(float(sum(cosines) / 3), abs=1e-5)
     assert max(cosines) - min(cosines) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("recipe", "count"),
+    [
+        (TextualInversion(views=2), 57),
+        (DreamBoothLoRA(views=2), 57),
+        (CustomDiffusion(views=2, prior_weight=0.0), 57),
+        (TextBoost(views=16, with_class_word=True, augmentation_p=1.0, knowledge_weight=0.0), 27),
+        (TextBoost2026(views=16, augmentation_p=1.0), 27),
+        (AttnDreamBooth(views=2), 1),
+    ],
+    ids=["textual inversion", "dreambooth-lora", "custom diffusion", "textboost", "2026", "attndreambooth"],
+)
+def test_prompts_are_eight_draws_of_the_methods_templates_with_the_placeholder_alone(shelf, recipe, count):
+    """As in DVAR's code: with no class word and no augmentation named, whatever the training batches say."""
+    seen = monitored.stage_context(recipe, concept(), context=Context(extractors=shelf))
+    score = ImageScore(replace(QUICK, images=8), seen)
+    templates = [template.replace("{}", "<concept>") for template in IMAGENET[:count]]
+    assert len(templates) == count and len(score.prompts) == 8
+    assert set(score.prompts) <= set(templates) and len(set(score.prompts)) > min(count, 5) - 1
 
 
 def test_sampled_ids_are_sampled_prompts():

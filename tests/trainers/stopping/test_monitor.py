@@ -15,7 +15,9 @@ from personalize.tests.support import monitored, small
 from personalize.tests.trainers.runs.test_resume import Killed, TwoStages, learned
 from personalize.trainers.data.concept import Concept
 from personalize.trainers.recipes.attndreambooth import AttnDreamBooth
+from personalize.trainers.recipes.custom_diffusion import CustomDiffusion
 from personalize.trainers.recipes.textboost import TextBoost
+from personalize.trainers.recipes.textual_inversion import TextualInversion
 from personalize.trainers.runs import train as training
 from personalize.trainers.runs.folder import RunFolder
 from personalize.trainers.runs.run import Run
@@ -102,9 +104,44 @@ def test_the_loss_is_the_mean_squared_error_on_one_batch():
     assert set(order[:3].tolist()).isdisjoint(order[3:6].tolist())
 
 
+@pytest.mark.parametrize("views", [0, 5])
+def test_the_fixed_batch_is_the_first_images_and_templates_in_order(views):
+    """As an evaluation loader of the authors' code without shuffling gives them; whatever the training draws."""
+    images = tuple(torch.full((3, 32, 32), gray) for gray in (0.0, 0.5, 1.0))
+    seen = monitored.stage_context(TextualInversion(views=views), Concept(images=images, resolution=32))
+    fixed = FixedBatch(DVAR(), seen).fixed
+    assert [round(mean.mean().item()) for mean in fixed.posterior[:, :4]] == [-2, 0, 2, -2]
+    templates = ("a photo of a {}", "a rendering of a {}", "a cropped photo of the {}", "the photo of a {}")
+    prompts = [template.replace("{}", "<concept>") for template in templates]
+    assert torch.equal(fixed.input_ids, seen.models.tokenize(prompts))
+
+
+def test_the_fixed_batch_has_one_shape_and_an_images_caption():
+    """In aspect-ratio buckets the first image's; a caption takes the template's place, the other templates follow."""
+    images = torch.rand(3, 32, 64), torch.rand(3, 64, 32), torch.rand(3, 32, 64)
+    concept = Concept(images=images, resolution=64, crop="bucket", captions=("", "{} at night", "{} in snow"))
+    seen = monitored.stage_context(TextualInversion(views=3), concept)
+    fixed = FixedBatch(DVAR(), seen).fixed
+    height, width = (side // 8 for side in concept.sizes(64)[0])
+    assert height < width and fixed.latents.shape == (4, 4, height, width)
+    prompts = ["a photo of a <concept>", "<concept> in snow", "a rendering of a <concept>", "<concept> in snow"]
+    assert torch.equal(fixed.input_ids, seen.models.tokenize(prompts))
+
+
+def test_on_custom_diffusion_the_loss_is_the_plain_mean_squared_error():
+    """Masks of where a view shows the subject count in its training alone, as in the authors' code."""
+    seen = monitored.stage_context(CustomDiffusion(views=4, prior_weight=0.0), Concept(images=(torch.rand(3, 32, 32),)))
+    look = FixedBatch(DVAR(batch_size=8), seen)
+    (inputs,) = look._inputs(0, 0, 1000)
+    assert seen.stage.first(8).masks.min() == 0
+    with torch.no_grad():
+        prediction = look.objective.predict(inputs.batch, inputs.noise, inputs.timesteps)
+        assert look(0) == pytest.approx([(prediction.model_pred - inputs.noise).square().mean().item()], rel=1e-5)
+
+
 def test_latents_are_drawn_from_the_posterior_of_the_batch():
     seen = stage_context()
-    batch = seen.batch(3, 59)
+    batch = FixedBatch(WATCHING, seen).fixed
     mean, deviation = batch.posterior.chunk(2, dim=1)
     sampled = FixedBatch(WATCHING, seen)._batch(0).latents
     assert (sampled - mean).abs().max() > 0
@@ -334,7 +371,7 @@ def test_a_run_killed_after_it_fired_trains_no_further(tmp_path, monkeypatch):
 
 def test_the_best_state_is_returned_instead_of_the_last(tmp_path):
     """With a rate so high that the loss rises in the end: what comes back is a run of just as many steps."""
-    recipe = dataclasses.replace(FAST, embedding_learning_rate=3.0, lora_learning_rate=0.3, clamp_norms=False)
+    recipe = dataclasses.replace(FAST, embedding_learning_rate=0.3, lora_learning_rate=0.3, clamp_norms=False)
     stopper = [dataclasses.replace(WATCHING, keep="best")]
     result = train(tmp_path / "run", stopper, recipe)
     losses = [entry["measures"]["DVAR"]["smoothed"] for entry in result.history]
@@ -362,6 +399,16 @@ def test_memory_that_runs_out_takes_the_monitors_back_too(tmp_path, monkeypatch)
 
 
 # -- words
+
+
+def test_the_papers_presets_evaluate_after_every_step():
+    """Window and threshold of the paper's table; ours beside them evaluate after every eighth step."""
+    wanted = {"Textual Inversion": (310, 0.15), "DreamBooth-LoRA": (440, 0.4), "Custom Diffusion": (180, 0.15)}
+    for method, numbers in wanted.items():
+        ours, paper = PRESETS[method], PRESETS[f"{method}, paper"]
+        assert (paper.window, paper.threshold) == (ours.window, ours.threshold) == numbers
+        assert (paper.every, ours.every, paper.batch_size) == (1, 8, 4)
+        assert (paper.evaluations, ours.evaluations) == (numbers[0], numbers[0] // 8)
 
 
 def test_a_window_that_cannot_fit_says_what_to_set(tmp_path):

@@ -101,14 +101,14 @@ def test_where_word_and_class_stand():
 @pytest.mark.parametrize("statistic", ["means", "variances"])
 @pytest.mark.parametrize("class_tokens", [slice(None), slice(1)])
 def test_regularizer_is_the_formula(family, statistic, class_tokens):
-    """(s_V - s_C)^2 summed over samples, averaged over layers, in float64 from the probabilities themselves."""
+    """The mean over V's two vectors of (s_V - s_C)^2, summed over samples, averaged over layers, in float64."""
     models, *inputs = prepared(family)
     total, layers = 0.0, probabilities(models, *inputs)
     for p in layers.values():
         for sample, (v, c) in enumerate([([5, 6], [7, 8]), ([1, 2], [3, 4]), ([6, 7], [8, 9])]):
             flat = rearrange(p[sample], "h n t -> t (h n)")
             s = flat.mean(-1) if statistic == "means" else flat.var(-1, unbiased=True)
-            total += (s[v].mean() - s[c[class_tokens]].mean()) ** 2
+            total += ((s[v] - s[c[class_tokens]].mean()) ** 2).mean()
     with record_cross_attention(models.unet) as maps:
         loss = regularizer(models, maps, statistic, class_tokens=class_tokens)
         value = Objective(models, {"loss": loss})(*inputs)["loss"].item()
