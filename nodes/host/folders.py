@@ -6,6 +6,7 @@ from pathlib import Path
 
 import folder_paths
 
+from ...trainers.files import inside
 from ...trainers.text import quoted, text_of
 
 folder_paths.add_model_folder_path("personalize", os.path.join(folder_paths.models_dir, "personalize"))
@@ -83,14 +84,9 @@ def digest_of_text(name: str) -> str:
 
 
 def _inside(kind: str, folder: str, name: str) -> str:
-    root = os.path.realpath(folder)
-    path = os.path.realpath(os.path.join(root, name)) if "\0" not in name else ""
-    try:
-        inside = os.path.commonpath([root, path]) == root
-    except ValueError:  # another drive
-        inside = False
-    if not inside:
+    path = os.path.join(folder, name)
+    if "\0" in name or not inside(folder, path):
         raise ValueError(
             f"The path {quoted(name)} is not inside ComfyUI's {kind} folder: write its name as it is below {kind}/."
         )
-    return path
+    return os.path.realpath(path)

@@ -177,6 +177,11 @@ def test_bad_captions_get_one_sentence(load_references, tmp_path):
     with pytest.raises(ValueError, match="not inside"):
         load_references(folder="many")
     (tmp_path / "many" / "a.txt").unlink()
+    Image.new("RGB", (16, 16)).save(tmp_path.parent / "secret.png")
+    (tmp_path / "many" / "b.png").symlink_to(tmp_path.parent / "secret.png")
+    with pytest.raises(ValueError, match=r"^The path 'many/b\.png' is not inside ComfyUI's input folder"):
+        load_references(folder="many")
+    (tmp_path / "many" / "b.png").unlink()
     (tmp_path / "many" / "a.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"a\.txt' cannot be read as text"):
         load_references(folder="many")
