@@ -15,7 +15,7 @@ from ..trainers.images import to_pil
 from ..trainers.text import any_of
 from . import scoring
 from .host import clip_attachment, internals, sampler, session
-from .host.folders import digest_of_text, text_in_input
+from .host.folders import fingerprint, text_in_input
 from .host.models import check_fit, resolution_of
 from .host.sampler import Sampling
 from .schema import checked, valid
@@ -102,9 +102,8 @@ class Evaluate(io.ComfyNode):
         return valid(lambda given: _templates(*given), widgets)
 
     @classmethod
-    def fingerprint_inputs(cls, prompt_file: str | None = None, **others) -> str:
-        """Return a digest of the file's contents, which may change while its name stays."""
-        return digest_of_text(prompt_file or "")
+    def fingerprint_inputs(cls, **values) -> str:
+        return fingerprint(values)
 
     @classmethod
     @checked

@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..trainers.data.concept import Concept
 from .host import models
+from .host.folders import fingerprint
 from .reference_images import captions_for, chosen, connected, images_in, of_class
 from .schema import checked
 from .sockets import CATEGORY, ConceptSocket
@@ -110,6 +111,10 @@ class LoadReferences(io.ComfyNode):
                 io.Int.Output(display_name="height"),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, folder="", class_folder="", **others) -> str:
+        return fingerprint({"folder": folder, "class_folder": class_folder})
 
     @classmethod
     @checked

@@ -9,6 +9,7 @@ from ..trainers.metrics.metrics import plain_prompt
 from ..trainers.text import captions_of
 from . import scoring
 from .host import internals, session
+from .host.folders import fingerprint
 from .reference_images import connected
 from .schema import checked
 from .sockets import CATEGORY, ConceptSocket
@@ -43,6 +44,10 @@ class ScoreImages(io.ComfyNode):
             outputs=scoring.outputs(),
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, **values) -> str:
+        return fingerprint(values)
 
     @classmethod
     @checked

@@ -5,20 +5,16 @@ import gc
 import traceback
 from collections.abc import Callable, Iterator
 
-import folder_paths
 import torch
 from server import PromptServer
 
 from ...trainers import device as rule
 from ...trainers.metrics.extractor_cache import ExtractorCache
 from . import internals
+from .folders import weight_folders
 
 # Metric models stay in memory during a training, so that its initializer, monitors and scores share them.
-extractors = ExtractorCache(
-    folders=lambda: [
-        folder for kind in ("clip_vision", "personalize") for folder in folder_paths.get_folder_paths(kind)
-    ]
-)
+extractors = ExtractorCache(folders=weight_folders)
 
 
 def notices(node_id: str) -> Callable[[str], None]:

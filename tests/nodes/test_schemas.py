@@ -7,10 +7,13 @@ golden file is edited by hand, so that somebody thinks about the workflows that 
 import asyncio
 import dataclasses
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from comfy_api.latest import io
 from PIL import Image
 
 pytestmark = pytest.mark.comfy
@@ -227,3 +230,62 @@ def test_captions_come_from_a_file_in_the_input_folder(tmp_path, monkeypatch):
     for name, sentence in (("empty.txt", "is empty"), ("odd.txt", "as text"), ("none.txt", "cannot be read")):
         with pytest.raises(ValueError, match=sentence):
             textboost.execute({"preset": "readme", "captions": name})
+
+
+def named_paths(inputs):
+    """Every text of these inputs whose tooltip says that it names a file or a folder: option of a preset, and id."""
+    for item in inputs:
+        for option in getattr(item, "options", None) or []:
+            if hasattr(option, "inputs"):
+                yield from ((option.key, name) for _, name in named_paths(option.inputs))
+        speaks = re.search(r"\b(files?|folders?)\b", item.tooltip or "", re.IGNORECASE)
+        if item.get_io_type() == "STRING" and speaks and item.id not in OTHERS:
+            yield "", item.id
+
+
+OTHERS = {"prefix", "name", "clip_model", "dino_model"}  # what is written, and architectures of files
+# Texts whose tooltips speak of files that others name.
+TEXTS = {("PersonalizeLoadReferences", "captions"), ("PersonalizeLoadFiles", "placeholder_token")}
+
+
+def test_what_a_path_names_is_noticed_when_it_changes(tmp_path, monkeypatch):
+    """Every input of every node that reads a file or a folder: the host asks `fingerprint_inputs` before it runs."""
+    import folder_paths
+
+    from personalize.nodes.schema import CHANGING
+
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path))
+    for kind in ("clip_vision", "personalize"):
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([str(tmp_path)], {".safetensors"}))
+    tested = set()
+    for node in nodes():
+        schema = node.define_schema()
+        for preset, name in named_paths(schema.inputs):
+            if (schema.node_id, name) in TEXTS:
+                continue
+
+            def state(text, node=node, schema=schema, preset=preset, name=name):
+                value = [text] if schema.is_input_list else text
+                inputs = {"preset": {"preset": preset, name: value}} if preset else {name: value}
+                return node.fingerprint_inputs(**inputs)
+
+            (tmp_path / "thing").mkdir()
+            (tmp_path / "thing" / "a.png").write_text("a")
+            (tmp_path / "words.txt").write_text("a")
+            for changed, text in ((tmp_path / "words.txt", "words.txt"), (tmp_path / "thing" / "a.png", " thing")):
+                before = state(text)
+                assert before == state(text) != state(""), (schema.node_id, name)
+                changed.write_text("b")
+                assert state(text) != before, (schema.node_id, name)
+            before = state("thing")
+            (tmp_path / "thing" / "a.txt").write_text("words")
+            assert state("thing") != before
+            assert state(None) != state(None)  # a link, whose value is not known yet
+            shutil.rmtree(tmp_path / "thing")
+            tested.add((schema.node_id, name))
+        for item in schema.inputs:
+            asked = node.fingerprint_inputs.__func__ is not io.ComfyNode.fingerprint_inputs.__func__
+            assert asked or item.id not in CHANGING
+    assert {name for _, name in tested} == {
+        "folder", "class_folder", "prompt_file", "captions", "clip_weights", "dino_weights", "lpips_weights"
+    }  # fmt: skip
