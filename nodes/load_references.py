@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..trainers.data.concept import Concept
+from ..trainers.text import as_lines
 from .host import models
 from .host.folders import fingerprint
 from .reference_images import captions_for, chosen, connected, images_in, of_class
@@ -123,7 +124,7 @@ class LoadReferences(io.ComfyNode):
         images=None, mask=None, model=None, captions=(), class_images=None, class_folder=("",),
     ) -> io.NodeOutput:  # fmt: skip
         references = connected(images)
-        texts = captions_for("\n".join(captions), len(references))
+        texts = captions_for(as_lines(captions), len(references))
         if folder[0].strip():
             more, their_captions = images_in(folder[0].strip())
             references, texts = references + more, texts + their_captions

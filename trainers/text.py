@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 
@@ -41,6 +41,11 @@ def _number_in(message: str) -> int | None:
     """Find the system's error number that safetensors puts into its text: '... (os error 27)'."""
     number = message.partition("(os error ")[2].partition(")")[0]
     return int(number) if number.isdigit() else None
+
+
+def as_lines(texts: Sequence[str]) -> str:
+    """Return the text of a widget as it is, and a list's texts as one line each."""
+    return texts[0] if len(texts) == 1 else "\n".join(" ".join(text.split()) for text in texts)
 
 
 def captions_of(text: str) -> tuple[str, ...]:

@@ -164,6 +164,25 @@ def test_captions_follow_their_images(load_references, tmp_path):
     assert both.captions == ("{} on a hill", "", "A tree in {}")
 
 
+def test_texts_of_a_list_stay_with_their_images(load_references):
+    """One element is one caption, also one of several lines; core's dataset nodes return such lists."""
+    from personalize.nodes.load_references import LoadReferences
+    from personalize.nodes.score_images import prompts_for
+
+    shown = {
+        i.id: [i.default] for i in LoadReferences.define_schema().inputs if getattr(i, "default", None) is not None
+    }
+    images = {"image0": [torch.full((1, 16, 16, 3), i / 4) for i in range(3)]}
+    texts = ["A house\nin {}\n", "", "{} on\r\na hill"]
+    concept = LoadReferences.execute(**shown | {"crop": ["center"], "captions": texts}, images=images).result[0]
+    assert concept.captions == ("A house in {}", "", "{} on a hill")
+    with pytest.raises(ValueError, match="2 lines but 3 images"):
+        LoadReferences.execute(**shown | {"crop": ["center"], "captions": texts[:2]}, images=images)
+    assert prompts_for(["a\ndog", "a cat"], [1, 2]) == ["a dog", "a cat", "a cat"]
+    for batches in ([2], [1, 1]):
+        assert prompts_for(["a dog\na cat"], batches) == ["a dog", "a cat"]
+
+
 def test_bad_captions_get_one_sentence(load_references, tmp_path):
     pictures = [torch.rand(1, 16, 16, 3)] * 2
     for lines, sentence in (
