@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from PIL import Image
 
 from ..trainers.evaluation.scorer import described
@@ -19,7 +19,7 @@ from ..trainers.runs.train import train
 from ..trainers.training.memory import MemoryPlan
 from ..trainers.training.trainables import check_words
 from .apply import FULL_PRECISION, apply, fits
-from .host import clip_attachment, internals, weights
+from .host import clip_attachment, internals, session, weights
 from .host.folders import cache_folder, runs_folder
 from .host.live import Live
 from .host.models import GraphModels
@@ -136,7 +136,7 @@ class Train(io.ComfyNode):
         notify(". ".join([end, *warnings]))
         trained_model, trained_clip = apply(model, clip, result, in_full_precision=full_precision)
         images = previews(result)
-        shown = {"personalize_run": [result.folder.name], **ui.PreviewImage(images[-1:], cls=cls).as_dict()}
+        shown = {"personalize_run": [result.folder.name], **session.preview(images[-1:], cls)}
         return io.NodeOutput(trained_model, trained_clip, result, images, ui=shown)
 
 

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Iterator
 
 import torch
+from comfy_api.latest import ui
 from server import PromptServer
 
 from ...trainers import device as rule
@@ -21,6 +22,17 @@ def notices(node_id: str) -> Callable[[str], None]:
     """Return a function that shows a sentence on a node, and does nothing without an editor."""
     server = getattr(PromptServer, "instance", None)
     return lambda sentence: server.send_progress_text(sentence, node_id) if server else None
+
+
+def preview(images: torch.Tensor, cls) -> dict:
+    """Return images `[n, h, w, 3]` as a node shows them, with the client's prompt and workflow in the files.
+
+    What a client sends as such need not be text, nor have names: then the files do without.
+    """
+    try:
+        return ui.PreviewImage(images, cls=cls).as_dict()
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return ui.PreviewImage(images).as_dict()
 
 
 def check_interrupted() -> None:
