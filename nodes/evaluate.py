@@ -1,5 +1,6 @@
 """Evaluate: generates the images of a prompt set with a MODEL and scores them."""
 
+import re
 import time
 from dataclasses import replace
 
@@ -11,9 +12,10 @@ from ..trainers.evaluation.prompt_sets import OWN, Prompt, check_format, publish
 from ..trainers.evaluation.report import Report
 from ..trainers.evaluation.scorer import GeneratedImage, References
 from ..trainers.images import to_pil
+from ..trainers.text import any_of
 from . import scoring
 from .host import clip_attachment, internals, sampler, session
-from .host.folders import digest_of_text, text_in_input
+from .host.folders import fingerprint, text_in_input
 from .host.models import check_fit, resolution_of
 from .host.sampler import Sampling
 from .schema import checked, valid
@@ -100,9 +102,8 @@ class Evaluate(io.ComfyNode):
         return valid(lambda given: _templates(*given), widgets)
 
     @classmethod
-    def fingerprint_inputs(cls, prompt_file: str | None = None, **others) -> str:
-        """Return a digest of the file's contents, which may change while its name stays."""
-        return digest_of_text(prompt_file or "")
+    def fingerprint_inputs(cls, **values) -> str:
+        return fingerprint(values)
 
     @classmethod
     @checked
@@ -151,7 +152,7 @@ def _side(pixels: int) -> int:
 def _check_token(clip, concept, texts: list[Prompt]) -> None:
     """Raise `ValueError` if the CLIP never learned the placeholder token: it would encode its letters instead."""
     token = concept.placeholder_token
-    if any(token in each.prompt for each in texts) and token not in clip_attachment.of(clip).tokens:
+    if any(re.search(any_of([token]), each.prompt) for each in texts) and token not in clip_attachment.of(clip).tokens:
         raise ValueError(
             f"This CLIP has not learned {token}: connect the CLIP that Train or Apply Personalized returned, or write "
             "C as token_format for the untrained model."

@@ -1,6 +1,5 @@
 """Load Personalized Files: reads this pack's files, and other programs' LoRAs and embeddings, as a RESULT."""
 
-import os
 import re
 from functools import partial
 from pathlib import Path
@@ -82,12 +81,10 @@ class LoadFiles(io.ComfyNode):
         return next((answer for answer in answers if answer is not True), True)
 
     @classmethod
-    def fingerprint_inputs(
-        cls, personalized: str = NONE, lora: str = NONE, embedding: str = NONE, **others
-    ) -> list[float]:
+    def fingerprint_inputs(cls, personalized: str = NONE, lora: str = NONE, embedding: str = NONE, **others) -> str:
         chosen = {"personalized": personalized, "lora": lora, "embedding": embedding}
         paths = [path_of(name, value) for name, value in chosen.items() if value is not None]
-        return [os.path.getmtime(path) for path in paths if path]
+        return folders.digest_of_files(*filter(None, paths))
 
     @classmethod
     @checked

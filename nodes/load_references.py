@@ -3,7 +3,9 @@
 from comfy_api.latest import io
 
 from ..trainers.data.concept import Concept
+from ..trainers.text import as_lines
 from .host import models
+from .host.folders import fingerprint
 from .reference_images import captions_for, chosen, connected, images_in, of_class
 from .schema import checked
 from .sockets import CATEGORY, ConceptSocket
@@ -118,13 +120,17 @@ class LoadReferences(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, folder="", class_folder="", **others) -> str:
+        return fingerprint({"folder": folder, "class_folder": class_folder})
+
+    @classmethod
     @checked
     def execute(
         cls, folder, class_word, placeholder_token, initializer_token, resolution, crop, max_images, select_images,
         images=None, mask=None, model=None, captions=(), class_images=None, class_folder=("",),
     ) -> io.NodeOutput:  # fmt: skip
         references = connected(images)
-        texts = captions_for("\n".join(captions), len(references))
+        texts = captions_for(as_lines(captions), len(references))
         if folder[0].strip():
             more, their_captions = images_in(folder[0].strip())
             references, texts = references + more, texts + their_captions

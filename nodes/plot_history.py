@@ -9,7 +9,7 @@ from ..trainers.files import replaced
 from ..trainers.reports import history, history_export, history_plot
 from ..trainers.runs.result import RunResult
 from ..trainers.text import reason
-from .host import folders
+from .host import folders, session
 from .schema import checked, valid
 from .sockets import EVALUATION_FOLDER, ResultSocket
 
@@ -80,7 +80,7 @@ class PlotHistory(io.ComfyNode):
         summary = "\n\n".join(history.summary(run, running_mean) for run in runs)
         csv = _write(result, folder_of(prefix), save, tensorboard)
         losses = {"loss": [entry["loss"] for entry in history.entries(result)]}  # the form of core's Train LoRA
-        shown = ui.PreviewImage(image, cls=cls).as_dict() | ui.PreviewText(summary).as_dict()
+        shown = session.preview(image, cls) | ui.PreviewText(summary).as_dict()
         return io.NodeOutput(image, csv, summary, losses, ui=shown)
 
 

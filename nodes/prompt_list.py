@@ -8,7 +8,7 @@ from ..trainers.data.prompts import prompts_of
 from ..trainers.evaluation.prompt_folders import folder_names, folder_of, table
 from ..trainers.files import replaced
 from ..trainers.text import reason
-from .host.folders import digest_of_text, inside_output, text_in_input
+from .host.folders import fingerprint, inside_output, text_in_input
 from .schema import checked, valid
 from .sockets import EVALUATION_FOLDER
 
@@ -71,9 +71,8 @@ class PromptList(io.ComfyNode):
         return valid(lambda given: prompts_of(_text(*given), subject), widgets)
 
     @classmethod
-    def fingerprint_inputs(cls, prompt_file: str | None = None, **others) -> str:
-        """Return a digest of the file's contents, which may change while its name stays."""
-        return digest_of_text(prompt_file or "")
+    def fingerprint_inputs(cls, prompt_file: str | None = "", **others) -> str:
+        return fingerprint({"prompt_file": prompt_file})
 
     @classmethod
     @checked

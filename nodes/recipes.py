@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..trainers.recipes import METHODS
 from ..trainers.runs.run import extractor_configs
 from ..trainers.text import captions_of
-from .host.folders import text_in_input
+from .host.folders import fingerprint, text_in_input
 from .host.session import extractors
 from .schema import checked, filled, widgets
 from .sockets import METHOD_FOLDER, RecipeSocket
@@ -85,6 +85,10 @@ def recipe_node(method: Method) -> type[io.ComfyNode]:
                 inputs=[preset_input(METHODS[method.name], method.presets, SHOWN)],
                 outputs=[RecipeSocket.Output(display_name="recipe")],
             )
+
+        @classmethod
+        def fingerprint_inputs(cls, preset: dict | None = None) -> str:
+            return fingerprint(preset or {})
 
         @classmethod
         @checked

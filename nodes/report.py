@@ -11,7 +11,7 @@ from ..trainers.evaluation.report import CEILING, FLOOR, Report
 from ..trainers.reports import csv_json, report_folder
 from ..trainers.reports.grid import PROMPTS, REPORTS
 from ..trainers.text import reason
-from .host import folders
+from .host import folders, session
 from .schema import checked, valid
 from .sockets import EVALUATION_FOLDER, ReportSocket
 
@@ -81,7 +81,7 @@ class WriteReport(io.ComfyNode):
         images = _write(Path(folders.inside_output(name)), compared, grid_rows or PROMPTS)
         table, grid, scatter = (image[None] for image in images.values())
         summary = "\n\n".join(report.summary() for report in compared)
-        shown = ui.PreviewImage(table, cls=cls).as_dict() | ui.PreviewText(f"{name}/report.html\n\n{summary}").as_dict()
+        shown = session.preview(table, cls) | ui.PreviewText(f"{name}/report.html\n\n{summary}").as_dict()
         return io.NodeOutput(table, grid, f"{name}/report.html", f"{name}/report.csv", summary, scatter, ui=shown)
 
 

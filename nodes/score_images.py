@@ -6,9 +6,10 @@ from ..trainers.evaluation.prompt_sets import CLASS_WORD
 from ..trainers.evaluation.scorer import GeneratedImage
 from ..trainers.images import to_pil
 from ..trainers.metrics.metrics import plain_prompt
-from ..trainers.text import captions_of
+from ..trainers.text import as_lines, captions_of
 from . import scoring
 from .host import internals, session
+from .host.folders import fingerprint
 from .reference_images import connected
 from .schema import checked
 from .sockets import EVALUATION_FOLDER, ConceptSocket
@@ -43,6 +44,10 @@ class ScoreImages(io.ComfyNode):
             outputs=scoring.outputs(),
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, **values) -> str:
+        return fingerprint(values)
 
     @classmethod
     @checked
@@ -91,7 +96,9 @@ def prompts_for(prompts: list[str], batches: list[int]) -> list[str]:
     Raises:
         ValueError: the number of prompts fits neither images nor batches.
     """
-    lines = [line for text in prompts for line in captions_of(text)]
+    if len(prompts) == len(batches) > 1:
+        return [line for text, size in zip(prompts, batches, strict=True) for line in _of_batch(text, size)]
+    lines = [*captions_of(as_lines(prompts))]
     count = sum(batches)
     if len(lines) == count:
         return lines
@@ -103,3 +110,9 @@ def prompts_for(prompts: list[str], batches: list[int]) -> list[str]:
         f"There are {count} images in {len(batches)} batches but {len(lines)} prompts: write one for each image, one "
         "for each batch, or one for all."
     )
+
+
+def _of_batch(text: str, size: int) -> tuple[str, ...]:
+    """Return the prompt of each image of a batch: the lines of its text where there are as many, else all of it."""
+    lines = captions_of(text)
+    return lines if len(lines) == size else (" ".join(lines),) * size

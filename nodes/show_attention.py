@@ -1,5 +1,6 @@
 """Show Attention: heat maps of the U-Net's cross-attention to words of a prompt."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..trainers.reports import attention_maps
-from ..trainers.text import quoted
+from ..trainers.text import any_of, quoted
 from .host import clip_attachment, internals, models
 from .host.attention_recorder import Recorder
 from .reference_images import connected
@@ -130,16 +131,18 @@ def _split(words: str) -> list[str]:
 
 def _of_base(trained: Reading, model, clip, base_words: str) -> Reading:
     """Return the untrained model's reading, with `base_words` in place of placeholder tokens that it never learned."""
-    learned = [word for word in clip_attachment.of(trained.clip).tokens if word in trained.prompt]
+    known = clip_attachment.of(trained.clip).tokens
+    learned = re.findall(any_of(known), trained.prompt) if known else []
     if learned and not base_words:
         raise ValueError(
             f"The untrained model has not learned {learned[0]}: write its replacement, such as the class word, as "
             "base_words."
         )
-    texts = [trained.prompt, *trained.words]
-    for word in sorted(learned, key=len, reverse=True):
-        texts = [text.replace(word, base_words) for text in texts]
-    return Reading("base", model, clip, texts[0], texts[1:])
+    prompt, *words = [
+        re.sub(any_of(learned), lambda found: base_words, text) if learned else text
+        for text in (trained.prompt, *trained.words)
+    ]
+    return Reading("base", model, clip, prompt, words)
 
 
 def positions(clip, prompt: str, word: str) -> list[int]:

@@ -7,6 +7,7 @@ from ..trainers.stopping.clip_early_stopping import ClipEarlyStopping
 from ..trainers.stopping.dvar import DVAR
 from ..trainers.stopping.monitor import FixedSteps
 from ..trainers.stopping.pick_by_score import PickByScore
+from .host.folders import fingerprint
 from .recipes import chosen, preset_input, with_extractors
 from .schema import checked, filled, valid, widgets
 from .sockets import STOPPING_FOLDER, StopperSocket
@@ -34,6 +35,10 @@ def monitor_node(
                 ],
                 outputs=[StopperSocket.Output(display_name="stopper")],
             )
+
+        @classmethod
+        def fingerprint_inputs(cls, preset: dict | None = None, **others) -> str:
+            return fingerprint(preset or {})
 
         @classmethod
         @checked
@@ -111,6 +116,10 @@ class PickByScoreStopper(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, prompts: str | None = None) -> bool | str:
         return valid(lambda given: PickByScore(prompts=given), prompts)
+
+    @classmethod
+    def fingerprint_inputs(cls, **values) -> str:
+        return fingerprint(values)
 
     @classmethod
     @checked

@@ -14,12 +14,12 @@ from ..trainers.runs.callbacks import Callbacks
 from ..trainers.runs.folder import RunFolder
 from ..trainers.runs.preview import Preview
 from ..trainers.runs.result import RunResult
-from ..trainers.runs.run import Run, extractor_configs
+from ..trainers.runs.run import Run, check_lengths, extractor_configs
 from ..trainers.runs.train import train
 from ..trainers.training.memory import MemoryPlan
 from ..trainers.training.trainables import check_words
 from .apply import FULL_PRECISION, apply, fits
-from .host import clip_attachment, internals, weights
+from .host import clip_attachment, internals, session, weights
 from .host.folders import cache_folder, runs_folder
 from .host.live import Live
 from .host.models import GraphModels
@@ -140,14 +140,19 @@ class Train(io.ComfyNode):
         return io.NodeOutput(trained_model, trained_clip, result, images, ui={"personalize_run": [result.folder.name]})
 
 
-def find_or_train(model, clip, vae, run: Run, notify, **options) -> RunResult:
+def find_or_train(
+    model, clip, vae, run: Run, notify, *, preview: Preview | None = None, warn=logging.warning, **options
+) -> RunResult:
     """Return the finished run with these inputs if there is one, else train, resuming an interrupted run."""
-    graph, concept = GraphModels.of(model, clip, vae), run.concept
-    run.recipe.check(concept, known=clip_attachment.of(clip).tokens)
-    for name in graph.family.text_encoders:
-        check_words(
-            weights.tokenizer_of(clip, name), concept.placeholder_token, concept.initializer, concept.class_word
-        )
+    preview = preview or Preview()
+    graph, concept, known = GraphModels.of(model, clip, vae), run.concept, clip_attachment.of(clip).tokens
+    run.recipe.check(concept, known=known)
+    tokenizers = [weights.tokenizer_of(clip, name) for name in graph.family.text_encoders]
+    for tokenizer in tokenizers:
+        check_words(tokenizer, concept.placeholder_token, concept.initializer, concept.class_word)
+    vectors = max(map(len, known.get(concept.placeholder_token, {}).values()), default=0)
+    for sentence in check_lengths(run, preview.used_prompts, tokenizers, vectors):
+        warn(sentence)
     fingerprint = weights.fingerprint(graph)
     folder = runs_folder() / run.digest(fingerprint)
     finished = RunFolder(folder).result()
@@ -155,12 +160,12 @@ def find_or_train(model, clip, vae, run: Run, notify, **options) -> RunResult:
         return finished
     with training_session() as device:
         # A separate function: when it returns, only the result remains in memory.
+        options |= {"preview": preview, "warn": warn}
         return _train(graph, run, device, folder, notify, model_fingerprint=fingerprint, **options)
 
 
 def _train(
-    graph: GraphModels, run: Run, device, folder, notify, *, model_fingerprint: str, hidden, warn=logging.warning,
-    **options,
+    graph: GraphModels, run: Run, device, folder, notify, *, model_fingerprint: str, hidden, warn, **options,
 ) -> RunResult:  # fmt: skip
     load_extractors(run, notify)
     models = weights.read_models(graph, run.dtype, notify)

@@ -1,7 +1,11 @@
-"""Files that are never half written, and tensors that do not keep their file open."""
+"""Files that are never half written, links that are not followed, and tensors that do not keep their file open."""
 
 import contextlib
+import glob
 import os
+import secrets
+import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,22 +13,65 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
+ABANDONED = 24 * 60 * 60  # seconds after which nobody writes a temporary file any more
+
 
 @contextlib.contextmanager
 def replaced(path: Path | str) -> Iterator[Path]:
-    """Yield a path next to `path` that replaces it when the block ends.
+    """Yield the path of a new file next to `path` that replaces it when the block ends.
 
-    A process that is killed, or an error such as a full disk, leaves an earlier file of that name as it was.
+    A process that is killed, or an error such as a full disk, leaves an earlier file of that name as it was. The file
+    keeps an earlier one's mode, or gets that of any new file: safetensors gives its own to the owner alone.
     """
     path = Path(path)
-    temporary = path.with_suffix(".tmp")
+    _remove_abandoned(path)
+    temporary = path.with_name(f"{path.stem}.{secrets.token_hex(8)}.tmp")  # no other process has the name
     try:
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        mode = _mode(path) or _mode(temporary)
         yield temporary
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.remove(temporary)
         raise
+
+
+def _mode(path: Path) -> int:
+    """Return a file's permission bits; 0 for a link, and where there is no file."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return 0
+    return stat.S_IMODE(mode) if stat.S_ISREG(mode) else 0
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what killed processes left of `path`."""
+    for temporary in path.parent.glob(f"{glob.escape(path.stem)}.????????????????.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - temporary.lstat().st_mtime > ABANDONED:
+                temporary.unlink()
+
+
+def inside(folder: Path | str, path: Path | str) -> bool:
+    """Return whether a path lies in a folder, after every link in either is followed."""
+    root = os.path.realpath(folder)
+    try:
+        return os.path.commonpath([root, os.path.realpath(path)]) == root
+    except ValueError:  # another drive, or a name that no file can have
+        return False
+
+
+def link_in(folder: Path) -> Path | None:
+    """Return a link that `folder` is or contains; `None` if there is none."""
+    return next((path for path in (folder, *folder.rglob("*")) if path.is_symlink() or _is_junction(path)), None)
+
+
+def _is_junction(path: Path) -> bool:
+    """Return whether this is Windows' link of a folder, which Python knows since 3.12."""
+    return hasattr(os.path, "isjunction") and os.path.isjunction(path)
 
 
 def save_png(image: Image.Image, path: Path) -> None:

@@ -68,7 +68,7 @@ def read_folder(
     A caption is the text of a .txt file of the image's name; images are rotated as their EXIF says.
 
     Args:
-        allowed: returns the path of a caption file, or raises `ValueError` where it must not be read.
+        allowed: returns the path of an image or a caption, or raises `ValueError` where it must not be read.
 
     Raises:
         ValueError: the folder holds no images, or a file in it cannot be read.
@@ -79,7 +79,7 @@ def read_folder(
             f"The folder {quoted(folder.name)} holds no images: put png, jpg, webp, bmp or tiff files into it."
         )
     captions = tuple(_caption(allowed(text)) if (text := file.with_suffix(".txt")).exists() else "" for file in files)
-    return tuple(map(read_image, files)), captions if any(captions) else ()
+    return tuple(read_image(allowed(file)) for file in files), captions if any(captions) else ()
 
 
 def read_image(file: Path) -> Tensor:

@@ -1,6 +1,9 @@
-"""Parts of messages for users: their own words, shortened, and the system's reason about a file."""
+"""Words of users: in messages, shortened; whole ones in prompts; and the system's reason about a file."""
 
+import difflib
 import os
+import re
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 
@@ -40,6 +43,37 @@ def _number_in(message: str) -> int | None:
     return int(number) if number.isdigit() else None
 
 
+def as_lines(texts: Sequence[str]) -> str:
+    """Return the text of a widget as it is, and a list's texts as one line each."""
+    return texts[0] if len(texts) == 1 else "\n".join(" ".join(text.split()) for text in texts)
+
+
 def captions_of(text: str) -> tuple[str, ...]:
     """Split text into captions, one per line; empty lines do not count."""
     return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def any_of(words: Iterable[str]) -> str:
+    """Return a regular expression for any of some words as a whole, the longest first: `007` is not in `2007`."""
+    return "|".join(map(_whole, sorted(words, key=len, reverse=True)))
+
+
+def _whole(word: str) -> str:
+    before, after = (r"(?<!\w)" if _in_word(word[0]) else ""), (r"(?!\w)" if _in_word(word[-1]) else "")
+    return f"{before}{re.escape(word)}{after}"
+
+
+def _in_word(letter: str) -> bool:
+    return bool(re.match(r"\w", letter))
+
+
+def unknown_tokens(prompt: str, known: Collection[str]) -> dict[str, str]:
+    """Return what looks like a placeholder token in a prompt and is none, each with the nearest of those known.
+
+    This is a word in angle brackets, and a known token with other capitals: `<Concept>` is not `<concept>`.
+    """
+    tokens = any_of(known)
+    rest = re.sub(tokens, " ", prompt)
+    nearest = {token.lower(): token for token in known}
+    found = re.findall(rf"<[\w*-]+>|(?i:{tokens})", rest)
+    return {word: nearest[difflib.get_close_matches(word.lower(), nearest, 1, 0.0)[0]] for word in found}

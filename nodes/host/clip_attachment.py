@@ -4,12 +4,16 @@ All of it is attached to copies: the CLIP of the graph, and every other clone of
 """
 
 import copy
+import logging
+import re
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from . import causal_adapters, internals
+from ...trainers.text import any_of, unknown_tokens
+from . import causal_adapters, internals, session
 from .causal_adapters import KEY, WordAdapters
 
 
@@ -75,16 +79,36 @@ class PlaceholderWords:
     placeholders: dict[str, tuple[str, Tensor]]
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs):
-        for token in sorted(self.placeholders, key=len, reverse=True):
-            text = text.replace(token, f" embedding:{self.placeholders[token][0]} ")
+        _warn_of_unknown(text, self.placeholders)
+
+        def embedding(found: re.Match) -> str:
+            return f" embedding:{self.placeholders[found['token']][0]} " if found["token"] else found[0]
+
+        # A token within the name of an embedding's file is part of that name.
+        file, token = r"embedding:[^\s<\[()]+", rf"(?:embedding:)?(?P<token>{any_of(self.placeholders)})"
+        text = re.sub(f"{file}|{token}", embedding, text)
         return super().tokenize_with_weights(text, return_word_ids, **kwargs)
 
     def _try_get_embedding(self, embedding_name: str):
         first, _, rest = embedding_name.partition(" ")
-        for name, vectors in self.placeholders.values():
-            if first == name:
+        for token, (name, vectors) in self.placeholders.items():
+            if first in (name, token):
                 return vectors, first, rest.strip()
+        if not embedding_name.strip():  # of `embedding: <concept>`, where the token is an embedding of its own
+            return None, "", ""
         return super()._try_get_embedding(embedding_name)
+
+
+def _warn_of_unknown(prompt: str, known: Collection[str]) -> None:
+    """Say in the log and on the running node which words of a prompt look like placeholder tokens and are none."""
+    context = internals.get_executing_context()
+    for word, nearest in unknown_tokens(prompt, known).items():
+        sentence = (
+            f"The prompt has {word}, which this CLIP has not learned: write {nearest}, the nearest that it knows."
+        )
+        logging.warning(sentence)
+        if context:
+            session.notices(context.node_id)(sentence)
 
 
 def fixed_forward(encoder, outputs: Tensor, original):

@@ -2,13 +2,27 @@
 
 import hashlib
 import os
+import stat
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import folder_paths
 
+from ...trainers.files import inside
 from ...trainers.text import quoted, text_of
 
 folder_paths.add_model_folder_path("personalize", os.path.join(folder_paths.models_dir, "personalize"))
+
+
+SMALL = 2**16  # bytes of a file that is read to see whether it changed
+# Widgets that name a file or a folder which the node reads, and the folders in which they are looked for.
+FOLDERS: dict[str, Callable[[], list[str]]] = {
+    **dict.fromkeys(
+        ("folder", "class_folder", "prompt_file", "captions"), lambda: [folder_paths.get_input_directory()]
+    ),
+    **dict.fromkeys(("clip_weights", "dino_weights", "lpips_weights"), lambda: weight_folders()),
+}
 
 
 def model_files(kind: str) -> list[str]:
@@ -25,6 +39,11 @@ def model_file(kind: str, name: str) -> Path | None:
 def model_folder(kind: str) -> str:
     """Return the folder of a kind for new files."""
     return folder_paths.get_folder_paths(kind)[0]
+
+
+def weight_folders() -> list[str]:
+    """Return the folders in which metric models are looked for."""
+    return [folder for kind in ("clip_vision", "personalize") for folder in folder_paths.get_folder_paths(kind)]
 
 
 def runs_folder() -> Path:
@@ -74,23 +93,56 @@ def text_in_input(name: str, what: str, line: str) -> str:
     return text
 
 
-def digest_of_text(name: str) -> str:
-    """Return a digest of the text of such a file, or the error where it cannot be read."""
-    try:
-        return hashlib.sha256(text_in_input(name, "text", "line").encode()).hexdigest()
-    except ValueError as error:
-        return str(error)
+def fingerprint(values: dict) -> str:
+    """Return a digest that changes when a file or folder does that a node's widgets name: `fingerprint_inputs`.
+
+    Args:
+        values: widgets by name, also nested ones and lists, with `None` for links; what names no path is passed over.
+    """
+    return digest_of_files(*_paths(values))
+
+
+def digest_of_files(*paths: str | Path) -> str:
+    """Return a digest of files, and of the files in folders: of their contents, or of the times of large ones."""
+    sha = hashlib.sha256()
+    for path in map(Path, paths):
+        sha.update(path.name.encode(errors="replace"))
+        try:
+            for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+                sha.update(b"\0" + file.name.encode(errors="replace") + b"\0" + _state(file))
+        except (OSError, ValueError) as error:  # what is missing may come; a name may be one that no file can have
+            sha.update(type(error).__name__.encode())
+    return sha.hexdigest()
+
+
+def _state(file: Path) -> bytes:
+    """Return a small file's contents; else what changes with them: its size and times."""
+    state = file.stat()
+    if stat.S_ISREG(state.st_mode) and state.st_size <= SMALL:
+        return file.read_bytes()
+    return f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}".encode()
+
+
+def _paths(values: dict) -> Iterator[Path]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _paths(value)
+        for text in value if isinstance(value, list) else [value]:
+            for folder in FOLDERS[name]() if name in FOLDERS else ():
+                if text is None:  # a link: known only when the node before has run
+                    yield Path(folder, str(time.time_ns()))
+                elif isinstance(text, str) and _is_below(Path(text.strip())):
+                    yield Path(folder, text.strip())
+
+
+def _is_below(path: Path) -> bool:
+    return bool(path.parts) and not path.anchor and ".." not in path.parts
 
 
 def _inside(kind: str, folder: str, name: str) -> str:
-    root = os.path.realpath(folder)
-    path = os.path.realpath(os.path.join(root, name)) if "\0" not in name else ""
-    try:
-        inside = os.path.commonpath([root, path]) == root
-    except ValueError:  # another drive
-        inside = False
-    if not inside:
+    path = os.path.join(folder, name)
+    if "\0" in name or not inside(folder, path):
         raise ValueError(
             f"The path {quoted(name)} is not inside ComfyUI's {kind} folder: write its name as it is below {kind}/."
         )
-    return path
+    return os.path.realpath(path)

@@ -32,9 +32,9 @@ class Live:
             steps: optimizer steps of all stages, by the recipe.
             hidden: the node's hidden inputs: its id, and its workflow if there is one.
         """
-        context, workflow = internals.get_executing_context(), (hidden.extra_pnginfo or {}).get("workflow") or {}
+        context = internals.get_executing_context()
         self.folder, self.planned = folder, steps
-        self.prompt = {"run": folder.name, "node": str(hidden.unique_id), "workflow": workflow.get("id")}
+        self.prompt = {"run": folder.name, "node": str(hidden.unique_id), "workflow": _workflow_id(hidden)}
         self.prompt |= {"prompt_id": context.prompt_id if context else None}
         self.entries: list[dict] = []  # since the last event
         self.stages: dict[str, int] = {}  # stage -> its steps, for the stages so far
@@ -100,6 +100,14 @@ class Live:
         server = getattr(PromptServer, "instance", None)
         if server:
             server.send_sync(EVENT, event | {"previews": previews(self.folder)[-NEWEST:]}, None)
+
+
+def _workflow_id(hidden) -> str | None:
+    """Return the id of the editor's workflow; `None` where a client sends something else, which the host passes on."""
+    value = hidden.extra_pnginfo
+    for name in ("workflow", "id"):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value if isinstance(value, str) else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

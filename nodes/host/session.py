@@ -6,20 +6,17 @@ import html
 import traceback
 from collections.abc import Callable, Iterator
 
-import folder_paths
 import torch
+from comfy_api.latest import ui
 from server import PromptServer
 
 from ...trainers import device as rule
 from ...trainers.metrics.extractor_cache import ExtractorCache
 from . import internals
+from .folders import weight_folders
 
 # Metric models stay in memory during a training, so that its initializer, monitors and scores share them.
-extractors = ExtractorCache(
-    folders=lambda: [
-        folder for kind in ("clip_vision", "personalize") for folder in folder_paths.get_folder_paths(kind)
-    ]
-)
+extractors = ExtractorCache(folders=weight_folders)
 
 
 def notices(node_id: str) -> Callable[[str], None]:
@@ -29,6 +26,17 @@ def notices(node_id: str) -> Callable[[str], None]:
     """
     server = getattr(PromptServer, "instance", None)
     return lambda sentence: server.send_progress_text(html.escape(sentence, quote=False), node_id) if server else None
+
+
+def preview(images: torch.Tensor, cls) -> dict:
+    """Return images `[n, h, w, 3]` as a node shows them, with the client's prompt and workflow in the files.
+
+    What a client sends as such need not be text, nor have names: then the files do without.
+    """
+    try:
+        return ui.PreviewImage(images, cls=cls).as_dict()
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return ui.PreviewImage(images).as_dict()
 
 
 def check_interrupted() -> None:

@@ -7,10 +7,13 @@ golden file is edited by hand, so that somebody thinks about the workflows that 
 import asyncio
 import dataclasses
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from comfy_api.latest import io
 from PIL import Image
 
 pytestmark = pytest.mark.comfy
@@ -161,6 +164,25 @@ def test_captions_follow_their_images(load_references, tmp_path):
     assert both.captions == ("{} on a hill", "", "A tree in {}")
 
 
+def test_texts_of_a_list_stay_with_their_images(load_references):
+    """One element is one caption, also one of several lines; core's dataset nodes return such lists."""
+    from personalize.nodes.load_references import LoadReferences
+    from personalize.nodes.score_images import prompts_for
+
+    shown = {
+        i.id: [i.default] for i in LoadReferences.define_schema().inputs if getattr(i, "default", None) is not None
+    }
+    images = {"image0": [torch.full((1, 16, 16, 3), i / 4) for i in range(3)]}
+    texts = ["A house\nin {}\n", "", "{} on\r\na hill"]
+    concept = LoadReferences.execute(**shown | {"crop": ["center"], "captions": texts}, images=images).result[0]
+    assert concept.captions == ("A house in {}", "", "{} on a hill")
+    with pytest.raises(ValueError, match="2 lines but 3 images"):
+        LoadReferences.execute(**shown | {"crop": ["center"], "captions": texts[:2]}, images=images)
+    assert prompts_for(["a\ndog", "a cat"], [1, 2]) == ["a dog", "a cat", "a cat"]
+    for batches in ([2], [1, 1]):
+        assert prompts_for(["a dog\na cat"], batches) == ["a dog", "a cat"]
+
+
 def test_bad_captions_get_one_sentence(load_references, tmp_path):
     pictures = [torch.rand(1, 16, 16, 3)] * 2
     for lines, sentence in (
@@ -177,6 +199,11 @@ def test_bad_captions_get_one_sentence(load_references, tmp_path):
     with pytest.raises(ValueError, match="not inside"):
         load_references(folder="many")
     (tmp_path / "many" / "a.txt").unlink()
+    Image.new("RGB", (16, 16)).save(tmp_path.parent / "secret.png")
+    (tmp_path / "many" / "b.png").symlink_to(tmp_path.parent / "secret.png")
+    with pytest.raises(ValueError, match=r"^The path 'many/b\.png' is not inside ComfyUI's input folder"):
+        load_references(folder="many")
+    (tmp_path / "many" / "b.png").unlink()
     (tmp_path / "many" / "a.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"a\.txt' cannot be read as text"):
         load_references(folder="many")
@@ -222,3 +249,62 @@ def test_captions_come_from_a_file_in_the_input_folder(tmp_path, monkeypatch):
     for name, sentence in (("empty.txt", "is empty"), ("odd.txt", "as text"), ("none.txt", "cannot be read")):
         with pytest.raises(ValueError, match=sentence):
             textboost.execute({"preset": "readme", "captions": name})
+
+
+def named_paths(inputs):
+    """Every text of these inputs whose tooltip says that it names a file or a folder: option of a preset, and id."""
+    for item in inputs:
+        for option in getattr(item, "options", None) or []:
+            if hasattr(option, "inputs"):
+                yield from ((option.key, name) for _, name in named_paths(option.inputs))
+        speaks = re.search(r"\b(files?|folders?)\b", item.tooltip or "", re.IGNORECASE)
+        if item.get_io_type() == "STRING" and speaks and item.id not in OTHERS:
+            yield "", item.id
+
+
+OTHERS = {"prefix", "name", "clip_model", "dino_model"}  # what is written, and architectures of files
+# Texts whose tooltips speak of files that others name.
+TEXTS = {("PersonalizeLoadReferences", "captions"), ("PersonalizeLoadFiles", "placeholder_token")}
+
+
+def test_what_a_path_names_is_noticed_when_it_changes(tmp_path, monkeypatch):
+    """Every input of every node that reads a file or a folder: the host asks `fingerprint_inputs` before it runs."""
+    import folder_paths
+
+    from personalize.nodes.schema import CHANGING
+
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path))
+    for kind in ("clip_vision", "personalize"):
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([str(tmp_path)], {".safetensors"}))
+    tested = set()
+    for node in nodes():
+        schema = node.define_schema()
+        for preset, name in named_paths(schema.inputs):
+            if (schema.node_id, name) in TEXTS:
+                continue
+
+            def state(text, node=node, schema=schema, preset=preset, name=name):
+                value = [text] if schema.is_input_list else text
+                inputs = {"preset": {"preset": preset, name: value}} if preset else {name: value}
+                return node.fingerprint_inputs(**inputs)
+
+            (tmp_path / "thing").mkdir()
+            (tmp_path / "thing" / "a.png").write_text("a")
+            (tmp_path / "words.txt").write_text("a")
+            for changed, text in ((tmp_path / "words.txt", "words.txt"), (tmp_path / "thing" / "a.png", " thing")):
+                before = state(text)
+                assert before == state(text) != state(""), (schema.node_id, name)
+                changed.write_text("b")
+                assert state(text) != before, (schema.node_id, name)
+            before = state("thing")
+            (tmp_path / "thing" / "a.txt").write_text("words")
+            assert state("thing") != before
+            assert state(None) != state(None)  # a link, whose value is not known yet
+            shutil.rmtree(tmp_path / "thing")
+            tested.add((schema.node_id, name))
+        for item in schema.inputs:
+            asked = node.fingerprint_inputs.__func__ is not io.ComfyNode.fingerprint_inputs.__func__
+            assert asked or item.id not in CHANGING
+    assert {name for _, name in tested} == {
+        "folder", "class_folder", "prompt_file", "captions", "clip_weights", "dino_weights", "lpips_weights"
+    }  # fmt: skip

@@ -183,6 +183,19 @@ PATHS = [
     ("delete a path", delete("../.."), "^There is no run"),
     ("delete nothing", delete(""), "^There is no run"),
 ]
+LONG = "a small red and blue " * 15  # 75 tokens
+LENGTHS = [
+    (
+        "a caption whose subject is behind the 75th token",
+        {"references.captions": LONG + "{}"},
+        r"^The caption 'a small .*<concept>' has <concept> behind the 67 tokens that are read: shorten what stands",
+    ),
+    (
+        "a preview prompt whose subject is behind the 75th token",
+        {"train.preview_prompts": f"a {{}}\n{LONG}{{}}", "train.preview_every": 1},
+        r"^The preview prompt 'a small .*<concept>' has <concept> behind the 75 tokens that are read: shorten",
+    ),
+]
 NUMBERS = [
     ("a resolution of 100", {"references.resolution": 100}, "^The resolution 100 is not a multiple of 8: try 96"),
     ("a resolution of 8", {"references.resolution": 8}, "^The resolution 8 is too small: use 32 or more"),
@@ -342,7 +355,7 @@ ATTENTION = [
         "^The input base_model received no MODEL: connect one",
     ),
 ]
-ROWS = PICTURES + WORDS + PATHS + NUMBERS + FILES + PROMPT_LISTS + ATTENTION
+ROWS = PICTURES + WORDS + LENGTHS + PATHS + NUMBERS + FILES + PROMPT_LISTS + ATTENTION
 
 
 @pytest.fixture(scope="module")

@@ -82,6 +82,13 @@ def mutated(prompt, draw):
     return prompt
 
 
+def extra_data(draw):
+    """What editors send beside a prompt, in hidden inputs: their workflow, of whatever type."""
+    value = draw.choice(VALUES)
+    named = {"workflow": value}, {"workflow": {"id": value}}, {str(value)[:99]: value}, value
+    return {"extra_pnginfo": draw.choice(named)} if draw.random() < 0.5 else {}
+
+
 def is_zero(value):
     """Whether ComfyUI makes 0 of it, or leaves it out: for a resolution that is the model's own."""
     return value is None or (isinstance(value, (int, float)) and abs(value) < 1)
@@ -102,7 +109,9 @@ def test_no_prompt_shows_python_or_ends_the_server(server, object_info):
     draw, started = random.Random(SEED), time.monotonic()
     good = graphs(object_info, server.checkpoint)
     sent = [mutated(draw.choice(good), draw) for _ in range(NUMBER)]
-    ended = in_time(server, [prompts.queue(server.client, prompt) for prompt in sent], waiting.LIMIT + 30 * NUMBER)
+    extra = [extra_data(draw) for _ in sent]
+    queued = [prompts.queue(server.client, prompt, extra_data=more) for prompt, more in zip(sent, extra, strict=True)]
+    ended = in_time(server, queued, waiting.LIMIT + 30 * NUMBER)
     counts = Counter(f"{one.kind}, {'by the pack' if one.ours else 'by ComfyUI'}" for one in ended)
     print(f"{NUMBER} prompts in {time.monotonic() - started:.0f} seconds:", dict(counts))
     bad = {one.message: prompts.faults(one.message) for one in ended if one.ours}
@@ -110,3 +119,27 @@ def test_no_prompt_shows_python_or_ends_the_server(server, object_info):
     assert len(counts) >= 4, "the mutations reach too little"
     seed = {"train.seed": 12345}
     assert prompts.run(server.client, prompts.changed(good[1], seed)).kind == "success"
+
+
+EXTRA = [
+    "text",
+    7,
+    ["a"],
+    {"workflow": "text"},
+    {"workflow": ["id"]},
+    {"workflow": {"id": {"a": 1}}},
+    {"\U0001f436": "dog"},
+]
+
+
+def test_a_client_may_send_any_workflow(server, object_info):
+    """A training that shows previews and plots its history, whatever the hidden inputs are."""
+    good = prompts.changed(
+        prompts.smallest(object_info, server.checkpoint), {"train.preview_every": 1, "train.preview_steps": 1}
+    )
+    inputs = prompts.defaults(object_info["PersonalizePlotHistory"]["input"]) | {"result": ["train", 2]}
+    plot = {"plot": ("PersonalizePlotHistory", inputs | {"scale": "linear"})}
+    for seed, extra in enumerate(EXTRA):
+        prompt = prompts.changed(good, plot | {"train.seed": 700 + seed})
+        outcome = prompts.run(server.client, prompt, extra_data={"extra_pnginfo": extra})
+        assert outcome.kind == "success", (extra, outcome)

@@ -231,6 +231,28 @@ def test_references_from_lists_batches_and_folders(server, graph):
     assert size_of(turned / "images" / "00.png") == (20, 40)
 
 
+def test_a_folder_that_changed_is_trained_anew(server, graph):
+    """A new image, an image overwritten by one of the same size, a caption: each once, and not without a change."""
+    folder = server.base / "input" / "growing"
+    folder.mkdir()
+    prompt = graph(references={"folder": "growing"}, recipe={"preset.steps": 1}, train={"preview_every": 0})
+    prompt["references"]["inputs"].pop("images.image0")
+    changes = [
+        lambda: Image.new("RGB", (128, 128), "red").save(folder / "a.png"),
+        lambda: Image.new("RGB", (128, 128), "green").save(folder / "b.png"),
+        lambda: Image.new("RGB", (128, 128), "blue").save(folder / "a.png"),
+        lambda: (folder / "a.txt").write_text("{} on grass"),
+        lambda: None,
+    ]
+    trained = []
+    for change in changes:
+        change()
+        before = folders(server)
+        server.run(prompt)
+        trained.append(len(folders(server) - before))
+    assert trained == [1, 1, 1, 1, 0]
+
+
 def size_of(file):
     with Image.open(file) as picture:
         return picture.size

@@ -75,10 +75,10 @@ def changed(prompt: dict, changes: dict) -> dict:
     return copy
 
 
-def queue(client, prompt: dict) -> str | Outcome:
-    """The prompt's id, or how it was turned away."""
+def queue(client, prompt: dict, **extra) -> str | Outcome:
+    """The prompt's id, or how it was turned away; `extra` is sent beside it."""
     try:
-        return client.post("/prompt", {"prompt": prompt})["prompt_id"]
+        return client.post("/prompt", {"prompt": prompt, **extra})["prompt_id"]
     except urllib.error.HTTPError as error:
         body = error.read()
         return _refused(json.loads(body)) if error.code == 400 else Outcome("host", f"HTTP {error.code}")
@@ -108,8 +108,8 @@ def ended(client, prompt_id: str) -> Outcome:
     return Outcome("success")
 
 
-def run(client, prompt: dict) -> Outcome:
-    queued = queue(client, prompt)
+def run(client, prompt: dict, **extra) -> Outcome:
+    queued = queue(client, prompt, **extra)
     return queued if isinstance(queued, Outcome) else ended(client, queued)
 
 

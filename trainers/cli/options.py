@@ -20,9 +20,10 @@ from ..recipes import METHODS
 from ..recipes.base import Recipe
 from ..runs.callbacks import Callbacks
 from ..runs.folder import RunFolder
+from ..runs.preview import Preview
 from ..runs.replay import CROPS
 from ..runs.result import RunResult
-from ..runs.run import NOT_WORDS, Run
+from ..runs.run import NOT_WORDS, Run, check_lengths
 from ..runs.train import train
 from ..settings import changed
 from ..text import captions_of, quoted
@@ -198,16 +199,22 @@ def progress(say: Say, steps: int, report: StepReport) -> None:
 
 
 def train_command(
-    run: Run, models: Models, folder: RunFolder, device: SingleDevice, say: Say, *, micro_batch_size: int, **options
-) -> RunResult:
+    run: Run, models: Models, folder: RunFolder, device: SingleDevice, say: Say, *, micro_batch_size: int,
+    preview: Preview | None = None, **options,
+) -> RunResult:  # fmt: skip
     """Train with progress in lines of text; on a card the plan fits its free memory."""
+    preview = preview or Preview()
+    tokenizers = [encoder.tokenizer for encoder in models.text_encoders]
+    for sentence in check_lengths(run, preview.used_prompts, tokenizers):
+        say(sentence)
     card = device.device.type == "cuda"
     return train(
         run, models, folder,
         device=device,
+        preview=preview,
         memory_plan=MemoryPlan(micro_batch_size=micro_batch_size),
         free_memory=(lambda: torch.cuda.mem_get_info(device.device)[0]) if card else None,
-        callbacks=Callbacks(on_step=partial(progress, say, run.recipe.steps), on_notice=say),
+        callbacks=Callbacks(on_step=partial(progress, say, run.recipe.steps), on_notice=say, on_warning=say),
         **options,
     )  # fmt: skip
 

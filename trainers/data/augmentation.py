@@ -124,6 +124,9 @@ def grayscale(pixels: Tensor) -> Tensor:
     return luma.expand(3, -1, -1)
 
 
+BEFORE = 8  # tokens that `describe` writes before a prompt at most
+
+
 def describe(prompt: str, operations: tuple[str, ...], phrases: Phrases, generator: Generator) -> str:
     """Return the prompt with a phrase for every operation that has one.
 

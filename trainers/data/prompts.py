@@ -1,8 +1,10 @@
-"""Prompts from lines of text, with the subject in its place."""
+"""Prompts from lines of text, with the subject in its place, and what a text encoder reads of them."""
 
-from ..text import captions_of
+from ..models.tokenizer import LENGTH, Tokenizer
+from ..text import captions_of, quoted
 
 SUBJECT = "{}"
+ROOM = LENGTH - 2  # tokens of a prompt between the start and the end token
 
 
 def prompts_of(text: str, subject: str, first: int = 0) -> list[str]:
@@ -20,3 +22,25 @@ def prompts_of(text: str, subject: str, first: int = 0) -> list[str]:
     if not subject.strip() and any(SUBJECT in line for line in lines):
         raise ValueError("The subject is empty but prompts have {} for it: write the word that {} stands for.")
     return [line.replace(SUBJECT, subject.strip()) for line in lines]
+
+
+def cut_off(tokenizer: Tokenizer, name: str, prompt: str, reserved: int = 0) -> str:
+    """Return a sentence if a text encoder does not read the end of a prompt; "" if it reads all of it.
+
+    Args:
+        name: what messages call it, such as "caption".
+        reserved: tokens of the 75 that may stand before it.
+
+    Raises:
+        ValueError: it does not read the placeholder token either.
+    """
+    ids, room = tokenizer.words(prompt), ROOM - reserved
+    if len(ids) <= room:
+        return ""
+    for token, own in tokenizer.placeholders.items():
+        if own[0] in ids and ids.index(own[0]) + len(own) > room:
+            raise ValueError(
+                f"The {name} {quoted(prompt)} has {token} behind the {room} tokens that are read: shorten what stands "
+                "before it."
+            )
+    return f"The {name} {quoted(prompt)} has {len(ids)} tokens, of which the first {room} are read: shorten it."

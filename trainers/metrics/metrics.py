@@ -1,5 +1,6 @@
 """Scores as plain functions of features: CLIP-T, CLIP-I, DINO, diversity, LPIPS."""
 
+import re
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..text import any_of
 from .feature_extractors import FeatureExtractor
 
 
@@ -76,5 +78,5 @@ def plain_prompt(prompt: str, placeholder: str, class_word: str) -> str:
 
     An empty class word removes the placeholder, as in the DVAR paper.
     """
-    words = prompt.replace(f"{placeholder} {class_word}" if class_word else placeholder, placeholder)
-    return " ".join(words.replace(placeholder, class_word).split())
+    subject = any_of([placeholder, *([f"{placeholder} {class_word}"] if class_word else [])])
+    return " ".join(re.sub(subject, lambda found: class_word, prompt).split())

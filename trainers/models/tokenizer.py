@@ -7,6 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..text import any_of
+
 START, END = 49406, 49407  # CLIP's <|startoftext|> and <|endoftext|>
 LENGTH = 77
 
@@ -27,7 +29,7 @@ class Tokenizer:
         self.placeholders: dict[str, list[int]] = {}
 
     def add_placeholder(self, token: str, vectors: int) -> list[int]:
-        """Reserve `vectors` new ids for `token`; wherever a prompt contains it, exactly these ids appear."""
+        """Reserve `vectors` new ids for `token`; wherever a prompt has it as a word, exactly these ids appear."""
         first = self.vocab_size + sum(map(len, self.placeholders.values()))
         self.placeholders[token] = list(range(first, first + vectors))
         return self.placeholders[token]
@@ -36,8 +38,7 @@ class Tokenizer:
         """Return ids of `text` alone, placeholders expanded, without start, end or padding."""
         if not self.placeholders:
             return list(self.encode_words(text))
-        longest_first = sorted(self.placeholders, key=len, reverse=True)
-        pieces = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
+        pieces = re.split(f"({any_of(self.placeholders)})", text)
         return [i for piece in pieces for i in self.placeholders.get(piece) or self.encode_words(piece)]
 
     def __call__(self, prompts: list[str]) -> Tensor:

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from .. import files
 from ..data.concept import Concept
+from ..text import quoted
 from ..training import state
 from ..training.state import StageState
 from . import saved_images
@@ -44,8 +45,11 @@ class RunFolder:
         """Only one process trains here; a process that is killed loses its lock.
 
         Raises:
-            RuntimeError: another process trains here now.
+            RuntimeError: another process trains here now, or a link leads to files that are not the run's.
         """
+        if link := files.link_in(self.path):
+            name = quoted(link.relative_to(self.path.parent).as_posix())
+            raise RuntimeError(f"The link {name} leads to files that are not the run's: remove it and queue again.")
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock")
         try:
@@ -72,8 +76,8 @@ class RunFolder:
         files.save_png(picture, self.path / name)
 
     def info(self) -> RunInfo | None:
-        """What run.json says; `None` where there is none that can be read."""
-        return RunInfo.read(self.path)
+        """What run.json says; `None` where there is none that can be read, or a link leads to files of others."""
+        return None if files.link_in(self.path) else RunInfo.read(self.path)
 
     def history(self, steps: int) -> list[dict]:
         """The first `steps` entries of the log; what a killed process left behind them does not count.
@@ -179,12 +183,12 @@ class RunFolder:
         return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
 
     def delete(self) -> None:
-        """Raises RuntimeError while the run is training."""
+        """Raises RuntimeError while the run is training, and where a link leads out of it."""
         with self.lock():
             for name in os.listdir(self.path):
                 path = self.path / name
                 if name != ".lock":
-                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
         shutil.rmtree(self.path)
 
     def _save_learned(self, result: RunResult, place: Path) -> None:

@@ -23,9 +23,14 @@ class Preview:
     steps: int = 20
     guidance: float = 7.5
 
+    @property
+    def used_prompts(self) -> tuple[str, ...]:
+        """The prompts, or none where no preview is generated."""
+        return self.prompts if self.every else ()
+
     def due(self, step: int, last: int) -> bool:
         """Return whether a preview follows this step."""
-        return bool(self.prompts and self.every) and (step % self.every == 0 or step == last)
+        return bool(self.used_prompts) and (step % self.every == 0 or step == last)
 
 
 def draw(models: Models, run: Run, preview: Preview) -> Image.Image:

@@ -7,14 +7,20 @@ from dataclasses import dataclass
 
 import torch
 
+from ..data.augmentation import BEFORE
 from ..data.concept import Concept
+from ..data.prompts import SUBJECT, cut_off
 from ..digest import digest_of
 from ..metrics.clip import ExtractorConfig
+from ..models.tokenizer import Tokenizer
 from ..recipes.base import Recipe
 from ..settings import decisive
 from ..stopping.monitor import Monitor
+from ..text import captions_of
+from ..training.trainables import initializer_ids
 
 RUN_FORMAT = 1  # raised only when the same inputs give other results; part of every digest
+NAMED = 3  # prompts that are too long, in messages; the others are counted
 NOT_WORDS = ("images", "masks", "class_images")  # fields of a concept that are not text
 
 
@@ -70,3 +76,33 @@ class Run:
 def extractor_configs(recipe: Recipe, stopper: Iterable[Monitor]) -> list[ExtractorConfig]:
     """Return the configs of all feature extractors that a recipe and monitors use."""
     return [choice for part in (recipe, *stopper) for choice in getattr(part, "extractor_configs", ())]
+
+
+def check_lengths(run: Run, previews: Iterable[str], tokenizers: Iterable[Tokenizer], vectors: int = 0) -> list[str]:
+    """Return a sentence for each prompt of a run of which the text encoders do not read the end.
+
+    Args:
+        previews: the preview's prompts, with `{}` for the subject.
+        vectors: of the placeholder token, where it was learned earlier.
+
+    Raises:
+        ValueError: they do not read the placeholder token of one.
+    """
+    concept, subject = run.concept, run.recipe.subject(run.concept)
+    texts = [text for value in vars(run.recipe).values() if isinstance(value, tuple) for text in value]
+    scored = [line for monitor in run.stopper for line in captions_of(getattr(monitor, "prompts", ""))]
+    prompts = [("caption", caption, BEFORE) for caption in concept.captions]
+    prompts += [("preview prompt", prompt, 0) for prompt in previews]
+    prompts += [("prompt to score", prompt, 0) for prompt in scored]
+    prompts += [("class caption", caption, 0) for caption in concept.class_captions]
+    prompts += [("caption for knowledge preservation", text, 0) for text in texts]
+    sentences = []
+    for tokenizer in tokenizers:
+        own = Tokenizer(tokenizer.encode_words)
+        own.add_placeholder(concept.placeholder_token, max(vectors, len(initializer_ids(own, concept.initializer))))
+        sentences += [cut_off(own, name, text.replace(SUBJECT, subject), before) for name, text, before in prompts]
+    sentences, more = (
+        [*dict.fromkeys(filter(None, sentences))],
+        "more prompts are longer than what is read: shorten them.",
+    )
+    return sentences[:NAMED] + ([f"{len(sentences) - NAMED} {more}"] if len(sentences) > NAMED else [])

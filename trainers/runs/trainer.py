@@ -15,6 +15,7 @@ from ..formats import kohya, metadata
 from ..models.diffusion import Models
 from ..stopping import monitor as stopping
 from ..stopping.monitor import StageContext, StageMonitors
+from ..text import quoted, unknown_tokens
 from ..training import causal_adapters, state
 from ..training.loop import train_stage
 from ..training.memory import MemoryBudget, trained_values
@@ -73,6 +74,7 @@ class Trainer:
                 with self.device.attention(stage.steps):
                     self._announce(stage)
                     if not len(self.log):
+                        self._warn_of_unknown()
                         self._show(0)
                     start = earlier[number] if number < len(earlier) else None
                     self._end(stage, self._train(stage, generator, start))
@@ -117,6 +119,15 @@ class Trainer:
         self.pace = Pace(size=bytes_per_value(stage.moment_bits) * trained_values(stage))
         for sentence in filter(None, (self.pace.words() if self.checkpoint_every else "", self.room.make(stage))):
             self.callbacks.on_notice(f"{stage.name}: {sentence}")
+
+    def _warn_of_unknown(self) -> None:
+        """Say which words of the preview's prompts look like placeholder tokens and are none of this training."""
+        known = self.models.text_encoders[0].tokenizer.placeholders
+        for prompt in self.preview.used_prompts if known else ():
+            for word, nearest in unknown_tokens(prompt, known).items():
+                self.callbacks.on_warning(
+                    f"The preview prompt {quoted(prompt)} has {word}, which is not trained here: write {nearest}."
+                )
 
     def _train(self, stage: Stage, generator: torch.Generator, start: StageState | None) -> StageState:
         """The stage from `start` to its end; where memory runs out, once more from the last state with less at once."""

@@ -266,6 +266,50 @@ def test_placeholder_in_every_spelling(graph, trained):
     assert torch.equal(both[-1], cat[0]) and len(both) == 3
 
 
+def test_placeholders_are_words_in_every_spelling(graph, monkeypatch, caplog):
+    """Those that lie within each other's letters, within other words, in names of files, and nearly right ones."""
+    from personalize.nodes.host import clip_attachment, session
+
+    name = encoders_of(graph[1])[-1]
+    width = getattr(graph[1].cond_stage_model, name).transformer.get_input_embeddings().weight.shape[1]
+    values = {word: torch.full((1, width), float(i)) for i, word in enumerate(("007", "67", "<concept>", "sks"))}
+    attachment = clip_attachment.ClipAttachment(tokens={word: {name: v} for word, v in values.items()})
+    clip = clip_attachment.attach(graph[1], attachment)
+
+    def words(prompt, among=clip):
+        chunks = getattr(among.tokenizer, name).tokenize_with_weights(prompt)
+        pairs = [pair for chunk in chunks for pair in chunk]
+        return [(f"word {token[0]:.0f}" if torch.is_tensor(token) else token, weight) for token, weight in pairs]
+
+    def plain(prompt):
+        return words(prompt, graph[1])
+
+    stands = {f"word {i}": word for i, word in enumerate(values)}
+    for prompt, expected in [
+        ("2007 x007 0071 asks", plain("2007 x007 0071 asks")),
+        ("a 007 and 67", ["007", "67"]),
+        ("embedding:<concept> on grass", ["<concept>"]),
+        ("embedding: <concept>", ["<concept>"]),
+        ("a (embedding:<concept>:1.3)", ["<concept>"]),
+        ("an embedding:sks", ["sks"]),
+        ("an embedding:my-sks and <concept>", ["<concept>"]),
+        ("<concept><concept>", ["<concept>", "<concept>"]),
+    ]:
+        if isinstance(expected[0], str):
+            assert [stands[token] for token, _ in words(prompt) if token in stands] == expected, prompt
+        else:
+            assert words(prompt) == expected, prompt
+    assert ("word 2", 1.3) in words("a (embedding:<concept>:1.3)")
+
+    said = []
+    context = types.SimpleNamespace(node_id="7")
+    monkeypatch.setattr(clip_attachment.internals, "get_executing_context", lambda: context, raising=False)
+    monkeypatch.setattr(session, "notices", lambda node: lambda sentence: said.append((node, sentence)))
+    words("a <Concept>, a <concept> and 2 < 3")
+    sentence = "The prompt has <Concept>, which this CLIP has not learned: write <concept>, the nearest that it knows."
+    assert said == [("7", sentence)] and sentence in caplog.text
+
+
 def test_every_operation_uses_the_learned_ids(trained):
     """The prompt of each augmentation holds exactly the ids of its learned token."""
     from personalize.trainers.data import augmentation

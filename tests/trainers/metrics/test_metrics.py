@@ -155,10 +155,15 @@ def test_a_weight_file_needs_a_timm_name(tmp_path):
         ("a photo of a <dog> on grass", "a photo of a dog on grass"),
         ("a photo of a <dog> dog on grass", "a photo of a dog on grass"),
         ("a dog", "a dog"),
+        ("a photo of <dog> dog and <dog>", "a photo of dog and dog"),
     ],
 )
 def test_plain_prompt_has_the_class_word_once(prompt, plain):
     assert plain_prompt(prompt, "<dog>", "dog") == plain
+
+
+def test_plain_prompt_changes_whole_words_alone():
+    assert plain_prompt("a 007 of 2007", "007", "spy") == "a spy of 2007"
 
 
 def test_plain_prompt_can_drop_the_placeholder():

@@ -2,22 +2,27 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from personalize.tests.support import small
+from personalize.trainers.data import augmentation
 from personalize.trainers.data.concept import Concept
 from personalize.trainers.data.context import Context
 from personalize.trainers.data.preservation import PreservationPrompts, PromptMix
 from personalize.trainers.device import SingleDevice
 from personalize.trainers.models.fingerprint import fingerprint
-from personalize.trainers.recipes.textboost import PRESETS, TextBoost
+from personalize.trainers.models.tokenizer import Tokenizer, bundled_words
+from personalize.trainers.recipes.textboost import PHRASES, PRESETS, TOKENS, TextBoost
 from personalize.trainers.runs import train as training
+from personalize.trainers.runs.callbacks import Callbacks
 from personalize.trainers.runs.folder import RunFolder
 from personalize.trainers.runs.preview import Preview
-from personalize.trainers.runs.run import Run
+from personalize.trainers.runs.run import Run, check_lengths
+from personalize.trainers.stopping.pick_by_score import PickByScore
 from personalize.trainers.training import trainables
 from personalize.trainers.training.loop import train_stage
 
@@ -250,3 +255,53 @@ def test_a_loss_that_is_no_number_stops(tmp_path):
     models.unet.conv_out.weight.data.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="step 1"):
         train(models=models, folder=tmp_path)
+
+
+@pytest.mark.parametrize("kind", PHRASES)
+def test_what_stands_before_a_caption_is_at_most_what_is_reserved_for_it(kind):
+    """Of every operation that a view can have at once: a zoom, crop, shift or flip, a collage and grayscale."""
+    tokenizer = Tokenizer(bundled_words())
+    for token, initializer in TOKENS.values():
+        tokenizer.add_placeholder(token, len(tokenizer.encode_words(initializer)))
+    most = 0
+    for operation in TOKENS:
+        for seed in range(16):  # of two phrases, and of two places, each occurs
+            generator = torch.Generator().manual_seed(seed)
+            prompt = augmentation.describe("caption", (operation, "collage", "grayscale"), PHRASES[kind], generator)
+            most = max(most, len(tokenizer.words(prompt.partition("caption")[0])))
+    assert most <= augmentation.BEFORE
+
+
+LONG = "a small red and blue " * 15
+
+
+def lengths(previews=(), stopper=(), **changes):
+    images = (torch.zeros(3, 32, 32),)
+    run = Run(concept=Concept(images=images, initializer_token="corgi dog", **changes), recipe=FAST, stopper=stopper)
+    return check_lengths(run, previews, [Tokenizer(bundled_words())])
+
+
+def test_a_prompt_whose_subject_is_cut_off_is_refused():
+    """67 tokens of a caption are read whatever the augmentation writes before it, and 75 of others."""
+    words = "a " * 65
+    assert lengths(captions=(words + "{}",)) == [] and lengths(["a " * 73 + "{}"]) == []
+    lost, behind = "a " * 74 + "{}", "has <concept> behind the (67|75) tokens that are read: shorten what"
+    scored = (PickByScore(prompts=f"a {{}}\n{lost}"),)
+    for prompts in ({"captions": (words + "a {}",)}, {"previews": [lost]}, {"stopper": scored}):
+        with pytest.raises(ValueError, match=behind):
+            lengths(**prompts)
+
+
+def test_a_prompt_whose_end_is_cut_off_is_named():
+    (sentence,) = lengths([f"a {{}} {LONG}"])
+    assert re.match("The preview prompt 'a <concept> a small .*' has 78 tokens, of which the first 75 are", sentence)
+    (*first, more) = lengths([f"{i} {{}} {LONG}" for i in range(5)])
+    assert len(first) == 3 and more == "2 more prompts are longer than what is read: shorten them."
+
+
+def test_a_preview_prompt_that_nearly_has_the_token_is_named(tmp_path):
+    said, preview = [], Preview(prompts=("a {} with <Concept>", "a <collage>"), every=9, steps=1)
+    run = Run(concept=concept(), recipe=FAST)
+    training.train(run, small.models(), tmp_path, preview=preview, callbacks=Callbacks(on_warning=said.append))
+    place = "The preview prompt 'a {} with <Concept>' has <Concept>, which is not trained here: write <concept>."
+    assert said == [place]

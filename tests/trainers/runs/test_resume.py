@@ -183,6 +183,27 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
     assert not tmp_path.exists()
 
 
+@pytest.mark.parametrize("inner", ["", "checkpoints", "images/00.png"])
+def test_a_link_is_neither_read_nor_written_nor_emptied(tmp_path, inner):
+    """A run's folder that is a link to another place, or that has one in it, is no run."""
+    train(tmp_path / "run")
+    theirs = tmp_path / "theirs"
+    if inner:
+        (tmp_path / "run" / inner).rename(theirs) if inner.endswith("png") else theirs.mkdir()
+        (tmp_path / "run" / inner).symlink_to(theirs)
+    else:
+        (tmp_path / "run").rename(theirs)
+        (tmp_path / "run").symlink_to(theirs, target_is_directory=True)
+    before = sorted((path, path.stat().st_mtime) for path in theirs.rglob("*"))
+    assert RunFolder(tmp_path / "run").result() is None
+    for act in (lambda: train(tmp_path / "run"), RunFolder(tmp_path / "run").delete):
+        with pytest.raises(
+            RuntimeError, match=rf"^The link 'run/?{inner}' leads to files that are not the run's: remove"
+        ):
+            act()
+    assert sorted((path, path.stat().st_mtime) for path in theirs.rglob("*")) == before and theirs.exists()
+
+
 def diverge_at(step, monkeypatch):
     """From `step` on the loss is no number."""
     calls, forward = [], Objective.forward
