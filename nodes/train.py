@@ -19,7 +19,7 @@ from ..trainers.runs.train import train
 from ..trainers.training.memory import MemoryPlan
 from ..trainers.training.trainables import check_words
 from .apply import FULL_PRECISION, apply, fits
-from .host import clip_attachment, internals, session, weights
+from .host import clip_attachment, internals, weights
 from .host.folders import cache_folder, runs_folder
 from .host.live import Live
 from .host.models import GraphModels
@@ -41,7 +41,10 @@ class Train(io.ComfyNode):
             display_name="Train",
             category=CATEGORY,
             description="Trains the model on your subject and returns a model and a text encoder that have learned it.",
-            search_aliases=["train", "fine-tune", "finetune", "personalize", "dreambooth", "lora", "textboost"],
+            search_aliases=[
+                "train", "fine-tune", "finetune", "personalize", "dreambooth", "lora", "textboost", "lora training",
+                "learn", "subject", "my dog",
+            ],  # fmt: skip
             inputs=[
                 io.Model.Input("model"),
                 io.Clip.Input("clip"),
