@@ -100,6 +100,8 @@ function onExecuted({ detail }) { // also for a training that was finished befor
 class View {
   constructor(node) {
     this.node = node;
+    node.hideOutputImages = true; // the strip shows the previews; the editor's own picture would cover what is below
+    Object.defineProperty(node, "imgs", { get: () => undefined, set() {} });
     this.box = Object.assign(document.createElement("div"), { className: "personalize-live" });
     this.box.innerHTML = `<header><span></span><button disabled></button></header><div class="plot"><canvas></canvas></div>
       <div class="strip"></div><footer></footer>`;

@@ -7,6 +7,7 @@ workflows/learn_one_picture.jpg, its card among the templates, and demo/live.web
 import asyncio
 import io
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -74,6 +75,7 @@ async def picture(page, clip=None):
 def main():
     comfyui = Path(sys.argv[1])
     base = STATE / "screenshots"
+    shutil.rmtree(base, ignore_errors=True)  # a training that is finished would be used again
     show.prepare(ROOT, base, sys.executable, "dog")
     server = client.Server(comfyui, sys.executable, base, cpu=not client.has_accelerator(sys.executable))
     with server as host, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:

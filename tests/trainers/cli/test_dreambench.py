@@ -311,7 +311,8 @@ def test_killed_within_and_between_subjects(files, whole, tmp_path):
 def test_two_workers_give_what_one_gives(files, whole, tmp_path):
     pytest.importorskip("ray")
     out = tmp_path / "out"
-    assert start(files, out, "--workers", "2").wait() == 0
+    ended = start(files, out, "--workers", "2").wait()
+    assert ended == 0, out.with_suffix(".log").read_text()[-3000:]
     assert scores(out) == scores(whole)
     same = ["subject", "class", "state", *SCORES, "note"]
     one, two = (rows_of(folder / "dreambench.csv") for folder in (whole, out))
