@@ -11,6 +11,7 @@ from personalize.trainers.data import augmentation
 from personalize.trainers.data import concept as concept_module
 from personalize.trainers.data.concept import Concept
 from personalize.trainers.recipes.textboost import COLLAGES, NAMES, OPERATIONS, PHRASES, TOKENS, TextBoost, paired_views
+from personalize.trainers.recipes.textboost_2026 import TextBoost2026
 
 SCALE, CROP, SHIFT, _ = OPERATIONS["all"]
 AUGMENT = partial(augmentation.augment, operations=OPERATIONS["all"], collages=COLLAGES["all"])
@@ -185,6 +186,24 @@ def test_only_learned_tokens_bring_the_flip_among_the_operations(picture, prompt
     assert sum("crop" in each for each in names) / 1000 == pytest.approx(1 / 4 if share else 1 / 3, abs=0.05)
     alone = paired_views(replace(recipe, augmentations="flip"), Concept(images=(picture,)))
     assert alone.augment((picture, None), g).operations == ("hflip",)  # asked for by name
+
+
+def test_the_weak_form_is_a_flip_and_a_mild_crop_that_no_prompt_names():
+    """The revised paper's 5.1 and code: a flip with p 0.5, an image of 1.2 times the size cropped with p 0.5."""
+    recipe = TextBoost2026(views=4)
+    weak = paired_views(recipe, Concept(images=(torch.rand(3, 64, 64),)))
+    row, column = ramps(64, 64)
+    g, flipped, cropped, corners = generator(), 0, 0, set()
+    for _ in range(1000):
+        view = weak.augment((torch.stack([row, column, row]) / 64, None), g)
+        assert view.operations == () and view.pixels.shape == (3, 64, 64)
+        right = 64 * (view.pixels[1, 32, 33] - view.pixels[1, 32, 32]).item()
+        flipped += right < 0
+        cropped += abs(right) < 0.99
+        assert abs(right) == pytest.approx(1.0, abs=1e-4) or abs(right) == pytest.approx(64 / 77, abs=0.01)
+        corners.add(round(64 * view.pixels[0, 32, 32].item()))
+    assert flipped / 1000 == pytest.approx(0.5, abs=0.05) and cropped / 1000 == pytest.approx(0.5, abs=0.05)
+    assert len(corners) > 5  # cropped anywhere
 
 
 def test_off_means_unchanged(picture):
