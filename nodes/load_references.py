@@ -64,8 +64,9 @@ class LoadReferences(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "crop",
-                    options=["center", "random", "bucket"],
-                    tooltip="How to crop images that are not square; bucket nearly keeps their aspect ratio.",
+                    options=["auto", "center", "random", "bucket"],
+                    tooltip="How to crop images that are not square: auto as the method's authors do; bucket nearly "
+                    "keeps their aspect ratio.",
                 ),
                 io.Int.Input(
                     "max_images",

@@ -17,7 +17,6 @@ Differences to the authors' code:
 - Views are encoded before training: a pool of 512, not a fresh one for every step.
 - Without learned tokens theirs never flips. Here `augmentations = flip` still does; among `all` neither flips.
 - Vertical flip, rotation by 90 degrees, brightness and JPEG do not exist; they are off by default there.
-- An image that is not square is cut at its centre. Theirs is cut at random (`crop = random` in the concept).
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -274,6 +273,7 @@ def paired_views(recipe: "TextBoost", concept: Concept) -> PairedViews:
         batch_size=recipe.batch_size,
         phrases=PHRASES[recipe.augmentation_prompt],
         tokens=tuple(TOKENS[name] for name in learned),
+        crop="random",
     )
 
 
