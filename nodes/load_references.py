@@ -69,9 +69,10 @@ class LoadReferences(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "crop",
-                    options=["center", "random", "bucket"],
+                    options=["auto", "center", "random", "bucket"],
                     advanced=True,
-                    tooltip="How to crop images that are not square; bucket nearly keeps their aspect ratio.",
+                    tooltip="How to crop images that are not square: auto as the method's authors do; bucket nearly "
+                    "keeps their aspect ratio.",
                 ),
                 io.Int.Input(
                     "max_images",

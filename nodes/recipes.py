@@ -55,9 +55,9 @@ NODES = (
     Method(
         node_id="PersonalizeDreamBoothLoRA",
         name="DreamBooth-LoRA",
-        description="Settings of DreamBooth-LoRA, which trains a token embedding and a LoRA on the U-Net's attention.",
+        description="Settings of DreamBooth-LoRA, which trains a token embedding and a LoRA on the U-Net.",
         search_aliases=("dreambooth", "lora", *TRAIN, "fine-tune"),
-        presets=SHORT,
+        presets=f"{SHORT.rstrip('.')}; attention only: full, without a LoRA on the feed-forward layers.",
     ),
     Method(
         node_id="PersonalizeCustomDiffusion",

@@ -60,6 +60,11 @@ def pixels(image: Image.Image) -> Tensor:
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
 
 
+def image_files(folder: Path) -> list[Path]:
+    """Return a folder's image files by name."""
+    return sorted(file for file in folder.glob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+
+
 def read_folder(
     folder: Path, allowed: Callable[[Path], Path] = lambda file: file
 ) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:
@@ -73,7 +78,7 @@ def read_folder(
     Raises:
         ValueError: the folder holds no images, or a file in it cannot be read.
     """
-    files = sorted(file for file in folder.glob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+    files = image_files(folder)
     if not files:
         raise ValueError(
             f"The folder {quoted(folder.name)} holds no images: put png, jpg, webp, bmp or tiff files into it."

@@ -174,6 +174,27 @@ def random_flip(image: ImageAndMask, generator: Generator, p: float = 0.5) -> Vi
     return View(pixels=pixels, mask=mask)
 
 
+MILD = 1.2  # size that a mild crop is cut from, relative to the view's
+
+
+def weak(image: ImageAndMask, generator: Generator, *, p: float, grayscale_p: float) -> View:
+    """Return one view for a method with few steps (TextBoost, arXiv 2409.08248v2, 5.1).
+
+    With probability `p` it is flipped horizontally, with probability `p` enlarged by `MILD` and cropped anywhere;
+    neither is named. With probability `grayscale_p` it has no colour, and that is.
+    """
+    view = random_flip(image, generator, p)
+    stacked = view.pixels if view.mask is None else torch.cat([view.pixels, view.mask])
+    if draw(generator) < p:
+        stacked = cropped(stacked, MILD, generator)
+    gray = draw(generator) < grayscale_p
+    return View(
+        pixels=grayscale(stacked[:3]) if gray else stacked[:3],
+        mask=None if view.mask is None else stacked[3:],
+        operations=("grayscale",) if gray else (),
+    )
+
+
 BLANK = 0.5  # mid-gray, the autoencoder's zero
 LATENT = 8  # pixels of a latent's side
 

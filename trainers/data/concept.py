@@ -28,7 +28,7 @@ class Concept:
         initializer_token: words whose embeddings the placeholder token starts from; empty means the class word.
         resolution: side of the square training images in pixels, a multiple of 8; 0 means the model's own.
         crop: how an image that is not square is cut: "center" or "random" to a square, "bucket" to a shape near its
-            own, of no more pixels than the square.
+            own, of no more pixels than the square; "auto" is "random" or "center", as the method's authors do.
         captions: what each image shows, with `{}` for the subject; "" for a template instead; empty for none.
         class_images: images `[3, h, w]` in 0..1 of other members of the class, for prior preservation.
         class_captions: what each of them shows; "" and empty for "a photo of a" and the class word.
@@ -40,7 +40,7 @@ class Concept:
     placeholder_token: str = "<concept>"
     initializer_token: str = ""
     resolution: int = 0
-    crop: str = "center"
+    crop: str = "auto"
     captions: tuple[str, ...] = ()
     class_images: tuple[Tensor, ...] = ()
     class_captions: tuple[str, ...] = ()
@@ -165,9 +165,15 @@ def check_word(token: str) -> None:
 
 def instance(concept: Concept, index: int, size: tuple[int, int], generator: Generator) -> tuple[Tensor, Tensor | None]:
     """Return reference image `index` and its mask at a height and width, cropped at the same place."""
-    position = draw(generator) if concept.crop == "random" else 0.5
+    position = draw(generator) if _is_drawn(concept, index, size) else 0.5
     mask = None if concept.masks is None else cut(concept.masks[index], *size, position)
     return cut(concept.images[index], *size, position), mask
+
+
+def _is_drawn(concept: Concept, index: int, size: tuple[int, int]) -> bool:
+    """Return whether every view crops the image anew: at random, where there is something to cut off."""
+    height, width = concept.images[index].shape[-2:]
+    return concept.crop == "random" and height * size[1] != width * size[0]
 
 
 class Cuts:
@@ -182,7 +188,7 @@ class Cuts:
 
     def __call__(self, index: int, size: tuple[int, int], generator: Generator) -> tuple[Tensor, Tensor | None]:
         """Return the same as `instance`, on the device."""
-        if self.concept.crop == "random":
+        if _is_drawn(self.concept, index, size):
             return self._cut(index, size, generator)
         if (index, size) not in self.made:
             self.made[index, size] = self._cut(index, size, generator)

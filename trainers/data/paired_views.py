@@ -33,6 +33,7 @@ class PairedViews:
         pool: views that are encoded ahead and used again and again; 0 encodes fresh ones for every step.
         phrases: what names an operation in the prompt, see `augmentation.describe`.
         tokens: the operations' own tokens among these phrases, each with its initializer.
+        crop: how the method's authors cut an image that is not square, for a concept that says "auto".
     """
 
     templates: Sequence[str]
@@ -42,6 +43,7 @@ class PairedViews:
     batch_size: int
     phrases: Phrases = field(default_factory=dict)
     tokens: tuple[tuple[str, str], ...] = ()
+    crop: str = "center"
 
     def check(self, concept: Concept) -> None:
         """Raise `ValueError` where the concept's placeholder is one of `tokens`."""
@@ -58,7 +60,7 @@ class PairedViews:
         """
         sizes = concept.sizes(models.resolution)
         images = {size: [i for i, other in enumerate(sizes) if other == size] for size in dict.fromkeys(sizes)}
-        one_of, cuts = partial(choose, generator=generator), Cuts(concept, models.device)
+        one_of, cuts = partial(choose, generator=generator), self._cuts(concept, models)
 
         def encoded(size: tuple[int, int], order: Iterator[int], n: int) -> Latents:
             views = augmentation.views(concept, order, size, generator, self.augment, cuts)
@@ -94,11 +96,15 @@ class PairedViews:
         """Return `count` new views: the first images and templates in their order, those of the first image's size."""
         sizes = concept.sizes(models.resolution)
         order = cycle(i for i, size in enumerate(sizes) if size == sizes[0])
-        cuts = Cuts(concept, models.device)
+        cuts = self._cuts(concept, models)
         views = augmentation.views(concept, order, sizes[0], generator, self.augment, cuts)
         latents, index = encode_views(models, views, count), torch.arange(count)
         prompts = self._prompts(concept, latents, index, cycle(self.templates).__next__, generator)
         return _batch(models, latents, index, prompts, generator)
+
+    def _cuts(self, concept: Concept, models: Models) -> Cuts:
+        cut = replace(concept, crop=self.crop) if concept.crop == "auto" else concept
+        return Cuts(cut, models.device)
 
     def _prompts(
         self, concept: Concept, views: Latents, index: Tensor, template: Callable[[], str], generator: Generator

@@ -222,7 +222,12 @@ class AttnDreamBooth:
             augmentation.random_rotation, p=self.rotation_p, degrees=self.rotation_degrees, flip_p=self.flip_p
         )
         return PairedViews(
-            templates=(PROMPT,), subject=self.subject(concept), augment=augment, pool=self.views, batch_size=0
+            templates=(PROMPT,),
+            subject=self.subject(concept),
+            augment=augment,
+            pool=self.views,
+            batch_size=0,
+            crop="random",
         )
 
     def _weights(self, models: Models, pattern: str, targets: list[str], generator: Generator) -> list[Parameter]:

@@ -17,7 +17,6 @@ Differences to the authors' code:
 - Views are encoded before training: a pool of 512, not a fresh one for every step.
 - Without learned tokens theirs never flips. Here `augmentations = flip` still does; among `all` neither flips.
 - Vertical flip, rotation by 90 degrees, brightness and JPEG do not exist; they are off by default there.
-- An image that is not square is cut at its centre. Theirs is cut at random (`crop = random` in the concept).
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -69,7 +68,8 @@ TOKENS = {
     "left": ("<left>", "pll"),
     "right": ("<right>", "ucd"),
 }
-NAMES = {"all": tuple(TOKENS), "flip": ("grayscale", "hflip")}  # of the operations that a view may have
+# Names of the operations that a view may have, with a token each. The 2026 revision's weak ones have none.
+NAMES = {"all": tuple(TOKENS), "flip": ("grayscale", "hflip"), "weak": ("grayscale",)}
 # Setting `augmentation_prompt` -> what names an operation in a prompt; of several phrases one is drawn.
 PHRASES: dict[str, Mapping[str, str | tuple[str, ...]]] = {
     "tokens": {name: token for name, (token, _) in TOKENS.items()},
@@ -163,8 +163,9 @@ class TextBoost:
     )
     augmentations: str = setting(
         "all",
-        "Augmentations besides grayscale: scale, crop, shift, horizontal flip and collage (all), or the flip alone.",
-        options=tuple(OPERATIONS),
+        "Augmentations besides grayscale: scale, crop, shift, horizontal flip and collage (all), the flip alone, or a "
+        "flip and a mild crop that no prompt names, as in the 2026 revision (weak).",
+        options=tuple(NAMES),
         advanced=True,
     )
     mixing: str = setting(
@@ -257,24 +258,22 @@ class TextBoost:
 def paired_views(recipe: "TextBoost", concept: Concept) -> PairedViews:
     """Return the paper's augmentation of images with their prompts; TextBoost2026 has the same settings."""
     learned = NAMES[recipe.augmentations] if recipe.augmentation_prompt == "tokens" else ()
-    operations = OPERATIONS[recipe.augmentations]
-    if not learned and len(operations) > 1:  # as in the authors' code: no flip among others without its token
-        operations = tuple(operation for operation in operations if operation is not augmentation.flip)
-    augment = partial(
-        augmentation.augment,
-        operations=operations,
-        collages=COLLAGES[recipe.augmentations],
-        p=recipe.augmentation_p,
-        grayscale_p=recipe.grayscale_p,
-    )
+    if recipe.augmentations == "weak":
+        augment = augmentation.weak
+    else:
+        operations = OPERATIONS[recipe.augmentations]
+        if not learned and len(operations) > 1:  # as in the authors' code: no flip among others without its token
+            operations = tuple(operation for operation in operations if operation is not augmentation.flip)
+        augment = partial(augmentation.augment, operations=operations, collages=COLLAGES[recipe.augmentations])
     return PairedViews(
         templates=TEMPLATES[recipe.templates],
         subject=recipe.subject(concept),
-        augment=augment,
+        augment=partial(augment, p=recipe.augmentation_p, grayscale_p=recipe.grayscale_p),
         pool=recipe.views,
         batch_size=recipe.batch_size,
         phrases=PHRASES[recipe.augmentation_prompt],
         tokens=tuple(TOKENS[name] for name in learned),
+        crop="random",
     )
 
 

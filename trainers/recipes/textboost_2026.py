@@ -15,13 +15,12 @@ Settings of the names that TextBoost has are declared there (`same`): bounds and
 here. From TextBoost also come the augmentation as a whole (`paired_views`: operations, phrases, tokens) and the choice
 of text encoders (`WHICH`).
 
+As in the authors' code the augmentation is weak (a flip with probability 0.5; with probability 0.5 a mild crop, of an
+image of 1.2 times the size) and no prompt names it, timesteps are uniform, vectors longer than 0.43 are scaled back,
+and "2026++" has no adapter in the last layer of the text encoder that is read (22 of SD 2.1). `augmentations = all`,
+named in words, `snr_weighted` and `norm_limit = 0` are those of TextBoost.
+
 Differences to the authors' code:
-- Augmentation: TextBoost's heavy one (one of scale, crop, shift and flip with probability 0.5, a collage with
-  probability 0.5), named in words. The paper (5.1) and its code have a weak one: horizontal flip with probability 0.5,
-  a mild crop with probability 0.5 after a resize by 1.2; the prompt does not name it.
-- Timesteps are weighted by their signal-to-noise ratio (mean t 584). Theirs are uniform (mean t 499.5).
-- New vectors are scaled back to the vocabulary's mean length. Theirs are clamped to 0.43.
-- Every MLP that the output depends on has an adapter. Theirs skips layer 22 with `--expand`.
 - The adapters act neither on padding nor on prompts without V; theirs do.
 - Views are encoded before training: a pool of 512, not a fresh one for every step.
 """
@@ -44,7 +43,7 @@ from .textboost import WHICH, TextBoost, paired_views
 
 @dataclass(frozen=True, kw_only=True)
 class TextBoost2026:
-    """Settings of the 2026 revision; steps, rank and learning rates are the authors'."""
+    """Settings of the 2026 revision; the defaults are the authors'."""
 
     steps: int = same(TextBoost, "steps", 100)
     batch_size: int = same(TextBoost, "batch_size")
@@ -59,14 +58,22 @@ class TextBoost2026:
     )
     adapter_rank: int = setting(1, "Rank of the adapters.", min=1, max=256, advanced=True)
     grayscale_p: float = same(TextBoost, "grayscale_p", 0.0)
-    augmentations: str = same(TextBoost, "augmentations")
+    augmentations: str = same(TextBoost, "augmentations", "weak")
     augmentation_prompt: str = same(TextBoost, "augmentation_prompt", "words")
-    snr_weighted: bool = same(TextBoost, "snr_weighted")
+    snr_weighted: bool = same(TextBoost, "snr_weighted", False)
     clamp_norms: bool = same(TextBoost, "clamp_norms")
     views: int = same(TextBoost, "views")
     max_grad_norm: float = same(TextBoost, "max_grad_norm")
     weight_decay: float = same(TextBoost, "weight_decay")
     text_encoder: str = same(TextBoost, "text_encoder")
+    norm_limit: float = setting(
+        0.43,
+        "Largest norm of a learned token embedding with clamp_norms, as in the authors' code; 0 takes the vocabulary's "
+        "mean norm.",
+        min=0.0,
+        max=100.0,
+        advanced=True,
+    )
 
     def subject(self, concept: Concept) -> str:
         """Return what `{}` in a prompt stands for: `V`, or `V C` with the class word C."""
@@ -103,7 +110,7 @@ class TextBoost2026:
             templates=views.templates,
             losses={"denoising": (1.0, losses.denoising)},
             timesteps=sampler(models.alphas_cumprod, generator),
-            after_step=trainables.norm_clamp(tokens) if self.clamp_norms else lambda: None,
+            after_step=trainables.norm_clamp(tokens, self.norm_limit) if self.clamp_norms else lambda: None,
         )
 
 

@@ -18,7 +18,7 @@ from .run import NOT_WORDS, RUN_FORMAT, Run
 
 RECIPES = {type(preset).__name__: type(preset) for presets in METHODS.values() for preset in presets.values()}
 MONITORS = {monitor.name: monitor for monitor in (DVAR, ClipEarlyStopping, FixedSteps, PickByScore)}
-CROPS = ("center", "random", "bucket")
+CROPS = ("auto", "center", "random", "bucket")
 
 
 def read(path: Path) -> Run:

@@ -43,7 +43,9 @@ def _mask(subject: Subject) -> Tensor:
 def add_adapters(
     models: Models, placeholder: str, encoders: slice, rank: int, generator: Generator, cross_attention: bool
 ) -> list[nn.Parameter]:
-    """Add adapters to `fc2` of every MLP that the output depends on and, for TextBoost++, to every cross-attention.
+    """Add adapters to `fc2` of every MLP that the output depends on, and for TextBoost++ to every cross-attention.
+
+    With those of the cross-attentions the last MLP has none, as layer 22 of SD 2.1 in the authors' code.
 
     They start as `down ~ normal(0, 1 / r)` and `up = 0`, or as those that the token learned earlier in the graph.
 
@@ -67,7 +69,7 @@ def add_adapters(
 
     for i in range(len(models.text_encoders))[encoders]:
         encoder = models.text_encoders[i]
-        for path in encoder.layers_read:
+        for path in encoder.layers_read[: -1 if cross_attention else None]:
             mlp = encoder.text_model.get_submodule(path).mlp
             name = f"text_encoders.{i}.{path}.mlp.fc2"
             adapter = new(name, mlp.fc2.in_features, mlp.fc2.out_features, encoder.device)

@@ -187,9 +187,13 @@ def clamp_norms(rows: Tensor, longest: float) -> None:
     rows.mul_((longest / rows.norm(dim=-1, keepdim=True).clamp(min=math.ulp(1.0))).clamp(max=1.0))
 
 
-def norm_clamp(embeddings: Iterable[TokenEmbedding]) -> Callable[[], None]:
-    """Return a function for after each step that scales new rows back to their vocabulary's mean length."""
-    longest = [(embedding.rows, mean_norm(embedding.table)) for embedding in embeddings]
+def norm_clamp(embeddings: Iterable[TokenEmbedding], limit: float = 0.0) -> Callable[[], None]:
+    """Return a function for after each step that scales new rows back to a length of `limit`.
+
+    Args:
+        limit: 0 for the mean length of each embedding's vocabulary.
+    """
+    longest = [(embedding.rows, limit or mean_norm(embedding.table)) for embedding in embeddings]
 
     def clamp() -> None:
         for rows, length in longest:

@@ -166,6 +166,8 @@ def test_a_subject_that_fails_stops_no_other(files, tmp_path, capsys):
         (["--workers", "2"], "Several workers need the package ray: pip install ray"),
         (["--workers", "0"], "The number of workers is 0"),
         (["--references", "-2"], "The number of references is -2"),
+        (["--references", "list.txt"], "The list 'list.txt' cannot be read"),
+        (["--initializers", "list.txt"], "The list 'list.txt' cannot be read"),
         (["--placeholder-token", "dog"], "The placeholder dog is a word of the vocabulary"),
         (["--dino-weights", "none.safetensors"], "There are no DINO weights 'none.safetensors'"),
         (["--set", "stepz=1"], "TextBoost has no setting 'stepz'"),
@@ -211,6 +213,39 @@ def test_the_published_data_set(tmp_path):
     again = dreambench_data.read(tmp_path / "dataset", [])
     words = {each.name: each.class_word for each in again}
     assert words == {**known, "can": "tin"} and len(again) == 30
+
+
+def test_the_lists_of_textboosts_authors(tmp_path):
+    """One image and one initializer for each of the 30 subjects; 9 of the images are 00.jpg."""
+    known = json.loads(dreambench_data.FILE.read_text())
+    assert known["references"].keys() == known["initializers"].keys() == known["classes"].keys()
+    assert sorted(known["references"].values()).count("00.jpg") == 9 and known["references"]["dog6"] == "01.jpg"
+    assert known["initializers"]["dog"] == "corgi dog" and known["initializers"]["backpack"] == "red backpack"
+    assert all(words.endswith(f" {known['classes'][name]}") for name, words in known["initializers"].items())
+    for name in ("dog6", "dog", "mine"):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            Image.new("RGB", (8, 8)).save(tmp_path / name / f"{i:02d}.jpg")
+    lines = "subject_name,class,kind,initializer\ndog6,dog,,\ndog,dog,,red dog\nmine,cup,,\n"
+    (tmp_path / dreambench_data.CLASSES).write_text(lines)
+    (tmp_path / "list.txt").write_text("dog,01.jpg\n")
+    (tmp_path / "words.txt").write_text("mine,blue cup\n")
+
+    def chosen(*flags):
+        given = ["--data", str(tmp_path), "--checkpoint", "x", "--out", "x", *flags]
+        given = dreambench.parser().parse_args(given)
+        subjects = dreambench.with_lists(dreambench_data.read(tmp_path, []), given)
+        return dreambench.references_of(given), [(each.reference, each.initializer) for each in subjects]
+
+    assert chosen() == (1, [("00.jpg", "red dog"), ("01.jpg", "corgi dog"), ("", "")])
+    assert chosen("--references", "2", "--initializers", "class") == (2, [("", ""), ("", ""), ("", "")])
+    files = ("--references", str(tmp_path / "list.txt"), "--initializers", str(tmp_path / "words.txt"))
+    assert chosen(*files) == (1, [("01.jpg", "red dog"), ("", ""), ("", "blue cup")])
+    assert chosen("--initializer-token", "cat") == (1, [("00.jpg", "red dog"), ("01.jpg", ""), ("", "")])
+    assert chosen("--method", "dreambooth-lora") == (0, [("", "red dog"), ("", ""), ("", "")])
+    (tmp_path / "list.txt").write_text("dog,7.jpg\n")
+    with pytest.raises(ValueError, match="The subject 'dog' has no image '7.jpg': correct its line in list.txt"):
+        chosen(*files)
 
 
 def test_rows_that_are_not_there_stand_in_the_table():

@@ -83,7 +83,7 @@ def test_only_what_a_png_would_round_is_kept_as_numbers(tmp_path):
         (["recipe", "steps"], "3", "The value of steps of TextBoost is '3': use a whole number"),
         (["recipe", "templates"], "none", "templates of TextBoost is 'none': use one of imagenet_small, plain"),
         (["concept", "class_wort"], "dog", "Concept has no setting 'class_wort'"),
-        (["concept", "crop"], "left", "The crop is 'left': use one of center, random, bucket"),
+        (["concept", "crop"], "left", "The crop is 'left': use one of auto, center, random, bucket"),
         (["concept", "images"], [], "has images, which are not words"),
         (["precision"], "float64", "The precision is 'float64': use float32, "),
         (["seed"], "1", "The seed is '1'"),

@@ -1,5 +1,6 @@
 """Paired augmentation: do pixels, mask and prompt change together, exactly as described?"""
 
+import dataclasses
 import math
 from dataclasses import replace
 from functools import partial
@@ -7,10 +8,15 @@ from functools import partial
 import pytest
 import torch
 
+from personalize.tests.support import small
 from personalize.trainers.data import augmentation
 from personalize.trainers.data import concept as concept_module
 from personalize.trainers.data.concept import Concept
+from personalize.trainers.data.context import Context
+from personalize.trainers.recipes.attndreambooth import AttnDreamBooth
 from personalize.trainers.recipes.textboost import COLLAGES, NAMES, OPERATIONS, PHRASES, TOKENS, TextBoost, paired_views
+from personalize.trainers.recipes.textboost_2026 import TextBoost2026
+from personalize.trainers.recipes.textual_inversion import TextualInversion
 
 SCALE, CROP, SHIFT, _ = OPERATIONS["all"]
 AUGMENT = partial(augmentation.augment, operations=OPERATIONS["all"], collages=COLLAGES["all"])
@@ -185,6 +191,44 @@ def test_only_learned_tokens_bring_the_flip_among_the_operations(picture, prompt
     assert sum("crop" in each for each in names) / 1000 == pytest.approx(1 / 4 if share else 1 / 3, abs=0.05)
     alone = paired_views(replace(recipe, augmentations="flip"), Concept(images=(picture,)))
     assert alone.augment((picture, None), g).operations == ("hflip",)  # asked for by name
+
+
+def test_the_weak_form_is_a_flip_and_a_mild_crop_that_no_prompt_names():
+    """The revised paper's 5.1 and code: a flip with p 0.5, an image of 1.2 times the size cropped with p 0.5."""
+    recipe = TextBoost2026(views=4)
+    weak = paired_views(recipe, Concept(images=(torch.rand(3, 64, 64),)))
+    row, column = ramps(64, 64)
+    g, flipped, cropped, corners = generator(), 0, 0, set()
+    for _ in range(1000):
+        view = weak.augment((torch.stack([row, column, row]) / 64, None), g)
+        assert view.operations == () and view.pixels.shape == (3, 64, 64)
+        right = 64 * (view.pixels[1, 32, 33] - view.pixels[1, 32, 32]).item()
+        flipped += right < 0
+        cropped += abs(right) < 0.99
+        assert abs(right) == pytest.approx(1.0, abs=1e-4) or abs(right) == pytest.approx(64 / 77, abs=0.01)
+        corners.add(round(64 * view.pixels[0, 32, 32].item()))
+    assert flipped / 1000 == pytest.approx(0.5, abs=0.05) and cropped / 1000 == pytest.approx(0.5, abs=0.05)
+    assert len(corners) > 5  # cropped anywhere
+
+
+@pytest.mark.parametrize(
+    ("recipe", "random"),
+    [(TextBoost(), True), (TextBoost2026(), True), (AttnDreamBooth(), True), (TextualInversion(), False)],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("crop", ["auto", "center", "random"])
+def test_images_that_are_not_square_are_cropped_as_the_authors_do(recipe, random, crop):
+    """At random in TextBoost's and AttnDreamBooth's code, where not told otherwise: read from a ramp."""
+    image = torch.linspace(0, 1, 96).expand(3, 32, 96)
+    off = {"augmentation_p": 0.0, "grayscale_p": 0.0, "knowledge_weight": 0.0, "rotation_p": 0.0, "flip_p": 0.0}
+    fields = {f.name for f in dataclasses.fields(recipe)}
+    plain = replace(recipe, views=40, **{name: value for name, value in off.items() if name in fields})
+    concept = Concept(images=(image,), resolution=32, crop=crop)
+    stage = next(plain.stages(small.models(), concept, generator(), Context()))
+    centres = stage.first(40).posterior[:, 0].mean(dim=(1, 2)) / 4 + 0.5
+    assert (centres.std() > 0.1) == (crop == "random" or (crop == "auto" and random))
+    if crop == "center":
+        assert torch.allclose(centres, torch.tensor(0.5), atol=0.02)
 
 
 def test_off_means_unchanged(picture):

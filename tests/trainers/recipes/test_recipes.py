@@ -31,7 +31,8 @@ FAST = TextBoost(steps=3, batch_size=4, views=8)
 
 def concept(**changes):
     picture = torch.rand(3, 48, 32, generator=torch.Generator().manual_seed(5))
-    return Concept(**{"images": (picture,), "resolution": 32, "initializer_token": "corgi dog"} | changes)
+    words = {"resolution": 32, "crop": "center", "initializer_token": "corgi dog"}
+    return Concept(**{"images": (picture,), **words} | changes)
 
 
 def train(recipe=FAST, folder=None, models=None, preview=None, seed=0, **changes):

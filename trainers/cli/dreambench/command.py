@@ -8,7 +8,7 @@ DIR is a copy of the DreamBooth data set (github.com/google/dreambooth), or anot
 for each subject, and prompts_and_classes.txt with a line subject_name,class for each. Columns "kind" (live or object)
 and "initializer" may be added there; without a kind the classes cat and dog are live.
 
-Each subject is trained on its first images (--references), images of its prompts are generated and scored; its other
+Each subject is trained on some of its images (--references), images of its prompts are generated and scored; its other
 images are the unseen references. OUT/<subject> gets its report, OUT/dreambench.csv, .json and .html the table of all
 with mean and standard deviation over subjects. Started again, subjects that are complete with the same settings are not
 repeated, and an interrupted training resumes from its last checkpoint. Subjects may also be shared by hand: the same
@@ -18,8 +18,8 @@ With Ray each subject is a task. Workers on other machines need this folder, DIR
 models' files under the same paths. The scores do not depend on the number of workers (on CPUs: with the same
 OMP_NUM_THREADS).
 
-Differences to the authors' code: the references are the first images by name, where the authors name one image for
-each subject (9 of 30 are 00.jpg); the initializer is the class word, where they name 30, such as "corgi dog".
+For TextBoost the one reference of each of the 30 subjects and its initializer, such as "corgi dog", are those that the
+authors name (subjects.json). Other methods train on all images and start from the class word.
 """
 
 import argparse
@@ -53,11 +53,13 @@ from ..options import (
     word_flags,
 )
 from . import dataset, farm
+from .dataset import Subject
 from .farm import Farm
 from .subject import Bench, Worker
 from .table import FAILED, Row, Table
 
 ONE_IMAGE = ("textboost",)  # methods whose paper learns from a single one
+CLASS = "class"  # of --initializers: the class word
 OWN_WORDS = ("class_word",)  # given by the data set
 
 
@@ -69,9 +71,15 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, required=True, help="reports, the table, and in runs/ the trainings")
     command.add_argument("--subjects", default="", metavar="A,B", help="names of the only subjects to run")
     command.add_argument(
-        "--references", type=int, default=-1, metavar="N",
-        help="train on the first N images by name; 0: all. By default as in the papers: TextBoost one, all (3 to 6) "
-        "for AttnDreamBooth, Textual Inversion, DreamBooth and Custom Diffusion",
+        "--references", default="", metavar="N|FILE",
+        help="train on the first N images by name, 0: all; or on the image that a FILE names, with a line "
+        "subject,image.jpg for each. By default as in the papers: TextBoost on the image that its authors name, all (3 "
+        "to 6) for AttnDreamBooth, Textual Inversion, DreamBooth and Custom Diffusion",
+    )  # fmt: skip
+    command.add_argument(
+        "--initializers", default="", metavar="class|FILE",
+        help="class: each subject's class word; or a FILE with a line subject,words for each. By default those of the "
+        "data set; for TextBoost without --initializer-token also those that its authors name",
     )  # fmt: skip
     method = command.add_argument_group("training")
     method.add_argument("--method", default="textboost", choices=METHOD_NAMES)
@@ -103,7 +111,7 @@ def dreambench(given: argparse.Namespace) -> list[Row]:
         ValueError: a file is missing, or a setting does not fit; nothing was trained then.
     """
     say = partial(print, flush=True)
-    subjects = dataset.read(given.data, [name for name in given.subjects.split(",") if name])
+    subjects = with_lists(dataset.read(given.data, [name for name in given.subjects.split(",") if name]), given)
     bench = bench_of(given)
     for subject in subjects:
         bench.check(subject)
@@ -120,12 +128,34 @@ def dreambench(given: argparse.Namespace) -> list[Row]:
     return [*found.values()]
 
 
+def with_lists(subjects: list[Subject], given: argparse.Namespace) -> list[Subject]:
+    """Return the subjects with the images and initializers that the flags choose."""
+    one_image = given.method in ONE_IMAGE
+    if _is_file(given.references) or (one_image and not given.references):
+        subjects = dataset.with_references(subjects, Path(given.references) if given.references else None)
+    if given.initializers == CLASS:
+        return [dataclasses.replace(subject, initializer="") for subject in subjects]
+    if given.initializers or (one_image and not given.initializer_token):
+        return dataset.with_initializers(subjects, Path(given.initializers) if given.initializers else None)
+    return subjects
+
+
+def references_of(given: argparse.Namespace) -> int:
+    """Return how many images of each subject are trained on; 0 for all."""
+    if _is_file(given.references):
+        return 1
+    if int(given.references or 0) < 0:
+        raise ValueError(f"The number of references is {given.references}: use 1 or more, or 0 for all images.")
+    return int(given.references or given.method in ONE_IMAGE)
+
+
+def _is_file(references: str) -> bool:
+    return bool(references) and not references.removeprefix("-").isdecimal()
+
+
 def bench_of(given: argparse.Namespace) -> Bench:
     """Return what all subjects have in common, from the flags."""
     device = torch.device(given.device)
-    if given.references < -1:
-        raise ValueError(f"The number of references is {given.references}: use 1 or more, or 0 for all images.")
-    default = 1 if given.method in ONE_IMAGE else 0
     return Bench(
         load=loader(given),
         out=given.out,
@@ -135,7 +165,7 @@ def bench_of(given: argparse.Namespace) -> Bench:
         stopper=replay.monitors(json.loads(given.stopper)),
         seed=given.seed,
         words={word.name: getattr(given, word.name) for word in WORDS if word.name not in OWN_WORDS},
-        references=default if given.references == -1 else given.references,
+        references=references_of(given),
         protocol=settings_of(Protocol, given, "the protocol"),
         prompts=own_prompts(given),
         scorer_config=settings_of(ScorerConfig, given, "the metric models"),

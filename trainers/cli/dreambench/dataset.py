@@ -8,11 +8,11 @@ columns `kind` (live or object) and `initializer`. Without the file the publishe
 
 import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...images import EXTENSIONS
-from ...text import quoted, reason
+from ...images import image_files
+from ...text import captions_of, quoted, reason, text_of
 
 CLASSES = "prompts_and_classes.txt"
 FILE = Path(__file__).parent / "subjects.json"
@@ -27,7 +27,8 @@ class Subject:
     folder: Path
     class_word: str
     kind: str  # LIVE or OBJECT
-    initializer: str = ""
+    initializer: str = ""  # "" for the class word
+    reference: str = ""  # file name of the first image to train on; "" for the first by name
 
 
 def read(folder: Path, only: list[str]) -> list[Subject]:
@@ -37,7 +38,7 @@ def read(folder: Path, only: list[str]) -> list[Subject]:
         ValueError: there is no subject, none of a name, or one has no class.
     """
     root = folder / "dataset" if (folder / "dataset").is_dir() else folder
-    names = sorted(each.name for each in root.glob("*") if each.is_dir() and _has_images(each))
+    names = sorted(each.name for each in root.glob("*") if each.is_dir() and image_files(each))
     if not names:
         raise ValueError(
             f"The folder {quoted(folder.name)} has no subjects: give a copy of the DreamBooth data set, in which "
@@ -49,6 +50,48 @@ def read(folder: Path, only: list[str]) -> list[Subject]:
     return [_subject(root / name, table.get(name, {})) for name in only or names]
 
 
+def with_references(subjects: list[Subject], file: Path | None) -> list[Subject]:
+    """Return the subjects with the image that each is trained on: a file's, or, where it exists, TextBoost's authors'.
+
+    Raises:
+        ValueError: the file cannot be read, or names an image that a subject does not have.
+    """
+    named = _published()["references"] if file is None else _listed(file, "image.jpg")
+    found = []
+    for subject in subjects:
+        name = named.get(subject.name, "")
+        there = name in {image.name for image in image_files(subject.folder)}
+        if name and not there and file:
+            raise ValueError(
+                f"The subject {quoted(subject.name)} has no image {quoted(name)}: correct its line in {file.name}."
+            )
+        found.append(replace(subject, reference=name if there else ""))
+    return found
+
+
+def with_initializers(subjects: list[Subject], file: Path | None) -> list[Subject]:
+    """Return the subjects with their initializers: of a file, or of TextBoost's authors where the data set has none.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    if file:
+        listed = _listed(file, "words")
+        return [replace(subject, initializer=listed.get(subject.name, subject.initializer)) for subject in subjects]
+    named = _published()["initializers"]
+    return [replace(subject, initializer=subject.initializer or named.get(subject.name, "")) for subject in subjects]
+
+
+def _listed(file: Path, value: str) -> dict[str, str]:
+    """Read a file with a line `subject,value` for each subject."""
+    pairs = [
+        line.partition(",") for line in captions_of(text_of(file, f"The list {quoted(file.name)}", "check its path"))
+    ]
+    if wrong := [name for name, comma, second in pairs if not comma or not second.strip()]:
+        raise ValueError(f"The line {quoted(wrong[0])} of {quoted(file.name)} has no value: write subject,{value}.")
+    return {name.strip(): second.strip() for name, _, second in pairs}
+
+
 def kind_of(class_word: str) -> str:
     """Return whether a class is live or an object."""
     return LIVE if class_word in _published()["live"] else OBJECT
@@ -56,10 +99,6 @@ def kind_of(class_word: str) -> str:
 
 def _published() -> dict:
     return json.loads(FILE.read_text(encoding="utf-8"))
-
-
-def _has_images(folder: Path) -> bool:
-    return any(file.suffix.lower() in EXTENSIONS for file in folder.iterdir())
 
 
 def _table(file: Path) -> dict[str, dict[str, str]]:

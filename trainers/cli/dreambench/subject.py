@@ -14,7 +14,7 @@ from ...evaluation import protocol
 from ...evaluation.protocol import Evaluation, Protocol
 from ...evaluation.report import CLIP_T
 from ...evaluation.scorer import References, ScorerConfig
-from ...images import read_folder, to_pil
+from ...images import image_files, read_folder, to_pil
 from ...metrics.extractor_cache import ExtractorCache
 from ...models.diffusion import Models
 from ...models.fingerprint import fingerprint
@@ -105,6 +105,9 @@ class Worker:
     def _done(self, subject: Subject, say: Say) -> Row:
         bench, folder = self.bench, self.bench.out / subject.name
         images, captions = read_folder(subject.folder)
+        names = [file.name for file in image_files(subject.folder)]
+        order = sorted(range(len(images)), key=lambda i: names[i] != subject.reference)  # the chosen one first
+        images, captions = tuple(images[i] for i in order), tuple(captions[i] for i in order if captions)
         count = bench.references or len(images)
         concept = bench.concept(subject, images[:count], captions[:count])
         bench.recipe.check(concept)
@@ -122,6 +125,7 @@ class Worker:
             report = replace(report, missing=report.missing | why)
         facts = {
             "class word": subject.class_word, "method": result.settings["method"], "run": result.folder.name,
+            "references": [names[i] for i in order[:count]], "initializer": concept.initializer,
             "training": result.stop_reason, "training seconds": round(result.seconds, 1), "digest": digest,
         }  # fmt: skip
         report_folder.write(folder, [replace(report, settings=report.settings | facts)])
