@@ -154,11 +154,16 @@ def read(paths: dict[str, Path], encoders: tuple[str, ...], clip, token: str) ->
 
 def _contents(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        return files.tensors(path)
+        tensors, header = files.tensors(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"The file {quoted(path.name)} cannot be read ({reason(error)}): download or save it again."
         ) from None
+    if name := next((name for name, tensor in tensors.items() if not tensor.float().isfinite().all()), ""):
+        raise ValueError(
+            f"The file {quoted(path.name)} has NaN or infinite values in {quoted(name)}: download or save it again."
+        )
+    return tensors, header
 
 
 def _widths(clip, encoders: tuple[str, ...]) -> dict[str, int]:

@@ -3,12 +3,15 @@
 from comfy_api.latest import io
 
 from ..trainers.data.concept import Concept
-from ..trainers.text import as_lines
+from ..trainers.text import as_lines, quoted
 from .host import models
 from .host.folders import fingerprint
-from .reference_images import captions_for, chosen, connected, images_in, of_class
+from .host.session import notices
+from .reference_images import captions_for, chosen, connected, files_in, of_class
 from .schema import checked
 from .sockets import CATEGORY, ConceptSocket
+
+NAMED = 5  # files that are left out, in messages; the others are counted
 
 
 class LoadReferences(io.ComfyNode):
@@ -118,6 +121,7 @@ class LoadReferences(io.ComfyNode):
                 io.Int.Output(display_name="width"),
                 io.Int.Output(display_name="height"),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -132,12 +136,12 @@ class LoadReferences(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         references = connected(images)
         texts = captions_for(as_lines(captions), len(references))
-        if folder[0].strip():
-            more, their_captions = images_in(folder[0].strip())
-            references, texts = references + more, texts + their_captions
+        (files, left_out), (class_files, more) = (
+            files_in(name[0].strip()) if name[0].strip() else ([], []) for name in (folder, class_folder)
+        )
         masks = [m for batch in mask or [] for m in batch.reshape(-1, *batch.shape[-2:])]
-        references, masks, texts = chosen(references, masks, texts, max_images[0], select_images[0])
-        of_its_class, class_captions = of_class(class_images, class_folder[0].strip())
+        references, masks, texts = chosen(references, texts, files, masks, max_images[0], select_images[0])
+        of_its_class, class_captions = of_class(class_images, class_files)
         concept = Concept(
             images=tuple(references),
             masks=tuple(masks) or None,
@@ -150,5 +154,9 @@ class LoadReferences(io.ComfyNode):
             class_images=tuple(of_its_class),
             class_captions=tuple(class_captions),
         )
+        if names := left_out + more:
+            rest = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
+            listed = ", ".join(map(quoted, names[:NAMED]))
+            notices(cls.hidden.unique_id if cls.hidden else "")(f"left out: {listed}{rest}")
         height, width = concept.sizes(models.resolution_of(model[0]) if model else 512)[0]
         return io.NodeOutput(concept, concept.images[0].movedim(0, -1)[None], concept.placeholder_token, width, height)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..trainers.images import read_folder
+from ..trainers.images import ImageFile, find_images, read_images
 from ..trainers.text import quoted
 from .host import folders
 
@@ -45,55 +45,71 @@ def captions_for(text: str, count: int) -> list[str]:
     return lines
 
 
-def images_in(folder: str) -> tuple[list[Tensor], list[str]]:
-    """Return the images of a folder inside ComfyUI's input folder and a caption for each, "" where there is none.
+def files_in(folder: str) -> tuple[list[ImageFile], list[str]]:
+    """Return the image files of a folder inside ComfyUI's input folder, and the names of files that are left out.
 
     Raises:
-        ValueError: the folder lies elsewhere, does not exist, holds no images, or a file in it cannot be read.
+        ValueError: the folder lies elsewhere, does not exist, or holds no images, or a link leads out of it.
     """
     path = Path(folders.inside_input(folder))
     if not os.path.isdir(path):  # unlike Path.is_dir, False for a name that is too long
         raise ValueError(
             f"The folder {quoted(folder)} does not exist in ComfyUI's input folder: write its name as it is there."
         )
-    images, captions = read_folder(path, lambda file: Path(folders.inside_input(os.path.join(folder, file.name))))
-    return [*images], [*captions] or [""] * len(images)
+    return find_images(path, lambda file: Path(folders.inside_input(os.path.join(folder, file.name))))
 
 
-def of_class(images: list[Tensor] | None, folder: str) -> tuple[list[Tensor], list[str]]:
-    """Return the connected class images and those of a folder, and their captions, "" for none; no list if all are "".
+def of_class(images: list[Tensor] | None, files: list[ImageFile]) -> tuple[list[Tensor], list[str]]:
+    """Return the connected class images and those of files, and their captions, "" for none; no list if all are "".
 
     Raises:
-        ValueError: as `images_in`.
+        ValueError: as `read_images`.
     """
     class_images = connected({"class_images": images} if images else None)
-    captions = [""] * len(class_images)
-    if folder:
-        more, their_captions = images_in(folder)
-        class_images, captions = class_images + more, captions + their_captions
-    return class_images, captions if any(captions) else []
+    more, captions, _ = read_images(files)
+    texts = [""] * len(class_images) + [*(captions or [""] * len(more))]
+    return [*class_images, *more], texts if any(texts) else []
 
 
 def chosen(
-    images: list[Tensor], masks: list[Tensor], captions: list[str], max_images: int, selection: str
+    images: list[Tensor],
+    captions: list[str],
+    files: list[ImageFile],
+    masks: list[Tensor],
+    max_images: int,
+    selection: str,
 ) -> tuple[list[Tensor], list[Tensor], list[str]]:
     """Return the reference images, their masks as `[1, h, w]` and their captions, one for each or none at all.
 
+    Only the files that are chosen are read.
+
     Args:
+        images: connected ones, with their captions; `files` follow them.
+        masks: of all of them, or none: then files have their own.
         max_images: number of images to use, 0 for all.
         selection: numbers of the images to use, such as "1, 3-5"; "" for all.
 
     Raises:
         ValueError: there is no image, the masks do not fit, or a selected image does not exist.
-    """
-    if not images:
+    """  # fmt: skip
+    count = len(images) + len(files)
+    if not count:
         raise ValueError("There is no reference image: connect an image, or name a folder in the input folder.")
-    if masks and len(masks) != len(images):
-        raise ValueError(f"There are {len(images)} images but {len(masks)} masks: connect one mask per image.")
-    index = _indices(selection, len(images)) if selection.strip() else range(len(images))[: max_images or None]
-    masks = [_fitting(masks[i], images[i]) for i in index] if masks else []
-    captions = [captions[i] for i in index]
-    return [images[i] for i in index], masks, captions if any(captions) else []
+    if masks and len(masks) != count:
+        raise ValueError(f"There are {count} images but {len(masks)} masks: connect one mask per image.")
+    index = _indices(selection, count) if selection.strip() else range(count)[: max_images or None]
+    read = read_images([files[i - len(images)] for i in index if i >= len(images)])
+    more, texts, own = (iter(each) for each in (read[0], read[1] or [""] * len(read[0]), read[2] or ()))
+    found = [(images[i], captions[i]) if i < len(images) else (next(more), next(texts)) for i in index]
+    if masks:
+        fitting = [_fitting(masks[i], image) for i, (image, _) in zip(index, found, strict=True)]
+    elif read[2]:
+        whole = [image.new_ones(1, *image.shape[-2:]) for image, _ in found]
+        fitting = [mask if i < len(images) else next(own) for i, mask in zip(index, whole, strict=True)]
+    else:
+        fitting = []
+    texts = [text for _, text in found]
+    return [image for image, _ in found], fitting, texts if any(texts) else []
 
 
 def _indices(selection: str, count: int) -> list[int]:

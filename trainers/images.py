@@ -1,7 +1,9 @@
 """Images: sizes, conversions between Pillow and tensors, and the one reader of image files and folders."""
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,10 @@ from torch import Tensor
 
 from .text import quoted, text_of
 
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
+MASK = "-masklabel"  # behind the name of an image, the name of its mask
 MAX_PIXELS = 100_000_000  # of a file; more is nearly always a mistake, and takes gigabytes to open
+MOST_PIXELS = 5 * MAX_PIXELS  # of all files together: 6 GB
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
@@ -60,31 +64,142 @@ def pixels(image: Image.Image) -> Tensor:
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageFile:
+    """An image file of a folder, with the files of its caption and its mask where there are any."""
+
+    path: Path
+    caption_file: Path | None = None
+    mask_file: Path | None = None
+
+    def image(self) -> Tensor:
+        """Read the image: see `read_image`."""
+        return read_image(self.path)
+
+    def caption(self) -> str:
+        """Read the caption as one line; "" where there is none."""
+        if self.caption_file is None:
+            return ""
+        name = f"The caption {quoted(self.caption_file.name)}"
+        return " ".join(text_of(self.caption_file, name, "replace it, or take it out of the folder").split())
+
+    def mask(self) -> Tensor | None:
+        """Read the mask, `[1, h, w]` in 0..1, white where the subject is; `None` where there is none."""
+        return None if self.mask_file is None else read_image(self.mask_file).mean(dim=0, keepdim=True)
+
+
 def image_files(folder: Path) -> list[Path]:
-    """Return a folder's image files by name."""
-    return sorted(file for file in folder.glob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+    """Return a folder's images without their masks, `img2` before `img10`.
+
+    Files whose names begin with a dot are other programs'.
+    """
+    found = [file for file in folder.iterdir() if file.suffix.lower() in EXTENSIONS and file.is_file()]
+    images = (file for file in found if not file.name.startswith(".") and not file.stem.endswith(MASK))
+    return sorted(images, key=lambda file: _natural(file.name))
 
 
-def read_folder(
-    folder: Path, allowed: Callable[[Path], Path] = lambda file: file
-) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:
-    """Read the images of a folder by name, `[3, h, w]` in 0..1, and their captions; no captions if all are empty.
+def find_images(folder: Path, allowed: Callable[[Path], Path] = lambda file: file) -> tuple[list[ImageFile], list[str]]:
+    """Return the images of a folder, `img2` before `img10`, and the names of files that are none and belong to none.
 
-    A caption is the text of a .txt file of the image's name; images are rotated as their EXIF says.
+    A caption is a text in `a.txt`, `a.caption` or `a.png.txt` beside `a.png`; its mask is `a-masklabel.png`, as in
+    OneTrainer.
 
     Args:
-        allowed: returns the path of an image or a caption, or raises `ValueError` where it must not be read.
+        allowed: returns the path of a file, or raises `ValueError` where it must not be read.
+
+    Raises:
+        ValueError: the folder holds no images.
+    """
+    names = sorted((file.name for file in folder.iterdir() if file.is_file()), key=_natural)
+    masks = {
+        file.stem.removesuffix(MASK): file.name
+        for file in map(Path, names)
+        if file.suffix.lower() in EXTENSIONS and file.stem.endswith(MASK) and not file.name.startswith(".")
+    }
+    found = [
+        ImageFile(
+            path=allowed(file),
+            caption_file=next((allowed(folder / text) for text in _captions(Path(file.name)) if text in names), None),
+            mask_file=allowed(folder / masks[file.stem]) if file.stem in masks else None,
+        )
+        for file in image_files(folder)
+    ]
+    if not found:
+        raise ValueError(
+            f"The folder {quoted(folder.name)} holds no images: put png, jpg, webp, avif, bmp or tiff files into it."
+        )
+    used = {file.name for each in found for file in (each.path, each.caption_file, each.mask_file) if file}
+    return found, [name for name in names if name not in used]
+
+
+def _natural(name: str) -> tuple[list, str]:
+    """Return a key that sorts numbers in names by their value."""
+    return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", name)], name
+
+
+def _captions(image: Path) -> tuple[str, ...]:
+    return f"{image.stem}.txt", f"{image.stem}.caption", f"{image.name}.txt"
+
+
+def read_images(files: Sequence[ImageFile]) -> tuple[tuple[Tensor, ...], tuple[str, ...], tuple[Tensor, ...] | None]:
+    """Read images `[3, h, w]` in 0..1, their captions (none if all are empty) and masks (`None` if there is none).
+
+    An image without a mask among others that have one is learned whole.
+
+    Raises:
+        ValueError: a file cannot be read, a mask has another size than its image, or they are too many.
+    """
+    check_sizes(file.path for file in files)
+    images, captions = tuple(file.image() for file in files), tuple(file.caption() for file in files)
+    if all(file.mask_file is None for file in files):
+        return images, captions if any(captions) else (), None
+    masks = tuple(map(_mask, files, images))
+    return images, captions if any(captions) else (), masks
+
+
+def _mask(file: ImageFile, image: Tensor) -> Tensor:
+    mask = file.mask()
+    if mask is None or file.mask_file is None:
+        return image.new_ones(1, *image.shape[-2:])
+    name = f"The mask {quoted(file.mask_file.name)}"
+    if mask.shape[-2:] != image.shape[-2:]:
+        raise ValueError(f"{name} is {_size(mask)} pixels but its image {_size(image)}: use a mask of the same size.")
+    if not mask.any():
+        raise ValueError(f"{name} is empty: paint the subject white, or take it out of the folder.")
+    return mask
+
+
+def _size(image: Tensor) -> str:
+    return f"{image.shape[-1]} x {image.shape[-2]}"
+
+
+def check_sizes(files: Iterable[Path]) -> None:
+    """Raise `ValueError` where images together have more than `MOST_PIXELS`, by their headers: each takes 12 bytes.
+
+    Those whose header cannot be read are left to `read_image`.
+    """
+    pixels = 0
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                pixels += image.width * image.height
+        except Exception:  # Pillow's readers raise whatever a damaged file leads them to
+            continue
+    if pixels > MOST_PIXELS:
+        raise ValueError(
+            f"The images have {pixels // 10**6} million pixels together, more than {MOST_PIXELS // 10**6}: make them "
+            "smaller, or use fewer."
+        )
+
+
+def read_folder(folder: Path) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:
+    """Read the images of a folder, `[3, h, w]` in 0..1, and their captions; no captions if all are empty.
 
     Raises:
         ValueError: the folder holds no images, or a file in it cannot be read.
     """
-    files = image_files(folder)
-    if not files:
-        raise ValueError(
-            f"The folder {quoted(folder.name)} holds no images: put png, jpg, webp, bmp or tiff files into it."
-        )
-    captions = tuple(_caption(allowed(text)) if (text := file.with_suffix(".txt")).exists() else "" for file in files)
-    return tuple(read_image(allowed(file)) for file in files), captions if any(captions) else ()
+    images, captions, _ = read_images(find_images(folder)[0])
+    return images, captions
 
 
 def read_image(file: Path) -> Tensor:
@@ -132,8 +247,3 @@ def _rgb(image: Image.Image) -> np.ndarray:
         white.alpha_composite(image.convert("RGBA"))
         image = white
     return np.asarray(image.convert("RGB")).astype(np.float32) / 255
-
-
-def _caption(file: Path) -> str:
-    text = text_of(file, f"The caption {quoted(file.name)}", "replace it, or take it out of the folder")
-    return " ".join(text.split())

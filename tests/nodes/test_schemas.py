@@ -308,3 +308,24 @@ def test_what_a_path_names_is_noticed_when_it_changes(tmp_path, monkeypatch):
     assert {name for _, name in tested} == {
         "folder", "class_folder", "prompt_file", "captions", "clip_weights", "dino_weights", "lpips_weights"
     }  # fmt: skip
+
+
+def test_only_chosen_files_are_read_and_what_is_left_out_is_said(references, tmp_path, monkeypatch):
+    from personalize.nodes import load_references as node
+    from personalize.trainers import images
+
+    (tmp_path / "many").mkdir()
+    for i in (1, 2, 10):
+        Image.new("RGB", (16, 16), (10 * i, 0, 0)).save(tmp_path / "many" / f"img{i}.png")
+    Image.new("L", (16, 16), 255).save(tmp_path / "many" / "img2-masklabel.png")
+    (tmp_path / "many" / "img3.gif").write_bytes(b"x")
+    read, said, original = [], [], images.read_image
+    monkeypatch.setattr(images, "read_image", lambda file: read.append(file.name) or original(file))
+    monkeypatch.setattr(node, "notices", lambda number: said.append)
+    connected = [torch.ones(1, 16, 16, 3)]
+    concept = references(connected, folder="many", select_images="1, 4")[0]
+    assert read == ["img10.png"] and said == ["left out: 'img3.gif'"]
+    assert len(concept.images) == 2 and concept.masks is None
+    concept = references(connected, folder="many", max_images=3)[0]
+    assert read[1:] == ["img1.png", "img2.png", "img2-masklabel.png"]
+    assert [mask.shape for mask in concept.masks] == [(1, 16, 16)] * 3

@@ -261,6 +261,16 @@ FILES = [
         files(embedding="old.pt"),
         r"^The file 'old\.pt' is not a safetensors file: convert it, or choose another",
     ),
+    (
+        "a LoRA with NaN",
+        files(lora="nan.safetensors"),
+        r"^The file 'nan\.safetensors' has NaN or infinite values in 'lora_unet_conv_in\.diff': download or save it",
+    ),
+    (
+        "an embedding of 100 rows",
+        files(embedding="long.safetensors"),
+        "^This embedding has 100 vectors but a prompt 75 tokens: use a smaller one",
+    ),
     ("a number for a LoRA", files(lora=5), "^The file '5' is not a safetensors file"),
     ("a LoRA that does not exist", files(lora="nowhere.safetensors"), NO_FILE),
     ("a file above", files(lora="../checkpoints/personalize-tiny.safetensors"), NO_FILE),
@@ -384,6 +394,8 @@ def write_files(models):
     save_file({"lora_unet_conv_in.hada_w1_a": one}, models / "loras" / "loha.safetensors")
     save_file({"model.diffusion_model.out.2.bias": one}, models / "loras" / "checkpoint.safetensors")
     save_file({"lora_unet_double_blocks_0_img_mod.diff": one}, models / "loras" / "other.safetensors")
+    save_file({"lora_unet_conv_in.diff": one / 0}, models / "loras" / "nan.safetensors")
+    save_file({"<dog>": torch.ones(100, 128)}, models / "embeddings" / "long.safetensors")
     save_file({"<dog>": torch.ones(2, 9)}, models / "embeddings" / "wide.safetensors")
     save_file({"lora_unet_conv_in.diff": one}, models / "personalize" / "words.safetensors")
 

@@ -13,7 +13,7 @@ import torch
 
 from ..data.concept import Concept
 from ..device import SingleDevice, training_dtype
-from ..images import read_folder
+from ..images import find_images, read_folder, read_images
 from ..models.fingerprint import fingerprint
 from ..runs import pick, replay
 from ..runs.folder import RunFolder
@@ -96,10 +96,11 @@ def run_of(given: argparse.Namespace) -> Run:
     Raises:
         ValueError: an image, a setting or a word cannot be used.
     """
-    images, captions = read_folder(given.images)
+    images, captions, masks = read_images(find_images(given.images)[0])
     class_images, class_captions = read_folder(given.class_images) if given.class_images else ((), ())
     data: dict = {
         "images": images,
+        "masks": masks,
         "captions": captions,
         "class_images": class_images,
         "class_captions": class_captions,

@@ -1,10 +1,9 @@
 """Prompts from lines of text, with the subject in its place, and what a text encoder reads of them."""
 
-from ..models.tokenizer import LENGTH, Tokenizer
+from ..models.tokenizer import ROOM, Tokenizer
 from ..text import captions_of, quoted
 
 SUBJECT = "{}"
-ROOM = LENGTH - 2  # tokens of a prompt between the start and the end token
 
 
 def prompts_of(text: str, subject: str, first: int = 0) -> list[str]:

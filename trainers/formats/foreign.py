@@ -10,6 +10,7 @@ import re
 import torch
 from torch import Tensor
 
+from ..models.tokenizer import ROOM
 from . import kohya
 
 KOHYA = (kohya.UNET_PREFIX, "lora_te_", "lora_te1_", "lora_te2_")
@@ -177,4 +178,6 @@ def _vectors(tensor: Tensor, width: int) -> Tensor:
             f"This embedding is {shape} but this CLIP's embeddings are {width} wide: use one made for this family "
             "of models."
         )
+    if len(vectors) > ROOM:
+        raise ValueError(f"This embedding has {len(vectors)} vectors but a prompt {ROOM} tokens: use a smaller one.")
     return vectors.float()

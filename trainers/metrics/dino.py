@@ -20,6 +20,13 @@ from .weight_files import WHERE, below, from_hub
 
 TIMM_FILE = "model.safetensors"  # of a timm model on the hub
 PARTS = ("config.json", "preprocessor_config.json", "model.safetensors")  # of one of the transformers library
+# Types of the transformers library whose first output row is an image's feature.
+KINDS = ("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "vit_msn")
+# What transformers may fetch from the hub, whatever else is off: other models, kernels, formats of weights.
+ELSEWHERE = {
+    "auto_map", "attn_implementation", "backbone", "backbone_config", "quantization_config", "use_pretrained_backbone",
+    "use_timm_backbone",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +112,22 @@ def _check_folder(folder: Path) -> None:
             "with transformers, as safetensors."
         )
     try:
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        kind = str(config["model_type"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         raise ValueError(
             f"The config.json of {quoted(folder.name)} does not describe a model: save it there again."
         ) from None
+    if kind not in KINDS:
+        raise ValueError(
+            f"The model in {quoted(folder.name)} is {quoted(kind)}, which is not known as an image encoder: use one of "
+            f"{', '.join(KINDS)}."
+        )
+    if elsewhere := [name for name in config if name.removeprefix("_") in ELSEWHERE and config[name]]:
+        raise ValueError(
+            f"The config.json of {quoted(folder.name)} asks for more than the folder holds, by {quoted(elsewhere[0])}: "
+            "take that line out, or use another folder."
+        )
 
 
 def _check_name(name: str) -> None:
@@ -140,4 +158,6 @@ def _published(name: str, download: bool) -> tuple[str, Path | None]:
     if timm.is_model(name):
         (file,) = from_hub("DINO", name, _timm_repository(name), [TIMM_FILE], download)
         return name, file
-    return str(from_hub("DINO", name, name, PARTS, download)[0].parent), None
+    folder = from_hub("DINO", name, name, PARTS, download)[0].parent
+    _check_folder(folder)
+    return str(folder), None

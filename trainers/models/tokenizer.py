@@ -11,6 +11,7 @@ from ..text import any_of
 
 START, END = 49406, 49407  # CLIP's <|startoftext|> and <|endoftext|>
 LENGTH = 77
+ROOM = LENGTH - 2  # tokens of a prompt between the start and the end token
 
 
 class Tokenizer:
@@ -46,7 +47,7 @@ class Tokenizer:
         return torch.tensor([self._padded(self.words(prompt)) for prompt in prompts], dtype=torch.long)
 
     def _padded(self, ids: list[int]) -> list[int]:
-        ids = [START, *ids[: LENGTH - 2], END]
+        ids = [START, *ids[:ROOM], END]
         return ids + [self.pad_token_id] * (LENGTH - len(ids))
 
 

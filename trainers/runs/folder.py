@@ -88,7 +88,7 @@ class RunFolder:
         lines = (self.path / "steps.jsonl").read_text(encoding="utf-8").splitlines() if steps else []
         if len(lines) < steps:
             raise ValueError(f"The log of run {self.path.name} ends before step {steps}.")
-        return [json.loads(line) for line in lines[:steps]]
+        return [_entry(line) for line in lines[:steps]]
 
     def log(self, history: list[dict]) -> TextIO:
         """The log with `history` in it, open for more."""
@@ -223,6 +223,16 @@ class StepLog:
 
     def close(self) -> None:
         self.file.close()
+
+
+def _entry(line: str) -> dict:
+    try:
+        entry = json.loads(line)
+    except RecursionError:
+        entry = None
+    if not isinstance(entry, dict):
+        raise ValueError("A line of the log is no step.")
+    return entry
 
 
 def total_steps(stages: tuple[StageState, ...]) -> int:

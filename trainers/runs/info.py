@@ -1,6 +1,7 @@
 """run.json as a type: what a run is, and how far it came. Read and written here, and nowhere else."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -62,6 +63,8 @@ class RunInfo:
             raise TypeError("a name is no text")
         if not all(isinstance(stop, dict) for stop in info.stops):
             raise TypeError("a stop is no object")
+        if not (0 <= info.seconds < math.inf and info.steps >= 0):
+            raise ValueError("a number is not possible")
         return info
 
     @classmethod

@@ -6,8 +6,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..data.concept import check_word
 from ..formats import kohya, metadata
 from ..formats.foreign import DAMAGED
+from ..models.tokenizer import ROOM, Tokenizer, bundled_words
+from ..text import quoted
+from ..training.trainables import check_placeholder
 from .info import RunInfo
 
 
@@ -116,7 +120,25 @@ def read_complete(state: dict[str, Tensor], header: dict[str, str], file: Path) 
         whole = False
     if not whole:
         raise ValueError(DAMAGED)
+    for token, vectors in result.tokens.items():
+        _check_token(token, vectors)
     return result
+
+
+def _check_token(token: str, vectors: tuple[Tensor, ...]) -> None:
+    """Raise `ValueError` unless a token of a file can stand in prompts: a file may be anybody's."""
+    try:
+        check_word(token)
+        check_placeholder(Tokenizer(bundled_words()), token)
+    except ValueError:
+        raise ValueError(
+            f"This file names its placeholder token {quoted(token)}, which would change other prompts: save the result "
+            "again with a token such as <dog>."
+        ) from None
+    if not all(each.ndim == 2 and each.is_floating_point() and 0 < len(each) <= ROOM for each in vectors):
+        raise ValueError(
+            f"This file does not hold 1 to {ROOM} vectors for its placeholder token {token}: save the result again."
+        )
 
 
 def from_other_programs(

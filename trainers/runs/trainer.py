@@ -66,6 +66,11 @@ class Trainer:
         """All stages one after the other; returns why it stopped before the end, if it did."""
         stages = self.run.recipe.stages(self.models, self.run.concept, generator, self.context)
         for number, stage in enumerate(stages):
+            if number < len(earlier) and not state.fits(earlier[number], stage.parameters()):
+                raise ValueError(
+                    f"The checkpoint of run {self.source.path.name} does not fit this training: delete that run and "
+                    "queue again."
+                )
             if number + 1 < len(earlier):
                 state.restore(earlier[number], stage.parameters(), generator)
                 self._end(stage, earlier[number])
@@ -94,6 +99,7 @@ class Trainer:
             continued = f"step {total_steps(earlier)} of run {source.path.name}{moments}"
         elif known := self.folder.info():
             continued = known.continued_from
+        self.source = source
         origin = metadata.origin(self.models, len(concept.images), concept.at_resolution(self.models.resolution))
         self.info = RunInfo(
             settings=settings, dataset=self.run.dataset(), model=self.model, lineage=lineage, origin=origin,

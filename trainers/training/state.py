@@ -1,6 +1,7 @@
 """Checkpoints: the state of a training between two steps, to resume it bit for bit, in memory and as a file."""
 
 import json
+import math
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -110,10 +111,14 @@ def load(path: Path) -> tuple[StageState, ...] | None:
         tensors, metadata = files.tensors(path)
         if metadata["checksum"] != str(_checksum(tensors)):
             return None
-        about = json.loads(metadata["stages"])
-    except (OSError, SafetensorError, KeyError, ValueError):
+        return tuple(_stage(i, entry, tensors) for i, entry in enumerate(json.loads(metadata["stages"])))
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, RecursionError, RuntimeError):
         return None
-    return tuple(_stage(i, entry, tensors) for i, entry in enumerate(about))
+
+
+def fits(state: StageState, params: Iterable[Tensor]) -> bool:
+    """Return whether parameters have the shapes of a state's."""
+    return [p.shape for p in params] == [p.shape for p in state.params]
 
 
 def _stage(i: int, about: dict, tensors: dict[str, Tensor]) -> StageState:
@@ -122,13 +127,19 @@ def _stage(i: int, about: dict, tensors: dict[str, Tensor]) -> StageState:
         stage, kind, *rest = key.split(".")
         if stage == str(i) and kind == "optimizer":
             moments.setdefault(int(rest[0]), {})[rest[1]] = tensors[key]
+    generator, seconds = tensors[f"{i}.generator"], float(about["seconds"])
+    if not (type(about["step"]) is int and about["step"] >= 0 and math.isfinite(seconds)):
+        raise ValueError("a number of steps or seconds")
+    if not (isinstance(about["scaler"], dict) and generator.dtype == torch.uint8):
+        raise ValueError("a scaler or a generator")
+    torch.Generator().set_state(generator)
     return StageState(
         step=about["step"],
-        seconds=about["seconds"],
+        seconds=seconds,
         params=tuple(tensors[f"{i}.params.{j}"] for j in range(about["params"])),
         optimizer=moments,
         scaler=about["scaler"],
-        generator=tensors[f"{i}.generator"],
+        generator=generator,
         best=tuple(tensors[key] for j in range(about["params"]) if (key := f"{i}.best.{j}") in tensors),
     )
 

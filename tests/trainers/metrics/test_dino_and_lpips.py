@@ -5,6 +5,7 @@ Weights are random and small. LPIPS needs its package; without it a report says 
 
 import json
 import os
+import shutil
 import socket
 import time
 from dataclasses import replace
@@ -166,8 +167,6 @@ def test_a_folder_is_read_without_the_network(shelf, monkeypatch):
 
 def test_weights_of_another_model_are_refused(shelf, folder, tmp_path):
     """Also a transformers folder that lacks some, which the library would make up, with a warning."""
-    import shutil
-
     from safetensors.torch import load_file
 
     shutil.copytree(folder / "dinov2", tmp_path / "partial")
@@ -185,16 +184,40 @@ def test_weights_of_another_model_are_refused(shelf, folder, tmp_path):
 
 
 def test_a_folder_with_code_of_its_own_is_not_run(shelf, folder, tmp_path):
-    import shutil
-
     place = shutil.copytree(folder / "dinov2", tmp_path / "own")
     (place / "own.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'hit')!r})\nclass M: pass\n")
     config = json.loads((place / "config.json").read_text()) | {"model_type": "own", "auto_map": {"AutoModel": "own.M"}}
     config |= {"auto_map": {"AutoConfig": "own.M", "AutoModel": "own.M"}}
     (place / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="are not those of their folder"):
+    with pytest.raises(ValueError, match="The model in 'own' is 'own', which is not known as an image encoder: use"):
+        shelf.load(DinoConfig(dino_weights="own"))
+    (place / "config.json").write_text(json.dumps(config | {"model_type": "dinov2"}))
+    with pytest.raises(ValueError, match="'own' asks for more than the folder holds, by 'auto_map'"):
         shelf.load(DinoConfig(dino_weights="own"))
     assert not os.path.exists(tmp_path / "hit")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"model_type": "timm_wrapper"},
+        {"model_type": "upernet", "backbone": "owner/model", "use_pretrained_backbone": True},
+        {"backbone": "owner/model", "use_pretrained_backbone": True},
+        {"quantization_config": {"quant_method": "fp8"}},
+        {"_attn_implementation": "owner/kernel"},
+        {"attn_implementation": "owner/kernel"},
+    ],
+    ids=str,
+)
+def test_a_folder_that_leads_to_the_network_is_refused_before_it_is_read(folder, tmp_path, more, monkeypatch):
+    """The settings of a stranger's folder may name repositories, which transformers would ask the hub for."""
+    place = shutil.copytree(folder / "dinov2", tmp_path / "theirs")
+    config = json.loads((place / "config.json").read_text()) | more
+    (place / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(dino, "load_image_encoder", lambda *given: pytest.fail("it was read"))
+    for act in (DinoConfig(dino_weights="theirs").check, DinoConfig(dino_weights="theirs").read):
+        with pytest.raises(ValueError, match="not known as an image encoder|asks for more than the folder holds"):
+            act([tmp_path])
 
 
 def test_without_the_package_or_its_weights_it_says_why(shelf, tmp_path, monkeypatch):

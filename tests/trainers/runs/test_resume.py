@@ -315,3 +315,13 @@ def test_a_state_survives_its_file(tmp_path):
     assert torch.equal(first.optimizer[0]["exp_avg"], optimizer.state[parameter]["exp_avg"])
     assert second.step == 3 and second.optimizer == {}
     assert state.load(tmp_path / "nowhere.safetensors") is None
+
+
+def test_a_checkpoint_of_other_shapes_names_its_run(tmp_path):
+    """One that somebody put into a run of the same lineage: it would have stopped all of them, in Python's words."""
+    train(tmp_path / "short")
+    last = state.load(tmp_path / "short" / "last.safetensors")
+    odd = [dataclasses.replace(one, params=tuple(p[..., :1].contiguous() for p in one.params)) for one in last]
+    state.save(tuple(odd), tmp_path / "short" / "last.safetensors")
+    with pytest.raises(ValueError, match=r"^The checkpoint of run short does not fit this training: delete that run"):
+        train(tmp_path / "long", dataclasses.replace(FAST, steps=8))
