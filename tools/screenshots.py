@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from demo import client, show
 from demo.workflow import override_workflow
@@ -81,13 +81,11 @@ def main():
     with server as host, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         frames, whole = asyncio.run(taken(server.url, first_graph(host.object_info()), Path(profile) / "profile"))
     whole.save(ROOT / "workflows" / "learn_one_picture.jpg", quality=85)
-    size = frames[-1].size
-    alike = [frame for frame in frames if frame.size == size]
-    durations = [250] * (len(alike) - 1) + [LAST]
-    alike[0].save(
-        ROOT / "demo" / "live.webp", save_all=True, append_images=alike[1:], duration=durations, loop=0, quality=80
-    )
-    print(f"{len(alike)} frames of {size[0]} x {size[1]}")
+    size = tuple(map(max, zip(*(frame.size for frame in frames), strict=True)))  # the node grows while it learns
+    first, *others = (ImageOps.pad(frame, size, color=frame.getpixel((0, 0)), centering=(0, 0)) for frame in frames)
+    durations = [250] * len(others) + [LAST]
+    first.save(ROOT / "demo" / "live.webp", save_all=True, append_images=others, duration=durations, loop=0, quality=80)
+    print(f"{len(frames)} frames of {size[0]} x {size[1]}")
 
 
 if __name__ == "__main__":
