@@ -104,6 +104,37 @@ def test_the_first_graph_is_an_app(server, tmp_path, size):
             assert label in seen
 
 
+BLUEPRINT = """
+await app.loadGraphData(%s);
+const [node] = app.graph.nodes, widgets = node.widgets.map(widget => [widget.name, widget.value]);
+node.widgets[0].value = 'mug';
+const add = type => { const made = LiteGraph.createNode(type); app.graph.add(made); return made; };
+const image = add('LoadImage'), load = add('CheckpointLoaderSimple'), save = add('PersonalizeSave');
+image.connect(0, node, 0);
+for (const slot of [0, 1, 2]) load.connect(slot, node, slot + 1);
+node.connect(2, save, 0);
+return {widgets, prompt: (await app.graphToPrompt()).output}
+"""
+
+
+def test_one_node_that_learns_a_picture_is_offered(server, object_info, tmp_path):
+    """Three nodes as one, in the editor's list of blueprints; its widgets are theirs."""
+    name = "Personalize from one picture"
+    offered = server.client.get("/global_subgraphs")
+    assert [each["source"] for each in offered.values() if each["name"] == name] == ["custom_node"]
+    blueprint = show.read_json(ROOT / "subgraphs" / f"{name}.json")
+    seen = opened(server, tmp_path, BLUEPRINT % json.dumps(blueprint))
+    assert seen["widgets"] == [["class_word", "dog"], ["placeholder_token", "<concept>"], ["preset.steps", 250]]
+    inputs = {node["class_type"]: node["inputs"] for node in seen["prompt"].values()}
+    assert inputs["PersonalizeLoadReferences"]["class_word"] == "mug"
+    assert inputs.keys() == {
+        "LoadImage", "CheckpointLoaderSimple", "PersonalizeLoadReferences", "PersonalizeTextBoost", "PersonalizeTrain",
+        "PersonalizeSave",
+    }  # fmt: skip
+    required = {kind: object_info[kind]["input"]["required"].keys() for kind in inputs}
+    assert {kind: required[kind] - inputs[kind].keys() for kind in inputs} == dict.fromkeys(inputs, set())
+
+
 def test_the_checkpoint_that_is_missing_can_be_downloaded():
     """The file of ComfyUI's own first graph, with what the editor's download asks for."""
     (loader,) = [node for node in template(FIRST)["nodes"] if node["type"] == "CheckpointLoaderSimple"]

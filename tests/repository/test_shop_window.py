@@ -70,6 +70,6 @@ def test_the_icon_is_what_lists_of_packs_take():
 
 def test_the_archive_holds_what_users_need_and_nothing_else():
     tops = {file.split("/")[0] for file in archive.files()}
-    assert tops == {"nodes", "trainers", "js", "locales", "workflows", "__init__.py", "pyproject.toml"} | {
+    assert tops == {"nodes", "trainers", "js", "locales", "workflows", "subgraphs", "__init__.py", "pyproject.toml"} | {
         "requirements.txt", "README.md", "LICENSE", "CHANGELOG.md",
     }  # fmt: skip
