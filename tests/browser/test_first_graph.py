@@ -43,13 +43,15 @@ SEEN = {
 }
 
 
-def opened(server, tmp_path, body, size=SCREEN):
+def opened(server, tmp_path, *bodies, size=SCREEN):
+    """What each body of a function returns, one after the other in one editor."""
+
     async def go():
         async with browser.open_editor(server.url, tmp_path / "profile") as page:
             width, height = size
             screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < height}
             await page.command("Emulation.setDeviceMetricsOverride", **screen)
-            return await page.run(body)
+            return [await page.run(body) for body in bodies]
 
     return asyncio.run(go())
 
@@ -66,16 +68,24 @@ def overlaps(one, other):
 
 @pytest.mark.parametrize("vue", [False, True], ids=["classic", "nodes 2.0"])
 def test_the_first_graph_is_small_and_readable(server, tmp_path, vue):
-    seen = opened(server, tmp_path, LOOK % (json.dumps(vue), json.dumps(template(FIRST))))
+    (seen,) = opened(server, tmp_path, LOOK % (json.dumps(vue), json.dumps(template(FIRST))))
     nodes = seen["nodes"]
     assert seen["vue"] == vue
     assert len(nodes) <= 12 and seen["links"] <= 18 and seen["scale"] >= 0.7
-    pairs = [(a["title"], b["title"]) for i, a in enumerate(nodes) for b in nodes[:i] if overlaps(a, b)]
-    assert pairs == []
     for node in nodes:
         assert node["left"] >= 0 and node["right"] <= SCREEN[0], node["title"]
         assert node["top"] >= 0 and node["bottom"] <= SCREEN[1], node["title"]
     assert {node["title"]: node["values"] for node in nodes if node["values"] or node["title"] in SEEN} == SEEN
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["classic", "nodes 2.0"])
+def test_no_template_has_a_node_on_top_of_another(server, tmp_path, vue):
+    names = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+    seen = opened(server, tmp_path, *(LOOK % (json.dumps(vue), json.dumps(template(name))) for name in names))
+    for name, each in zip(names, seen, strict=True):
+        nodes = each["nodes"]
+        pairs = [(a["title"], b["title"]) for i, a in enumerate(nodes) for b in nodes[:i] if overlaps(a, b)]
+        assert pairs == [], name
 
 
 APP = """
@@ -97,7 +107,7 @@ def test_the_first_graph_is_an_app(server, tmp_path, size):
         ("5  What to generate", "text"),
     ]  # fmt: skip
     assert [titles[node] for node in workflow["extra"]["linearData"]["outputs"]] == ["New images"]
-    seen = opened(server, tmp_path, APP % json.dumps(workflow), size)
+    (seen,) = opened(server, tmp_path, APP % json.dumps(workflow), size=size)
     assert "Run" in seen and "ckpt_name" not in seen and "class_word" not in seen
     if size == SCREEN:
         for label in ("Model", "One clear picture", "What is it?", "What to generate"):
@@ -123,7 +133,7 @@ def test_one_node_that_learns_a_picture_is_offered(server, object_info, tmp_path
     offered = server.client.get("/global_subgraphs")
     assert [each["source"] for each in offered.values() if each["name"] == name] == ["custom_node"]
     blueprint = show.read_json(ROOT / "subgraphs" / f"{name}.json")
-    seen = opened(server, tmp_path, BLUEPRINT % json.dumps(blueprint))
+    (seen,) = opened(server, tmp_path, BLUEPRINT % json.dumps(blueprint))
     assert seen["widgets"] == [["class_word", "dog"], ["placeholder_token", "<concept>"], ["preset.steps", 250]]
     inputs = {node["class_type"]: node["inputs"] for node in seen["prompt"].values()}
     assert inputs["PersonalizeLoadReferences"]["class_word"] == "mug"
