@@ -7,6 +7,8 @@ Commands:
         train a run again, with the same settings and images
     python -m trainers evaluate RUN --checkpoint FILE --out DIR
         generate images with a trained run, and score them
+    python -m trainers generate RUN --checkpoint FILE --prompts FILE --out DIR
+        generate images with a trained run, a folder for each prompt
     python -m trainers dreambench --data DIR --checkpoint FILE --out DIR
         train and evaluate all subjects of a data set by the DreamBooth protocol
 
@@ -18,13 +20,14 @@ Commands:
 import sys
 from collections.abc import Sequence
 
-from .cli import evaluate, train
+from .cli import evaluate, generate, train
 from .cli.dreambench import command as dreambench
 
 COMMANDS = {
     "train": train.main,
     "rerun": train.rerun_main,
     "evaluate": evaluate.main,
+    "generate": generate.main,
     "dreambench": dreambench.main,
 }
 

@@ -116,6 +116,16 @@ def test_all_prompts_of_a_seed_start_alike_whatever_their_neighbours():
         assert torch.equal(latents, torch.randn(1, 4, 12, 8, generator=torch.Generator().manual_seed(seed))[0])
 
 
+def test_the_report_says_how_references_were_compared(evaluate, concept, folders):
+    best, plain = (evaluate(reference_scores=name)[0] for name in ("TextBoost 2026", "floored mean"))
+    model = plain.metric_models["DINO seen"]
+    assert best.metric_models["DINO seen"] == f"{model}, compared as TextBoost 2026" and len(concept.images) > 1
+    assert best.metric_models["CLIP-I seen"].endswith("compared as TextBoost 2026")
+    assert best.metric_models["CLIP-T"] == plain.metric_models["CLIP-T"]
+    pairs = zip(best.images, plain.images, strict=True)
+    assert all(one.scores["DINO seen"] > other.scores["DINO seen"] for one, other in pairs)
+
+
 def test_scores_are_the_metric_models_own(evaluate, concept, folders):
     unseen = torch.stack([image.movedim(0, -1) for image in judge.tensors(judge.pictures(count=4)[2:])])
     report, grid, table, summary, pictures = evaluate(held_out=unseen)

@@ -31,6 +31,7 @@ from ..settings import checked
 from ..stopping.pick_by_score import PickByScore
 from .dreambench.dataset import kind_of
 from .options import (
+    TEXT_WEIGHT,
     extractor_cache,
     loader,
     model_flags,
@@ -53,11 +54,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, required=True, help="the folder of the report")
     command.add_argument("--label", default="", help="the model's name in the report; by default the method")
     command.add_argument("--unseen", type=Path, metavar="DIR", help="images of the subject that were not trained on")
-    command.add_argument(
-        "--text-weight", type=float, metavar="0..1",
-        help="for a run with Pick by Score: its state with the best identity (0) or text alignment (1); "
-        "by default the last",
-    )  # fmt: skip
+    command.add_argument("--text-weight", **TEXT_WEIGHT)
     protocol_flags(command)
     untrained = command.add_argument_group(f"where {NONE} is given")
     untrained.add_argument("--images", type=Path, metavar="DIR", help="images of the subject")
@@ -77,7 +74,7 @@ def evaluate(given: argparse.Namespace) -> None:
     Raises:
         ValueError: a file is missing, or a setting does not fit.
     """
-    run, result = _untrained(given) if given.run == NONE else _finished(Path(given.run), given.text_weight)
+    run, result = _untrained(given) if given.run == NONE else finished(Path(given.run), given.text_weight)
     concept, device = run.concept, torch.device(given.device)
     chosen = settings_of(Protocol, given, "the protocol")
     subject = run.recipe.subject(concept) if result else "C"
@@ -109,8 +106,15 @@ def evaluate(given: argparse.Namespace) -> None:
     print(report.summary())
 
 
-def _finished(folder: Path, text_weight: float | None) -> tuple[Run, RunResult]:
-    """Read a run's settings and images, and its result."""
+def finished(folder: Path, text_weight: float | None) -> tuple[Run, RunResult]:
+    """Read a run's settings and images, and its result.
+
+    Args:
+        text_weight: of a run with Pick by Score, which state; `None` for the last.
+
+    Raises:
+        ValueError: there is no finished run.
+    """
     folder = folder.parent if folder.name == "run.json" else folder
     run = replay.read(folder / "run.json")
     result = RunFolder(folder).result()

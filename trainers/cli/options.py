@@ -34,6 +34,13 @@ METHOD_NAMES = {name.lower().replace(" ", "-"): presets for name, presets in MET
 WORDS = [f for f in dataclasses.fields(Concept) if f.name not in NOT_WORDS and isinstance(f.default, (str, int))]
 OFFER = "bfloat16 where the card has it, else float16 on a card, else float32"
 Say = Callable[[str], None]
+# The flag --text-weight of commands that read a run.
+TEXT_WEIGHT: dict = {
+    "type": float,
+    "metavar": "0..1",
+    "help": "for a run with Pick by Score: its state with the best identity (0) or text alignment (1); by default the "
+    "last",
+}
 
 
 def new_parser(prog: str, description: str | None, epilog: str = "") -> argparse.ArgumentParser:

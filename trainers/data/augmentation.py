@@ -4,16 +4,19 @@ An image that is shown larger, flipped or in a collage is also described so; the
 explain the change. Masks follow every geometric operation. All random numbers are drawn from the generator passed in.
 """
 
+import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Generator, Tensor
 
 from ..digest import choose, draw
-from ..images import resize
+from ..images import pixels as from_pil
+from ..images import resize, to_pil
 from .concept import Concept, Cuts
 from .latents import View
 
@@ -31,11 +34,12 @@ def augment(
     collages: Sequence[int],
     p: float,
     grayscale_p: float,
+    colours: Sequence[Operation] = (),
 ) -> View:
     """Return one view of an image, of the same shape: three independent draws that stack.
 
     With probability `p` one of `operations`; with probability `p` a collage of as many tiles on a side as one of
-    `collages`, if there are any; with probability `grayscale_p` no colour.
+    `collages`, if there are any; with probability `grayscale_p` no colour, or one of `colours` instead.
     """
     pixels, mask = image
     stacked, names = (pixels if mask is None else torch.cat([pixels, mask])), []
@@ -46,8 +50,10 @@ def augment(
         stacked = collage(stacked, choose(collages, generator))
         names.append("collage")
     if draw(generator) < grayscale_p:
-        stacked = torch.cat([grayscale(stacked[:3]), stacked[3:]])
-        names.append("grayscale")
+        colour = choose((without_colour, *colours), generator) if colours else without_colour
+        pixels, name = colour(stacked[:3], generator)
+        stacked = torch.cat([pixels, stacked[3:]])
+        names += [name] if name else []
     return View(pixels=stacked[:3], mask=None if mask is None else stacked[3:], operations=tuple(names))
 
 
@@ -107,6 +113,37 @@ def flip(image: Tensor, generator: Generator) -> tuple[Tensor, str]:
     return image.flip(-1), "hflip"
 
 
+def vertical_flip(image: Tensor, generator: Generator) -> tuple[Tensor, str]:
+    """Flip vertically."""
+    return image.flip(-2), "vflip"
+
+
+def quarter_turn(image: Tensor, generator: Generator) -> tuple[Tensor, str]:
+    """Rotate by 90 degrees, either way; an image that is not square is shrunk so that all of it is seen."""
+    name = choose(("rot90", "rot270"), generator)
+    return rotate(image, 90.0 if name == "rot90" else -90.0), name
+
+
+def without_colour(pixels: Tensor, generator: Generator) -> tuple[Tensor, str]:
+    """Convert `[3, h, w]` to grayscale."""
+    return grayscale(pixels), "grayscale"
+
+
+def brightness(pixels: Tensor, generator: Generator) -> tuple[Tensor, str]:
+    """Multiply by 0.4 to 0.6, or by 1.3 to 1.5, equally likely."""
+    name = choose(("dimmed", "bright"), generator)
+    factor = draw(generator, 0.4, 0.6) if name == "dimmed" else draw(generator, 1.3, 1.5)
+    return (pixels * factor).clamp(0, 1), name
+
+
+def jpeg(pixels: Tensor, generator: Generator) -> tuple[Tensor, str]:
+    """Compress `[3, h, w]` as JPEG of a quality from 25 to 74 and decompress it."""
+    file = io.BytesIO()
+    to_pil(pixels).save(file, format="JPEG", quality=25 + _place(49, generator))
+    with Image.open(file) as image:
+        return from_pil(image.convert("RGB")).to(pixels), "jpeg"
+
+
 def collage(image: Tensor, tiles: int) -> Tensor:
     """Tile `tiles` x `tiles` small copies, each with a black edge of one pixel, which a mask counts as background."""
     rows, columns = ([round(i * side / tiles) for i in range(tiles + 1)] for side in image.shape[-2:])
@@ -125,13 +162,14 @@ def grayscale(pixels: Tensor) -> Tensor:
 
 
 BEFORE = 8  # tokens that `describe` writes before a prompt at most
+EITHER_SIDE = ("crop", "hflip", "vflip", "dimmed", "bright", "jpeg")  # whose phrases stand before a prompt or after it
 
 
 def describe(prompt: str, operations: tuple[str, ...], phrases: Phrases, generator: Generator) -> str:
     """Return the prompt with a phrase for every operation that has one.
 
-    Zoom and collage stand before the prompt, left and right after it, grayscale after a comma, crop and flip before
-    it or after a comma, equally likely.
+    Zoom, collage and rotation stand before the prompt, left and right after it, grayscale after a comma, the others
+    before it or after a comma, equally likely.
 
     Args:
         phrases: by operation; of a tuple of phrases one is drawn.
@@ -142,7 +180,7 @@ def describe(prompt: str, operations: tuple[str, ...], phrases: Phrases, generat
         phrase = phrases[name] if isinstance(phrases[name], str) else choose(phrases[name], generator)
         if name in ("left", "right"):
             prompt = f"{prompt} {phrase}"
-        elif name == "grayscale" or (name in ("crop", "hflip") and draw(generator) < 0.5):
+        elif name == "grayscale" or (name in EITHER_SIDE and draw(generator) < 0.5):
             prompt = f"{prompt}, {phrase}"
         else:
             prompt = f"{phrase} {prompt}"

@@ -1,8 +1,4 @@
-"""Evaluation outside the editor: prompts, sampling, scoring, and the report.
-
-Differences to published protocols: DINO and CLIP-I count negative cosines as 0 and average over all references.
-TextBoost's first version and DVAR do not clip at 0; TextBoost's second version clips, and takes the best reference.
-"""
+"""Evaluation outside the editor: prompts, sampling, scoring, and the report."""
 
 import dataclasses
 import json

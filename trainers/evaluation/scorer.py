@@ -23,6 +23,16 @@ from .report import CLIP_T, DIVERSITY, Report, Scored
 
 LPIPS, ENCODER, OFF = "LPIPS", "DINO encoder", "off"
 GRAY = (128, 128, 128)
+# Setting `reference_scores` -> how CLIP-I and DINO compare with several references: `metrics.clip_image`. DreamBooth,
+# TextBoost's first version and DVAR take the mean of all cosines, TextBoost's second one the best, none below 0.
+FLOORED_MEAN = "floored mean"
+REFERENCE_SCORES = {
+    FLOORED_MEAN: {"floor": True, "best": False},
+    "DreamBooth": {"floor": False, "best": False},
+    "TextBoost 2024": {"floor": False, "best": False},
+    "TextBoost 2026": {"floor": True, "best": True},
+    "DVAR": {"floor": False, "best": False},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +52,12 @@ class ScorerConfig:
         options=(LPIPS, ENCODER, OFF),
     )
     lpips_weights: str = same(LpipsConfig, "lpips_weights")
+    reference_scores: str = setting(
+        FLOORED_MEAN,
+        "How CLIP-I and DINO compare with several references: the mean cosine with negative ones as 0 (floored mean), "
+        "or as a paper's authors do: the plain mean (DreamBooth, TextBoost 2024, DVAR) or the best (TextBoost 2026).",
+        options=tuple(REFERENCE_SCORES),
+    )
 
     @property
     def clip(self) -> ClipConfig:
@@ -154,16 +170,20 @@ class Scorer:
     def _similarities(self, generated, references) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Return CLIP-T, CLIP-I and DINO as column -> `[images]`, and column -> metric model."""
         images, texts = [each.image for each in generated], [each.text for each in generated]
+        compared = REFERENCE_SCORES[self.scorer_config.reference_scores]
         subjects = [each.image if each.mask is None else foreground(each.image, each.mask) for each in generated]
         with self._extractor(self.scorer_config.clip) as clip:
             columns = {CLIP_T: metrics.clip_text(clip, images, texts)}
             for kind, others in references.named().items():
-                columns |= {f"CLIP-I {kind}": metrics.clip_image(clip, subjects, others)} if others else {}
+                columns |= {f"CLIP-I {kind}": metrics.clip_image(clip, subjects, others, **compared)} if others else {}
         names = dict.fromkeys(columns, described(self.scorer_config.clip))
         with self._extractor(self.scorer_config.dino) as encoder:
             for kind, others in references.named().items():
-                columns |= {f"DINO {kind}": metrics.dino(encoder, subjects, others)} if others else {}
-        return columns, dict.fromkeys(columns, described(self.scorer_config.dino)) | names
+                columns |= {f"DINO {kind}": metrics.dino(encoder, subjects, others, **compared)} if others else {}
+        names = dict.fromkeys(columns, described(self.scorer_config.dino)) | names
+        if (protocol := self.scorer_config.reference_scores) != FLOORED_MEAN:
+            names |= {column: f"{name}, compared as {protocol}" for column, name in names.items() if column != CLIP_T}
+        return columns, names
 
     def _diversity(self, generated, names: dict[str, str]) -> tuple[dict[str, float], dict[str, str]]:
         """Return prompt -> distance, and the reason where there is none; add the metric model to `names`."""

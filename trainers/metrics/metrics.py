@@ -28,17 +28,28 @@ def image_similarity(extractor: FeatureExtractor, images: Sequence, references: 
     return unit_features(extractor.image_features, images) @ unit_features(extractor.image_features, references).T
 
 
-def clip_image(clip: FeatureExtractor, images: Sequence, references: Sequence) -> Tensor:
-    """Return CLIP-I of each image, `[images]`: its mean cosine to the references, negative cosines counted as 0."""
-    return image_similarity(clip, images, references).clamp(min=0).mean(1)
+def clip_image(
+    clip: FeatureExtractor, images: Sequence, references: Sequence, *, floor: bool = True, best: bool = False
+) -> Tensor:
+    """Return CLIP-I of each image, `[images]`: its mean cosine to the references.
+
+    Args:
+        floor: negative cosines count as 0.
+        best: the highest cosine instead of the mean.
+    """
+    cosines = image_similarity(clip, images, references)
+    cosines = cosines.clamp(min=0) if floor else cosines
+    return cosines.amax(1) if best else cosines.mean(1)
 
 
-def dino(encoder: FeatureExtractor, images: Sequence, references: Sequence) -> Tensor:
-    """Return DINO of each image, `[images]`: its mean cosine to the references, negative cosines counted as 0.
+def dino(
+    encoder: FeatureExtractor, images: Sequence, references: Sequence, *, floor: bool = True, best: bool = False
+) -> Tensor:
+    """Return DINO of each image, `[images]`, as `clip_image` does.
 
     Features are those of the class token, or pooled ones of a convolutional encoder.
     """
-    return image_similarity(encoder, images, references).clamp(min=0).mean(1)
+    return clip_image(encoder, images, references, floor=floor, best=best)
 
 
 def clip_text(clip: FeatureExtractor, images: Sequence, prompts: Sequence[str]) -> Tensor:

@@ -16,7 +16,6 @@ Differences to the authors' code:
   prompt) come from the model at hand.
 - Views are encoded before training: a pool of 512, not a fresh one for every step.
 - Without learned tokens theirs never flips. Here `augmentations = flip` still does; among `all` neither flips.
-- Vertical flip, rotation by 90 degrees, brightness and JPEG do not exist; they are off by default there.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -27,6 +26,7 @@ from torch import Generator
 from torch.nn import Module, Parameter
 
 from ..data import augmentation
+from ..data.augmentation import Operation
 from ..data.concept import Concept
 from ..data.context import Context
 from ..data.paired_views import PairedViews
@@ -55,6 +55,18 @@ OPERATIONS = {
     ),
     "flip": (augmentation.flip,),
 }
+# Settings that add a geometric operation, and those that add one of colours; off as in the authors' code.
+FURTHER = {"vertical_flip": augmentation.vertical_flip, "quarter_turn": augmentation.quarter_turn}
+COLOURS = {"brightness": augmentation.brightness, "jpeg": augmentation.jpeg}
+# What names them; they have no tokens in the authors' code.
+FURTHER_PHRASES: dict[str, tuple[str, ...]] = {
+    "vflip": ("vertically flipped",),
+    "rot90": ("90 degrees counter clockwise rotated",),
+    "rot270": ("90 degrees clockwise rotated",),
+    "dimmed": ("dimmed",),
+    "bright": ("bright",),
+    "jpeg": ("JPEG",),
+}
 # Tiles on a side of a collage, made with probability `augmentation_p`. Grayscale comes last, with `grayscale_p`.
 COLLAGES = {"all": (2, 3), "flip": ()}
 # Operation -> learned token and the words it starts from. "ktn", "pll" and "ucd" are rare strings without a meaning.
@@ -72,7 +84,7 @@ TOKENS = {
 NAMES = {"all": tuple(TOKENS), "flip": ("grayscale", "hflip"), "weak": ("grayscale",)}
 # Setting `augmentation_prompt` -> what names an operation in a prompt; of several phrases one is drawn.
 PHRASES: dict[str, Mapping[str, str | tuple[str, ...]]] = {
-    "tokens": {name: token for name, (token, _) in TOKENS.items()},
+    "tokens": {**{name: token for name, (token, _) in TOKENS.items()}, **FURTHER_PHRASES},
     "words": {
         "grayscale": ("grayscale",),
         "zoom-in": ("zoomed in", "close up"),
@@ -82,7 +94,8 @@ PHRASES: dict[str, Mapping[str, str | tuple[str, ...]]] = {
         "hflip": ("horizontally flipped",),
         "left": ("on the left",),
         "right": ("on the right",),
-    },
+    }
+    | FURTHER_PHRASES,
     "none": {},
 }
 # Setting `text_encoder` of SDXL; a model with one text encoder trains it whatever is chosen.
@@ -188,6 +201,16 @@ class TextBoost:
         options=tuple(WHICH),
         advanced=True,
     )
+    vertical_flip: bool = setting(False, "Also flip images vertically, with augmentations all or flip.", advanced=True)
+    quarter_turn: bool = setting(
+        False, "Also rotate images by 90 degrees either way, with augmentations all or flip.", advanced=True
+    )
+    brightness: bool = setting(
+        False, "Also dim or brighten images, in turn with grayscale, with augmentations all or flip.", advanced=True
+    )
+    jpeg: bool = setting(
+        False, "Also compress images as JPEG, in turn with grayscale, with augmentations all or flip.", advanced=True
+    )
 
     def subject(self, concept: Concept) -> str:
         """Return what `{}` in a prompt stands for: `V`, or `V C` with the class word C."""
@@ -264,7 +287,12 @@ def paired_views(recipe: "TextBoost", concept: Concept) -> PairedViews:
         operations = OPERATIONS[recipe.augmentations]
         if not learned and len(operations) > 1:  # as in the authors' code: no flip among others without its token
             operations = tuple(operation for operation in operations if operation is not augmentation.flip)
-        augment = partial(augmentation.augment, operations=operations, collages=COLLAGES[recipe.augmentations])
+        augment = partial(
+            augmentation.augment,
+            operations=(*operations, *_chosen(recipe, FURTHER)),
+            collages=COLLAGES[recipe.augmentations],
+            colours=_chosen(recipe, COLOURS),
+        )
     return PairedViews(
         templates=TEMPLATES[recipe.templates],
         subject=recipe.subject(concept),
@@ -275,6 +303,11 @@ def paired_views(recipe: "TextBoost", concept: Concept) -> PairedViews:
         tokens=tuple(TOKENS[name] for name in learned),
         crop="random",
     )
+
+
+def _chosen(recipe: "TextBoost", operations: Mapping[str, Operation]) -> tuple[Operation, ...]:
+    """Return the operations whose setting is on."""
+    return tuple(operation for name, operation in operations.items() if getattr(recipe, name))
 
 
 BENCHMARK = TextBoost()

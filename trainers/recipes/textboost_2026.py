@@ -74,6 +74,10 @@ class TextBoost2026:
         max=100.0,
         advanced=True,
     )
+    vertical_flip: bool = same(TextBoost, "vertical_flip")
+    quarter_turn: bool = same(TextBoost, "quarter_turn")
+    brightness: bool = same(TextBoost, "brightness")
+    jpeg: bool = same(TextBoost, "jpeg")
 
     def subject(self, concept: Concept) -> str:
         """Return what `{}` in a prompt stands for: `V`, or `V C` with the class word C."""

@@ -8,6 +8,7 @@ first images and templates in their order, the mean squared error falls and sett
 Differences to the authors' code:
 - The window counts steps, so that evaluating only every k-th step keeps it. The presets called "paper" evaluate every
   step as theirs do; those of the same methods without that word every 8th.
+- Images and captions that `fixed_parts` does not fix are drawn as in the training; theirs are the next ones in order.
 - Theirs ends one optimizer step after the evaluation that decides it; here the state that was evaluated is returned.
 """
 

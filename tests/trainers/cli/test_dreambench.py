@@ -248,6 +248,22 @@ def test_the_lists_of_textboosts_authors(tmp_path):
         chosen(*files)
 
 
+def test_each_subject_may_have_its_own_prompts(files, tmp_path):
+    """As in DVAR's code, whose table has other prompts for each concept."""
+    (tmp_path / "dog_0.txt").write_text("a {} in a swimming pool\na {} wearing sunglasses\n")
+    (tmp_path / "cup_1.txt").write_text("a {} in the Grand Canyon\n")
+    given = arguments(files, tmp_path / "out", "--prompts", str(tmp_path))
+    bench = dreambench.bench_of(dreambench.parser().parse_args(given))
+    cup, dog, fish = dreambench_data.read(files.data, [])
+    assert bench.own_prompts(dog).splitlines() == ["a {} in a swimming pool", "a {} wearing sunglasses"]
+    bench.check(dog)
+    bench.check(cup)
+    with pytest.raises(ValueError, match=f"The prompt file 'fish_2.txt' cannot .*: write it into '{tmp_path.name}'"):
+        bench.check(fish)
+    whole = dreambench.bench_of(dreambench.parser().parse_args(arguments(files, tmp_path)))
+    assert whole.own_prompts(dog) == whole.own_prompts(cup) == drawn_subjects.PROMPTS
+
+
 def test_rows_that_are_not_there_stand_in_the_table():
     done = Row(subject="<a>", class_word="dog", state="done", scores={"CLIP-T": Spread(0.5, 0.1, 4)})
     table = Table([done, Row(subject="b", class_word="cat", state=MISSING, why="not finished")])

@@ -327,6 +327,48 @@ def test_a_mask_turns_with_its_image():
     assert augmentation.random_rotation((mask.expand(3, -1, -1), None), generator()).mask is None
 
 
+FURTHER = {
+    "vertical_flip": {"vflip": "vertically flipped"},
+    "quarter_turn": {"rot90": "90 degrees counter clockwise rotated", "rot270": "90 degrees clockwise rotated"},
+    "brightness": {"dimmed": "dimmed", "bright": "bright"},
+    "jpeg": {"jpeg": "JPEG"},
+}
+
+
+@pytest.mark.parametrize("prompt", ["tokens", "words"])
+@pytest.mark.parametrize("option", FURTHER)
+def test_further_augmentations_act_and_are_named_in_words(picture, option, prompt):
+    """Off by default; geometric ones join those of `augmentation_p`, the others share `grayscale_p` equally."""
+    recipe = TextBoost(augmentation_prompt=prompt, augmentation_p=1.0, grayscale_p=1.0)
+    concept, g, counted = Concept(images=(picture,)), generator(), dict.fromkeys(FURTHER[option], 0)
+    views = paired_views(replace(recipe, **{option: True}), concept)
+    for _ in range(1000):
+        for name in set(views.augment((picture, picture[:1]), g).operations) & set(counted):
+            counted[name] += 1
+    among = {"tokens": 5, "words": 4}[prompt] if option in ("vertical_flip", "quarter_turn") else 2
+    assert sum(counted.values()) / 1000 == pytest.approx(1 / among, abs=0.05) and min(counted.values()) > 50
+    for name, phrase in FURTHER[option].items():
+        prompts = {augmentation.describe("a <dog>", (name,), views.phrases, generator(s)) for s in range(20)}
+        both = {f"{phrase} a <dog>", f"a <dog>, {phrase}"}
+        assert prompts == ({f"{phrase} a <dog>"} if option == "quarter_turn" else both)
+    plain = paired_views(recipe, concept)
+    assert not any({*plain.augment((picture, None), g).operations} & {*counted} for _ in range(200))
+
+
+def test_further_augmentations_are_what_they_say(picture):
+    assert torch.equal(augmentation.vertical_flip(picture, generator())[0][:, 0], picture[:, -1])
+    for seed in range(8):
+        turned, name = augmentation.quarter_turn(picture, generator(seed))
+        expected = picture.rot90(1 if name == "rot90" else -1, (-2, -1))
+        assert torch.allclose(turned, expected, atol=1e-5)
+        lit, name = augmentation.brightness(picture / 2 + 0.1, generator(seed))
+        factor = (lit / (picture / 2 + 0.1)).median().item()
+        assert (0.4 <= factor <= 0.6) if name == "dimmed" else (1.3 <= factor <= 1.5)
+        assert lit.min() >= 0 and lit.max() <= 1
+        small, name = augmentation.jpeg(picture, generator(seed))
+        assert name == "jpeg" and small.shape == picture.shape and 0.01 < (small - picture).abs().mean() < 0.3
+
+
 def test_words_stand_where_they_belong():
     def describe(*operations, named="words"):
         prompts = {augmentation.describe("a <dog>", operations, PHRASES[named], generator(s)) for s in range(20)}

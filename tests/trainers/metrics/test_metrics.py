@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from personalize.trainers.evaluation.scorer import REFERENCE_SCORES, ScorerConfig
 from personalize.trainers.metrics.feature_extractors import FeatureExtractor, load_clip, load_image_encoder
 from personalize.trainers.metrics.metrics import clip_image, clip_text, dino, image_similarity, plain_prompt
 
@@ -94,6 +95,22 @@ def test_every_pair_is_scored_whatever_the_batch(clip_file, pictures):
     one_by_one = torch.cat([image_similarity(clip, [picture], pictures) for picture in many])
     assert at_once.shape == (70, 4)
     torch.testing.assert_close(at_once, one_by_one, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "score"),
+    [("floored mean", 0.4), ("DreamBooth", 0.1), ("TextBoost 2024", 0.1), ("TextBoost 2026", 0.8), ("DVAR", 0.1)],
+)
+def test_each_protocol_compares_with_the_references_as_its_authors(protocol, score):
+    """Cosines of -0.6 and 0.8 to two references: with or without the floor at 0, their mean or the best."""
+    features = {"a": [1.0, 0.0], "b": [-0.6, 0.8], "c": [0.8, 0.6]}
+    extractor = FeatureExtractor(
+        name="made up", image_features=lambda names: torch.tensor([features[n] for n in names])
+    )
+    config = ScorerConfig(reference_scores=protocol)
+    for measure in (clip_image, dino):
+        found = measure(extractor, ["a"], ["b", "c"], **REFERENCE_SCORES[config.reference_scores])
+        assert found.tolist() == pytest.approx([score])
 
 
 def test_negative_cosines_count_as_nothing():

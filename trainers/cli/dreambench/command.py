@@ -8,6 +8,9 @@ DIR is a copy of the DreamBooth data set (github.com/google/dreambooth), or anot
 for each subject, and prompts_and_classes.txt with a line subject_name,class for each. Columns "kind" (live or object)
 and "initializer" may be added there; without a kind the classes cat and dog are live.
 
+--prompts also takes a folder with a file of prompts for each subject, <subject>.txt, as DVAR's authors have own prompts
+for each of theirs.
+
 Each subject is trained on some of its images (--references), images of its prompts are generated and scored; its other
 images are the unseen references. OUT/<subject> gets its report, OUT/dreambench.csv, .json and .html the table of all
 with mean and standard deviation over subjects. Started again, subjects that are complete with the same settings are not
@@ -167,7 +170,7 @@ def bench_of(given: argparse.Namespace) -> Bench:
         words={word.name: getattr(given, word.name) for word in WORDS if word.name not in OWN_WORDS},
         references=references_of(given),
         protocol=settings_of(Protocol, given, "the protocol"),
-        prompts=own_prompts(given),
+        prompts=given.prompts if given.prompts and given.prompts.is_dir() else own_prompts(given),
         scorer_config=settings_of(ScorerConfig, given, "the metric models"),
         clip_folders=tuple(given.clip_folder),
         vqa_download=given.vqa_download,

@@ -26,6 +26,7 @@ from ...runs.folder import RunFolder
 from ...runs.result import RunResult
 from ...runs.run import Run, extractor_configs
 from ...stopping.monitor import Monitor
+from ...text import quoted, text_of
 from ...training import trainables
 from ..options import Say, train_command
 from .dataset import Subject
@@ -54,7 +55,7 @@ class Bench:
     words: dict  # of each concept
     references: int  # images to train on; 0: all
     protocol: Protocol
-    prompts: str  # the user's own lines; "" for none
+    prompts: str | Path  # the user's own lines, "" for none; or a folder with <subject>.txt for each subject
     scorer_config: ScorerConfig
     clip_folders: tuple[Path, ...]
     vqa_download: bool
@@ -66,13 +67,24 @@ class Bench:
         own: dict = {"initializer_token": subject.initializer} if subject.initializer else {}
         return Concept(images=images, captions=captions, class_word=subject.class_word, **self.words | own)
 
+    def own_prompts(self, subject: Subject) -> str:
+        """Return the user's own lines for a subject; "" for none.
+
+        Raises:
+            ValueError: its file in the folder of prompts cannot be read.
+        """
+        if isinstance(self.prompts, str):
+            return self.prompts
+        file = self.prompts / f"{subject.name}.txt"
+        return text_of(file, f"The prompt file {quoted(file.name)}", f"write it into {quoted(self.prompts.name)}")
+
     def check(self, subject: Subject) -> None:
         """Raise `ValueError` where the subject's words cannot be used; its images are checked later."""
         concept = self.concept(subject, (torch.zeros(3, 8, 8),))
         words = concept.placeholder_token, concept.initializer, concept.class_word
         trainables.check_words(Tokenizer(bundled_words()), *words)
         self.recipe.check(concept)
-        self.protocol.prompts(self.prompts, subject.kind, concept, self.recipe.subject(concept))
+        self.protocol.prompts(self.own_prompts(subject), subject.kind, concept, self.recipe.subject(concept))
 
 
 class Worker:
@@ -141,7 +153,7 @@ class Worker:
             protocol=bench.protocol,
             scorer_config=bench.scorer_config,
             extractor_weights=self.extractor_weights,
-            prompts=tuple(bench.protocol.prompts(bench.prompts, subject.kind, concept, subject_words)),
+            prompts=tuple(bench.protocol.prompts(bench.own_prompts(subject), subject.kind, concept, subject_words)),
             references=References(seen=[*map(to_pil, concept.images)], unseen=[*map(to_pil, unseen)]),
             side=concept.at_resolution(self.models.resolution),
             dtype=bench.dtype,
