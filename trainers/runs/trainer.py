@@ -15,13 +15,14 @@ from ..formats import kohya, metadata
 from ..models.diffusion import Models
 from ..stopping import monitor as stopping
 from ..stopping.monitor import StageContext, StageMonitors
-from ..text import quoted, unknown_tokens
+from ..text import quoted, size_of, unknown_tokens
 from ..training import causal_adapters, state
 from ..training.loop import train_stage
 from ..training.memory import MemoryBudget, trained_values
 from ..training.optimizers import bytes_per_value
 from ..training.stage import Diverged, Stage, StepReport
 from ..training.state import StageState
+from ..training.trainables import not_finite
 from .callbacks import Callbacks
 from .folder import CHECKPOINTS_KEPT, RunFolder, StepLog, total_steps
 from .info import RunInfo
@@ -118,7 +119,7 @@ class Trainer:
         kept += sum(4 * -(-stage.steps // monitor.every) for monitor in watching if monitor.keep == "all")
         most = kept * trained_values(stage)
         free = shutil.disk_usage(self.folder.path).free
-        sizes = f"{most / 2**20:.1f} MB of disk for checkpoints, {free / 2**30:.1f} GB are free"
+        sizes = f"{size_of(most)} of disk for checkpoints, {size_of(free)} are free"
         if most > free:
             raise RuntimeError(f"The stage {stage.name} needs up to {sizes}: make room, or delete old runs.")
         self.callbacks.on_notice(f"{stage.name}: {stage.steps} steps, up to {sizes}")
@@ -229,6 +230,11 @@ class Trainer:
         step = total_steps(self.done) + error.step
         stages = self.folder.last_state(before=step - 2)  # the loss of step n judges the state after step n - 1
         if len(stages) != len(self.done) + 1:
+            if error.step == 1 and (name := not_finite(self.models)):
+                raise ValueError(
+                    f"The model has NaN or infinite values before it is trained, in the {name}: load it again, or "
+                    "without the LoRA that is applied to it."
+                ) from error
             raise error
         state.restore(stages[-1], stage.parameters(), generator)
         self.done = stages
