@@ -142,6 +142,8 @@ class Trainer:
         if self.done and not start:  # so that a later stage can always be taken back to its beginning
             self.folder.save_state((*self.done, begin))
         self._watch(stage, generator, begin)
+        if begin.step and not self.folder.has(_preview(len(self.log))):  # it was killed or cancelled before that
+            self._show(len(self.log))
         while not (begin.step and self.watch.acts(self.log.entries[-1])):
             self.models.save_memory(self.room.memory_plan.gradient_checkpointing)
             try:
@@ -156,7 +158,8 @@ class Trainer:
             except (MemoryError, RuntimeError) as error:
                 begin = self._try_smaller(stage, begin, error)
                 self.watch.best = begin.best
-        return dataclasses.replace(begin, params=self.watch.best or begin.params)
+        # A run that was killed at its last step begins with that step's moments: a finished stage has none.
+        return dataclasses.replace(begin, params=self.watch.best or begin.params, optimizer={}, scaler={}, best=())
 
     def _watch(self, stage: Stage, generator: torch.Generator, begin: StageState) -> None:
         """Set the monitors on a stage, and let them see it before its first step."""
@@ -208,10 +211,10 @@ class Trainer:
         if self.watch.keeps(report):  # before any checkpoint of this step: who goes on from there needs it
             self.folder.save_result(self._result(report.seconds, "", False), len(self.log))
         try:
+            self._show(len(self.log))  # before the checkpoint: who goes on from there needs it
             if self.checkpoint_every and len(self.log) % self.checkpoint_every == 0 and self.pace.due():
                 with self.pace.writing():
                     self.folder.save_state((*self.done, whole()))
-            self._show(len(self.log))
             self.callbacks.on_step(report)
         except BaseException:
             with contextlib.suppress(OSError, SafetensorError):  # a full disk must not hide what happened
@@ -248,7 +251,7 @@ class Trainer:
             picture = draw_if_it_fits(self.models, self.run, self.preview)
             if picture is None:
                 return self.callbacks.on_notice("there was no memory to draw a preview")
-            self.folder.save_picture(picture, f"previews/step_{step:04d}.png")
+            self.folder.save_picture(picture, _preview(step))
             self.callbacks.on_preview(step, picture)
 
     def _finish(self, stages: tuple[StageState, ...], reason: str, complete: bool = True) -> RunResult:
@@ -274,3 +277,8 @@ class Trainer:
             origin=self.info.origin,
             stops=self.stops,
         )
+
+
+def _preview(step: int) -> str:
+    """Return the name of a preview in a run's folder."""
+    return f"previews/step_{step:04d}.png"
