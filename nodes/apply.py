@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..trainers.runs.result import RunResult
+from ..trainers.text import quoted
 from .host import causal_adapters, clip_attachment, full_precision, internals, models
 from .host.causal_adapters import WordAdapters
 from .schema import checked
@@ -121,20 +122,20 @@ def check_layers(lora: dict[str, Tensor], keys: dict[str, str], shapes: dict[str
     unknown = sorted(layers.keys() - keys.keys())
     if unknown:
         raise ValueError(
-            f"{len(unknown)} of {len(layers)} learned layers are not in this MODEL and CLIP (such as {unknown[0]}): "
-            "use the family of models that the run was trained on."
+            f"{len(unknown)} of {len(layers)} learned layers are not in this MODEL and CLIP (such as "
+            f"{quoted(unknown[0])}): use the family of models that the run was trained on."
         )
     if len({keys[name] for name in layers}) < len(layers):
         raise ValueError("Two learned layers name the same weight, in two spellings: save or download the file again.")
     for name, parts in layers.items():
         if not _is_whole(parts):
             raise ValueError(
-                f"The learned layer {name} is incomplete: queue the run's training again, or delete the run."
+                f"The learned layer {quoted(name)} is incomplete: queue the run's training again, or delete the run."
             )
         weight = shapes[keys[name]]
         if not _fits(parts, weight, shapes.get(full_precision.bias_of(keys[name]), ())):
             raise ValueError(
-                f"The learned layer {name} does not have the shape of its weight in this MODEL or CLIP, "
+                f"The learned layer {quoted(name)} does not have the shape of its weight in this MODEL or CLIP, "
                 f"{' x '.join(map(str, weight))}: use the family of models that the run was trained on."
             )
 

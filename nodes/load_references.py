@@ -4,10 +4,9 @@ from comfy_api.latest import io
 
 from ..trainers.data.concept import Concept
 from ..trainers.text import as_lines, quoted
-from .host import models
+from .host import models, session
 from .host.folders import fingerprint
-from .host.session import notices
-from .reference_images import captions_for, chosen, connected, files_in, of_class
+from .reference_images import captions_for, chosen, connected, files_in, masked, of_class
 from .schema import checked
 from .sockets import CATEGORY, ConceptSocket
 
@@ -113,6 +112,13 @@ class LoadReferences(io.ComfyNode):
                     tooltip="Folder of class images inside ComfyUI's input folder, optionally with captions in .txt "
                     "files of the same name.",
                 ),
+                io.Boolean.Input(
+                    "invert_mask",
+                    default=False,
+                    optional=True,
+                    tooltip="Invert the connected masks, for cut-outs: of these, Load Image masks the transparent "
+                    "background, which becomes white.",
+                ),
             ],
             outputs=[
                 ConceptSocket.Output(display_name="concept"),
@@ -133,6 +139,7 @@ class LoadReferences(io.ComfyNode):
     def execute(
         cls, folder, class_word, placeholder_token, initializer_token, resolution, crop, max_images, select_images,
         images=None, mask=None, model=None, captions=(), class_images=None, class_folder=("",),
+        invert_mask=(False,),
     ) -> io.NodeOutput:  # fmt: skip
         references = connected(images)
         texts = captions_for(as_lines(captions), len(references))
@@ -140,7 +147,9 @@ class LoadReferences(io.ComfyNode):
             files_in(name[0].strip()) if name[0].strip() else ([], []) for name in (folder, class_folder)
         )
         masks = [m for batch in mask or [] for m in batch.reshape(-1, *batch.shape[-2:])]
-        references, masks, texts = chosen(references, texts, files, masks, max_images[0], select_images[0])
+        references, masks, texts = chosen(
+            references, texts, files, masks, max_images[0], select_images[0], inverted=invert_mask[0]
+        )
         of_its_class, class_captions = of_class(class_images, class_files)
         concept = Concept(
             images=tuple(references),
@@ -157,6 +166,8 @@ class LoadReferences(io.ComfyNode):
         if names := left_out + more:
             rest = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
             listed = ", ".join(map(quoted, names[:NAMED]))
-            notices(cls.hidden.unique_id if cls.hidden else "")(f"left out: {listed}{rest}")
+            session.notices(cls.hidden.unique_id if cls.hidden else "")(f"left out: {listed}{rest}")
         height, width = concept.sizes(models.resolution_of(model[0]) if model else 512)[0]
-        return io.NodeOutput(concept, concept.images[0].movedim(0, -1)[None], concept.placeholder_token, width, height)
+        first = concept.images[0].movedim(0, -1)[None]
+        shown = session.preview(masked(first, concept.masks[0]), cls) if concept.masks else None
+        return io.NodeOutput(concept, first, concept.placeholder_token, width, height, ui=shown)

@@ -8,7 +8,7 @@ from ..trainers.evaluation.prompt_folders import folder_of
 from ..trainers.files import replaced
 from ..trainers.reports import history, history_export, history_plot
 from ..trainers.runs.result import RunResult
-from ..trainers.text import reason
+from ..trainers.text import reason, remedy
 from .host import folders, session
 from .schema import checked, valid
 from .sockets import EVALUATION_FOLDER, ResultSocket
@@ -103,6 +103,6 @@ def _write(result: RunResult, prefix: str, save: bool, tensorboard: bool) -> str
             history_export.write_events(entries, folder / "history.tfevents", history_export.started(result))
     except OSError as error:
         raise RuntimeError(
-            f"The history cannot be written ({reason(error)}): free disk space, or choose another prefix."
+            f"The history cannot be written ({reason(error)}): {remedy(error)}, or choose another prefix."
         ) from error
     return f"{name}/history.csv" if save else ""

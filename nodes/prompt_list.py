@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..trainers.data.prompts import prompts_of
 from ..trainers.evaluation.prompt_folders import folder_names, folder_of, table
 from ..trainers.files import replaced
-from ..trainers.text import reason
+from ..trainers.text import reason, remedy
 from .host.folders import fingerprint, inside_output, text_in_input
 from .schema import checked, valid
 from .sockets import EVALUATION_FOLDER
@@ -98,5 +98,5 @@ def _write(path: Path, text: str) -> None:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise RuntimeError(
-            f"The file {path.name} cannot be written ({reason(error)}): free disk space, or choose another prefix."
+            f"The file {path.name} cannot be written ({reason(error)}): {remedy(error)}, or choose another prefix."
         ) from error

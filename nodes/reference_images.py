@@ -78,6 +78,7 @@ def chosen(
     masks: list[Tensor],
     max_images: int,
     selection: str,
+    inverted: bool = False,
 ) -> tuple[list[Tensor], list[Tensor], list[str]]:
     """Return the reference images, their masks as `[1, h, w]` and their captions, one for each or none at all.
 
@@ -85,9 +86,10 @@ def chosen(
 
     Args:
         images: connected ones, with their captions; `files` follow them.
-        masks: of all of them, or none: then files have their own.
+        masks: of all of them, or none: then files have their own. They are white where the subject is.
         max_images: number of images to use, 0 for all.
         selection: numbers of the images to use, such as "1, 3-5"; "" for all.
+        inverted: `masks` are white where the subject is not, as Load Image's of a cut-out: there images become white.
 
     Raises:
         ValueError: there is no image, the masks do not fit, or a selected image does not exist.
@@ -101,7 +103,11 @@ def chosen(
     read = read_images([files[i - len(images)] for i in index if i >= len(images)])
     more, texts, own = (iter(each) for each in (read[0], read[1] or [""] * len(read[0]), read[2] or ()))
     found = [(images[i], captions[i]) if i < len(images) else (next(more), next(texts)) for i in index]
-    if masks:
+    if masks and inverted:
+        pairs = [_cut_out(masks[i], image) for i, (image, _) in zip(index, found, strict=True)]
+        found = [(image, text) for (image, _), (_, text) in zip(pairs, found, strict=True)]
+        fitting = [mask for _, mask in pairs]
+    elif masks:
         fitting = [_fitting(masks[i], image) for i, (image, _) in zip(index, found, strict=True)]
     elif read[2]:
         whole = [image.new_ones(1, *image.shape[-2:]) for image, _ in found]
@@ -138,3 +144,20 @@ def _fitting(mask: Tensor, image: Tensor) -> Tensor:
             "use a mask of the same size."
         )
     return mask.float().cpu().clone().clamp(0, 1)[None]
+
+
+def _cut_out(mask: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Return an image over white and where its subject is; `mask` is white where it is transparent.
+
+    Load Image's mask of an image without transparency is empty and has another size: such an image is learned whole.
+    """
+    if not mask.any():
+        return image, image.new_ones(1, *image.shape[-2:])
+    own = _fitting(1 - mask, image)
+    return image * own + (1 - own), own
+
+
+def masked(image: Tensor, mask: Tensor) -> Tensor:
+    """Return an image `[1, h, w, 3]` with red over what its mask `[1, h, w]` leaves out, to look at."""
+    kept = 0.3 + 0.7 * mask[..., None]
+    return image * kept + (1 - kept) * image.new_tensor([1.0, 0.0, 0.0])

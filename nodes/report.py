@@ -10,7 +10,7 @@ from ..trainers.evaluation.prompt_folders import folder_of
 from ..trainers.evaluation.report import CEILING, FLOOR, Report
 from ..trainers.reports import csv_json, report_folder
 from ..trainers.reports.grid import PROMPTS, REPORTS
-from ..trainers.text import reason
+from ..trainers.text import reason, remedy
 from .host import folders, session
 from .schema import checked, valid
 from .sockets import EVALUATION_FOLDER, ReportSocket
@@ -97,5 +97,5 @@ def _write(folder: Path, reports: list[Report], rows: str) -> dict[str, Tensor]:
         return report_folder.write(folder, reports, rows)
     except OSError as error:
         raise RuntimeError(
-            f"The report cannot be written ({reason(error)}): free disk space, or choose another prefix."
+            f"The report cannot be written ({reason(error)}): {remedy(error)}, or choose another prefix."
         ) from error

@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 from ..trainers.runs.folder import RunFolder
 from ..trainers.runs.pick import picked
 from ..trainers.stopping.pick_by_score import PickByScore
-from ..trainers.text import quoted
+from ..trainers.text import quoted, reason, remedy
 from .apply import FULL_PRECISION, apply
 from .host.folders import runs_folder
 from .host.session import notices
@@ -141,7 +141,12 @@ class Runs(io.ComfyNode):
         lines = []
         if action == "delete":
             folder = find(run)
-            folder.delete()
+            try:
+                folder.delete()
+            except OSError as error:
+                raise RuntimeError(
+                    f"The run {folder.path.name} cannot be deleted ({reason(error)}): {remedy(error)} and queue again."
+                ) from error
             lines.append(f"Deleted {run}.")
         sizes = [(_label(folder), folder.size()) for folder in folders()]
         lines += [f"{size / 2**20:8.1f} MB  {label}" for label, size in sizes]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..trainers.files import replaced
 from ..trainers.formats import kohya
 from ..trainers.runs.result import complete
-from ..trainers.text import quoted, reason
+from ..trainers.text import quoted, reason, remedy
 from .host import folders
 from .schema import checked, valid
 from .sockets import CATEGORY, ResultSocket
@@ -143,5 +143,5 @@ def _write(tensors: dict[str, Tensor], path: str, metadata: dict[str, str]) -> N
     except (OSError, SafetensorError) as error:
         name = os.path.basename(path)
         raise RuntimeError(
-            f"The file {name} cannot be written ({reason(error)}): free disk space and queue again."
+            f"The file {name} cannot be written ({reason(error)}): {remedy(error)} and queue again."
         ) from error

@@ -1,6 +1,7 @@
 """Words of users: in messages, shortened; whole ones in prompts; and the system's reason about a file."""
 
 import difflib
+import errno
 import os
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -17,6 +18,21 @@ def reason(error: Exception) -> str:
     """Say why a file cannot be used, without its path: error messages are shown to whoever asks the server."""
     number = getattr(error, "errno", None) or _number_in(str(error))
     return os.strerror(number) if number else "its contents are damaged"
+
+
+def remedy(error: Exception) -> str:
+    """Say what to do where a file cannot be written, by the system's reason."""
+    number = getattr(error, "errno", None) or _number_in(str(error))
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return "allow ComfyUI to write there"
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        return "put the folder back that was moved or deleted"
+    return "make room on that disk"
+
+
+def size_of(size: int) -> str:
+    """Return a number of bytes as text, in the unit that shows it."""
+    return f"{size / 2**30:.1f} GB" if size >= 2**30 else f"{size / 2**20:.1f} MB"
 
 
 def text_of(file: Path, name: str, remedy: str) -> str:

@@ -115,8 +115,9 @@ def references(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path))
     shown = {i.id: i.default for i in LoadReferences.define_schema().inputs if getattr(i, "default", None) is not None}
 
-    def load(images=None, **values):
+    def load(images=None, masks=None, **values):
         inputs = {name: [value] for name, value in (shown | {"crop": "center"} | values).items()}
+        inputs |= {"mask": masks} if masks else {}
         return LoadReferences.execute(**inputs, images={"image0": images} if images else None).result
 
     return load
@@ -321,7 +322,7 @@ def test_only_chosen_files_are_read_and_what_is_left_out_is_said(references, tmp
     (tmp_path / "many" / "img3.gif").write_bytes(b"x")
     read, said, original = [], [], images.read_image
     monkeypatch.setattr(images, "read_image", lambda file: read.append(file.name) or original(file))
-    monkeypatch.setattr(node, "notices", lambda number: said.append)
+    monkeypatch.setattr(node.session, "notices", lambda number: said.append)
     connected = [torch.ones(1, 16, 16, 3)]
     concept = references(connected, folder="many", select_images="1, 4")[0]
     assert read == ["img10.png"] and said == ["left out: 'img3.gif'"]
@@ -329,3 +330,29 @@ def test_only_chosen_files_are_read_and_what_is_left_out_is_said(references, tmp
     concept = references(connected, folder="many", max_images=3)[0]
     assert read[1:] == ["img1.png", "img2.png", "img2-masklabel.png"]
     assert [mask.shape for mask in concept.masks] == [(1, 16, 16)] * 3
+
+
+def test_load_images_mask_of_a_cut_out_is_the_subjects_when_inverted(references, tmp_path, monkeypatch):
+    """Core's own Load Image, which masks what is transparent and hands on the black below it."""
+    import nodes as core
+    from personalize.nodes import load_references as node
+
+    shown = []
+    monkeypatch.setattr(node.session, "preview", lambda images, cls: shown.append(images) or {})
+    subject = Image.new("RGBA", (16, 24))
+    subject.paste((0, 0, 255, 255), (0, 0, 8, 24))
+    subject.save(tmp_path / "cut_out.png")
+    Image.new("RGB", (16, 24), "blue").save(tmp_path / "whole.png")
+    (cut_out, its_mask), (whole, no_mask) = (
+        core.LoadImage().load_image(f"{name}.png") for name in ("cut_out", "whole")
+    )
+    assert its_mask[0, :, 8:].eq(1).all() and cut_out[0, :, 8:].eq(0).all()
+    concept = references([cut_out, whole], masks=[its_mask, no_mask], invert_mask=True)[0]
+    first, second = concept.masks
+    assert first[0, :, :8].eq(1).all() and first[0, :, 8:].eq(0).all() and second.eq(1).all()
+    assert second.shape == first.shape == (1, 24, 16)
+    assert concept.images[0][:, :, 8:].eq(1).all() and torch.equal(concept.images[0][2], torch.ones(24, 16))
+    assert torch.equal(concept.images[1], whole[0].movedim(-1, 0))
+    (overlay,) = shown
+    assert torch.equal(overlay[0, :, :8], concept.images[0][:, :, :8].movedim(0, -1))
+    assert torch.allclose(overlay[0, 0, 15], torch.tensor([1.0, 0.3, 0.3]))

@@ -1,6 +1,7 @@
 """A full disk, a loss that is no number, a workflow of an older version: nothing is lost, and nobody reads Python."""
 
 import contextlib
+import errno
 import json
 import math
 import re
@@ -14,8 +15,10 @@ from personalize.trainers.recipes.textboost import TextBoost
 from personalize.trainers.runs import train as training
 from personalize.trainers.runs.folder import RunFolder
 from personalize.trainers.runs.run import Run
+from personalize.trainers.text import size_of
 
 NO_NUMBER = r"^The loss became (nan|inf) at step \d+: lower the learning rates, or set the precision to float32\.$"
+NOT_FINITE = r"^The model has NaN or infinite values before it is trained, in the text encoder: load it again, or"
 STEPPED_BACK = r"^the loss was no number at step \d+; this is the state after step \d+$"
 
 
@@ -31,11 +34,11 @@ def files_of_at_most(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def train(folder, checkpoint_every=2):
+def train(folder, checkpoint_every=2, models=None):
     picture = torch.rand(3, 48, 32, generator=torch.Generator().manual_seed(5))
     recipe = TextBoost(steps=5, batch_size=2, views=4, knowledge_weight=0.0)
     run = Run(concept=Concept(images=(picture,), resolution=32), recipe=recipe)
-    return training.train(run, small.models(), folder, checkpoint_every=checkpoint_every)
+    return training.train(run, models or small.models(), folder, checkpoint_every=checkpoint_every)
 
 
 @pytest.mark.parametrize(("size", "checkpoint_every"), [(3000, 2), (7000, 2), (20_000, 0)])
@@ -58,6 +61,44 @@ def test_a_full_disk_gets_one_sentence_and_the_run_goes_on_when_there_is_room(tm
     assert RunFolder(folder).result() is not None
 
 
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (errno.EROFS, r"\(Read-only file system\): allow ComfyUI to write there and queue again"),
+        (errno.EACCES, r"\(Permission denied\): allow ComfyUI to write there and queue again"),
+        (errno.ENOENT, r"\(No such file or directory\): put the folder back that was moved or deleted and"),
+        (errno.ENOSPC, r"\(No space left on device\): make room on that disk and queue again"),
+    ],
+)
+def test_what_keeps_a_run_from_being_written_decides_the_remedy(tmp_path, monkeypatch, number, sentence):
+    def fails(*given):
+        raise OSError(number, "x", str(tmp_path))
+
+    monkeypatch.setattr(RunFolder, "save_state", fails)
+    with pytest.raises(RuntimeError, match=f"^The run's folder run cannot be written {sentence}") as error:
+        train(tmp_path / "run")
+    assert not prompts.faults(str(error.value))
+
+
+@pytest.mark.parametrize(("part", "name"), [("unet", "U-Net"), ("text", "text encoder"), ("autoencoder", "")])
+def test_what_was_no_number_before_the_training_is_named(tmp_path, part, name):
+    models, nan = small.models(), float("nan")
+    if part == "autoencoder":
+        models.encode_images = lambda pixels, encode=models.encode_images: (encode(pixels)[0] * nan, None)
+    else:
+        module = models.unet if part == "unet" else models.text_encoders[0].module
+        next(p for key, p in module.named_parameters() if key.endswith("weight") and "norm" in key)[0] = nan
+    sentence = f"^The model has NaN or infinite values before it is trained, in the {name}: load it again"
+    with pytest.raises(
+        ValueError, match=sentence if name else "^The autoencoder makes NaN or infinite values of an im"
+    ):
+        train(tmp_path / "run", models=models)
+
+
+def test_free_space_is_said_in_the_unit_that_shows_it():
+    assert [size_of(size) for size in (0, 30 * 2**20, 2**30, 5 * 2**29)] == ["0.0 MB", "30.0 MB", "1.0 GB", "2.5 GB"]
+
+
 def test_the_disk_is_full_at_another_point_for_each_size(tmp_path):
     """What the sizes above are for; with other models they might test the same thing three times."""
     train(tmp_path / "whole" / "run")
@@ -76,7 +117,7 @@ def test_a_full_disk_leaves_the_file_that_is_saved_over(tmp_path):
     with files_of_at_most(1000), pytest.raises(RuntimeError) as error:
         save._write({"a": torch.zeros(1000)}, str(file), {})
     assert str(error.value) == (
-        "The file mine.safetensors cannot be written (File too large): free disk space and queue again."
+        "The file mine.safetensors cannot be written (File too large): make room on that disk and queue again."
     )
     assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
 
@@ -120,11 +161,11 @@ def test_rates_far_too_high_end_in_a_sentence_or_the_last_good_state(server, goo
 @pytest.mark.slow
 @pytest.mark.comfy
 def test_a_model_that_is_no_number_is_one_sentence(server, good):
-    """A strength of NaN gives a model of NaNs; the training says so at its first step and is not taken for complete."""
+    """A strength of NaN gives a model of NaNs; the training names it at its first step and is not complete."""
     assert prompts.run(server.client, good).kind == "success"
     inputs = {"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "strength_model": float("nan")}
     lora = ("LoraLoader", {**inputs, "strength_clip": float("nan"), "lora_name": "smallest.safetensors"})
     changes = {"lora": lora, "train.model": ["lora", 0], "train.clip": ["lora", 1]}
     outcome, folder = trained_now(server, prompts.changed(good, changes))
-    assert re.match(NO_NUMBER, outcome.message) and not prompts.faults(outcome.message)
+    assert re.match(NOT_FINITE, outcome.message) and not prompts.faults(outcome.message)
     assert RunFolder(folder).result() is None and RunFolder(folder).result(partial=True) is None

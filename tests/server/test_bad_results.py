@@ -17,7 +17,7 @@ from personalize.tests.support import prompts
 
 pytestmark = [pytest.mark.slow, pytest.mark.comfy]
 NOTHING = r"^The run [0-9a-f]{16} has no result that can be loaded: queue its training again, or delete it\.$"
-NOT_WHOLE = r"^The learned layer lora_te_\w+ is incomplete: queue the run's training again, or delete the run\.$"
+NOT_WHOLE = r"^The learned layer 'lora_te_\w+' is incomplete: queue the run's training again, or delete the run\.$"
 OTHER_FAMILY = r": use the family of models that the run was trained on\.$"
 fresh = itertools.count()
 

@@ -283,6 +283,22 @@ def test_no_image_gets_one_sentence(server, graph):
         server.run(prompt)
 
 
+def test_a_cut_out_is_learned_over_white(server, graph):
+    """With the mask that Load Image makes of it; the node shows what is left out."""
+    cut_out = Image.new("RGBA", (128, 128))
+    cut_out.paste((0, 0, 255, 255), (0, 0, 64, 128))
+    cut_out.save(server.base / "input" / "cut_out.png")
+    prompt = graph(image={"image": "cut_out.png"}, recipe={"preset.steps": 1}, train={"preview_every": 0})
+    prompt["references"]["inputs"] |= {"mask": ["image", 1], "invert_mask": True}
+    before = folders(server)
+    shown = server.images(server.run(prompt))["references"][0]
+    (run,) = folders(server) - before
+    learned, mask = (np.asarray(Image.open(run / kind / "00.png")) for kind in ("images", "masks"))
+    assert (learned[:, 64:] == 255).all() and (learned[:, :64] == (0, 0, 255)).all()
+    assert (mask[:, :64] == 255).all() and not mask[:, 64:].any()
+    assert shown.getpixel((10, 10)) == (0, 0, 255) and shown.getpixel((100, 10)) == (255, 76, 76)
+
+
 def test_a_mask_of_another_size_is_refused(server, graph):
     prompt = graph(references={"mask": ["mask", 0]})
     prompt["mask"] = {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 64, "height": 64}}

@@ -56,8 +56,14 @@ def encode_views(models: Models, views: Iterator[View], count: int, batch_size: 
             masks += [F.interpolate(v.mask[None], mean.shape[-2:], mode="area") for v in chunk if v.mask is not None]
             operations += [view.operations for view in chunk]
             images += [view.image for view in chunk]
+    latents = torch.cat(means).cpu()
+    if not latents.isfinite().all():
+        raise ValueError(
+            "The autoencoder makes NaN or infinite values of an image: load another VAE, or run it in float32 "
+            "(--fp32-vae of ComfyUI)."
+        )
     return Latents(
-        mean=torch.cat(means).cpu(),
+        mean=latents,
         std=torch.cat(stds).cpu() if stds else None,
         masks=torch.cat(masks).cpu() if masks else None,
         operations=tuple(operations),

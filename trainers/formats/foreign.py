@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..models.tokenizer import ROOM
+from ..text import quoted
 from . import kohya
 
 KOHYA = (kohya.UNET_PREFIX, "lora_te_", "lora_te1_", "lora_te2_")
@@ -56,19 +57,19 @@ def _whole(state: dict[str, Tensor]) -> dict[str, Tensor]:
             down = _matrix(state, f"{name}.lora_down.weight")
             state.setdefault(f"{name}.alpha", torch.tensor(float(len(down))))
         if not (low_rank or has & {"diff", "diff_b"}) or "diff" in has and has - {"diff", "diff_b"}:
-            raise ValueError(NOT_WHOLE.format(name))
+            raise ValueError(NOT_WHOLE.format(quoted(name)))
     return state
 
 
 def _matrix(state: dict[str, Tensor], key: str) -> Tensor:
     if key not in state or state[key].ndim < 2:
-        raise ValueError(NOT_WHOLE.format(key[:80]))
+        raise ValueError(NOT_WHOLE.format(quoted(key)))
     return state[key]
 
 
 def _refuse_unknown(unknown: list[str], state: dict[str, Tensor]) -> None:
     if unknown or not state:
-        example = f" (such as {min(unknown)[:80]})" if unknown else ""
+        example = f" (such as {quoted(min(unknown))})" if unknown else ""
         raise ValueError(f"{len(unknown)} of this LoRA's {len(state)} entries are unknown here{example}: {STOCK}.")
 
 
@@ -162,9 +163,9 @@ def embedding(state: dict[str, Tensor], widths: dict[str, int]) -> tuple[Tensor,
     if len(state) == len(widths) == 1:
         state = dict(zip(widths, state.values(), strict=True))
     if state.keys() != widths.keys():
-        found = ", ".join(sorted(state)[:4]) or "nothing"
+        found = ", ".join(map(quoted, sorted(state)[:4])) or "nothing"
         raise ValueError(
-            f"This embedding contains {found[:120]} but this CLIP needs {' and '.join(widths)}: use one made for "
+            f"This embedding contains {found} but this CLIP needs {' and '.join(widths)}: use one made for "
             "this family of models."
         )
     return tuple(_vectors(state[name], width) for name, width in widths.items())

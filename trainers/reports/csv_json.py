@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 from ..evaluation.report import COLUMNS, DIVERSITY, NOT_MEASURED, Report, Spread
@@ -25,12 +26,27 @@ def as_csv(reports: list[Report]) -> str:
 
     Column `of` is the kind of row. Scores that were not measured are written "not measured".
     """
+    rows = [{"report": report.title, **row} for report in reports for row in _rows(report)]
+    return table([*FIRST, *COLUMNS], rows)
+
+
+def table(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """Return rows as CSV with a heading, in which texts stay texts: no formula, and no end of a row within one.
+
+    A spreadsheet computes what begins with `=`, `+`, `-` or `@`; behind an apostrophe it is shown.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*FIRST, *COLUMNS], lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    for report in reports:
-        writer.writerows({"report": report.title, **row} for row in _rows(report))
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    text = re.sub(r"\r\n?", "\n", value)
+    return f"'{text}" if re.match(r"\s*[=+\-@]", text) else text
 
 
 def _rows(report: Report) -> list[Row]:

@@ -1,8 +1,6 @@
 """A run's history as files for other programs: CSV, JSON, TensorBoard's events."""
 
-import csv
 import importlib.util
-import io
 import json
 import math
 import re
@@ -10,6 +8,7 @@ from pathlib import Path
 
 from ..files import replaced
 from ..runs.result import RunResult
+from .csv_json import table
 
 FIRST = ("step", "stage", "stage_step", "seconds", "loss")
 START = "start/"
@@ -42,13 +41,8 @@ def _values(entry: dict) -> dict[str, float]:
 
 def as_csv(history: list[dict]) -> str:
     """Return the rows as CSV; missing values are empty."""
-    table = rows(history)
-    names = sorted({name: None for row in table for name in row}, key=_place)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    return text.getvalue()
+    found = rows(history)
+    return table(sorted({name: None for row in found for name in row}, key=_place), found)
 
 
 def _place(column: str) -> int:

@@ -75,6 +75,10 @@ class RunFolder:
     def save_picture(self, picture: Image.Image, name: str) -> None:
         files.save_png(picture, self.path / name)
 
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        return (self.path / name).is_file()
+
     def info(self) -> RunInfo | None:
         """What run.json says; `None` where there is none that can be read, or a link leads to files of others."""
         return None if files.link_in(self.path) else RunInfo.read(self.path)

@@ -11,7 +11,7 @@ from ..device import TOO_LARGE, SingleDevice, is_out_of_memory
 from ..metrics.extractor_cache import ExtractorCache
 from ..models.diffusion import Models
 from ..models.fingerprint import fingerprint
-from ..text import reason
+from ..text import reason, remedy
 from ..training.memory import MemoryBudget, MemoryPlan
 from .callbacks import Callbacks
 from .folder import RunFolder
@@ -79,8 +79,8 @@ def train(
             return training.go()
     except (OSError, SafetensorError) as error:
         raise RuntimeError(
-            f"The run's folder {training.folder.path.name} cannot be written ({reason(error)}): make room on that "
-            "disk and queue again; the run goes on from its last checkpoint."
+            f"The run's folder {training.folder.path.name} cannot be written ({reason(error)}): "
+            f"{remedy(error)} and queue again; the run goes on from its last checkpoint."
         ) from error
     except RuntimeError as error:
         if is_out_of_memory(error):  # outside of a step: moving or reading the models, drawing a preview

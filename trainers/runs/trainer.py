@@ -15,13 +15,14 @@ from ..formats import kohya, metadata
 from ..models.diffusion import Models
 from ..stopping import monitor as stopping
 from ..stopping.monitor import StageContext, StageMonitors
-from ..text import quoted, unknown_tokens
+from ..text import quoted, size_of, unknown_tokens
 from ..training import causal_adapters, state
 from ..training.loop import train_stage
 from ..training.memory import MemoryBudget, trained_values
 from ..training.optimizers import bytes_per_value
 from ..training.stage import Diverged, Stage, StepReport
 from ..training.state import StageState
+from ..training.trainables import not_finite
 from .callbacks import Callbacks
 from .folder import CHECKPOINTS_KEPT, RunFolder, StepLog, total_steps
 from .info import RunInfo
@@ -118,7 +119,7 @@ class Trainer:
         kept += sum(4 * -(-stage.steps // monitor.every) for monitor in watching if monitor.keep == "all")
         most = kept * trained_values(stage)
         free = shutil.disk_usage(self.folder.path).free
-        sizes = f"{most / 2**20:.1f} MB of disk for checkpoints, {free / 2**30:.1f} GB are free"
+        sizes = f"{size_of(most)} of disk for checkpoints, {size_of(free)} are free"
         if most > free:
             raise RuntimeError(f"The stage {stage.name} needs up to {sizes}: make room, or delete old runs.")
         self.callbacks.on_notice(f"{stage.name}: {stage.steps} steps, up to {sizes}")
@@ -141,6 +142,8 @@ class Trainer:
         if self.done and not start:  # so that a later stage can always be taken back to its beginning
             self.folder.save_state((*self.done, begin))
         self._watch(stage, generator, begin)
+        if begin.step and not self.folder.has(_preview(len(self.log))):  # it was killed or cancelled before that
+            self._show(len(self.log))
         while not (begin.step and self.watch.acts(self.log.entries[-1])):
             self.models.save_memory(self.room.memory_plan.gradient_checkpointing)
             try:
@@ -155,7 +158,8 @@ class Trainer:
             except (MemoryError, RuntimeError) as error:
                 begin = self._try_smaller(stage, begin, error)
                 self.watch.best = begin.best
-        return dataclasses.replace(begin, params=self.watch.best or begin.params)
+        # A run that was killed at its last step begins with that step's moments: a finished stage has none.
+        return dataclasses.replace(begin, params=self.watch.best or begin.params, optimizer={}, scaler={}, best=())
 
     def _watch(self, stage: Stage, generator: torch.Generator, begin: StageState) -> None:
         """Set the monitors on a stage, and let them see it before its first step."""
@@ -207,10 +211,10 @@ class Trainer:
         if self.watch.keeps(report):  # before any checkpoint of this step: who goes on from there needs it
             self.folder.save_result(self._result(report.seconds, "", False), len(self.log))
         try:
+            self._show(len(self.log))  # before the checkpoint: who goes on from there needs it
             if self.checkpoint_every and len(self.log) % self.checkpoint_every == 0 and self.pace.due():
                 with self.pace.writing():
                     self.folder.save_state((*self.done, whole()))
-            self._show(len(self.log))
             self.callbacks.on_step(report)
         except BaseException:
             with contextlib.suppress(OSError, SafetensorError):  # a full disk must not hide what happened
@@ -229,6 +233,11 @@ class Trainer:
         step = total_steps(self.done) + error.step
         stages = self.folder.last_state(before=step - 2)  # the loss of step n judges the state after step n - 1
         if len(stages) != len(self.done) + 1:
+            if error.step == 1 and (name := not_finite(self.models)):
+                raise ValueError(
+                    f"The model has NaN or infinite values before it is trained, in the {name}: load it again, or "
+                    "without the LoRA that is applied to it."
+                ) from error
             raise error
         state.restore(stages[-1], stage.parameters(), generator)
         self.done = stages
@@ -242,7 +251,7 @@ class Trainer:
             picture = draw_if_it_fits(self.models, self.run, self.preview)
             if picture is None:
                 return self.callbacks.on_notice("there was no memory to draw a preview")
-            self.folder.save_picture(picture, f"previews/step_{step:04d}.png")
+            self.folder.save_picture(picture, _preview(step))
             self.callbacks.on_preview(step, picture)
 
     def _finish(self, stages: tuple[StageState, ...], reason: str, complete: bool = True) -> RunResult:
@@ -268,3 +277,8 @@ class Trainer:
             origin=self.info.origin,
             stops=self.stops,
         )
+
+
+def _preview(step: int) -> str:
+    """Return the name of a preview in a run's folder."""
+    return f"previews/step_{step:04d}.png"

@@ -176,6 +176,15 @@ def select(models: Models, pattern: str = "") -> list[nn.Parameter]:
     return [parameter for _, parameter in chosen]
 
 
+def not_finite(models: Models) -> str:
+    """Return the name of a part of models whose weights contain NaN or infinite values, leaving out what trains."""
+    for name, module in [("U-Net", models.unet), *(("text encoder", encoder) for encoder in models.text_encoders)]:
+        frozen = [parameter for parameter in module.parameters() if not parameter.requires_grad]
+        if not all(weight.isfinite().all() for weight in frozen):
+            return name
+    return "" if all(weight.isfinite().all() for weight in models.base_weights.values()) else "U-Net"
+
+
 def mean_norm(table: Tensor) -> float:
     """Return the mean Euclidean length of a vocabulary's rows."""
     return table.float().norm(dim=-1).mean().item()

@@ -41,7 +41,7 @@ REFUSED = {
         f"^This LoRA contains a layer twice, in two spellings: {STOCK}",
     ),
     "nothing": ({}, {}, f"^0 of this LoRA's 0 entries are unknown here: {STOCK}"),
-    "half a layer": ({D: PAIR[D]}, {}, r"^The layer lora_unet_conv_in of this LoRA is incomplete: download or save"),
+    "half a layer": ({D: PAIR[D]}, {}, r"^The layer 'lora_unet_conv_in' of this LoRA is incomplete: download or save"),
     "the other half": ({U: PAIR[U]}, {}, "is incomplete"),
     "half a layer of PEFT": ({"unet.conv_in.lora_A.weight": torch.ones(1, 1)}, {}, "is incomplete"),
     "flat": ({key: value.flatten() for key, value in PAIR.items()}, {}, "is incomplete"),
@@ -69,9 +69,9 @@ ODD_EMBEDDINGS = {
     ),
     "SDXL's": (
         {"clip_l": torch.ones(1, 8), "clip_g": torch.ones(1, 9)},
-        "contains clip_g, clip_l but this CLIP needs cl",
+        "contains 'clip_g', 'clip_l' but this CLIP needs cl",
     ),
-    "two words": ({"<a>": torch.ones(8), "<b>": torch.ones(8)}, "^This embedding contains <a>, <b> but"),
+    "two words": ({"<a>": torch.ones(8), "<b>": torch.ones(8)}, "^This embedding contains '<a>', '<b>' but"),
     "a scalar": ({"<dog>": torch.tensor(1.0)}, "^This embedding is a single number"),
     "no rows": ({"<dog>": torch.ones(0, 8)}, "^This embedding is 0 x 8"),
     "ids": ({"<dog>": torch.ones(1, 8).long()}, "^This embedding is 1 x 8"),
@@ -151,3 +151,15 @@ def test_a_damaged_complete_file_gets_one_sentence(name):
     DAMAGES[name](state, about)
     with pytest.raises(ValueError, match=r"^This file of Save Personalized is incomplete: save the result again\.$"):
         read_complete(state, header | {"personalize": json.dumps(about)}, Path("mine.safetensors"))
+
+
+def test_names_of_tensors_are_quoted():
+    """They are a stranger's: an escape sequence or a new line in one would reach the log and the terminal."""
+    name = "lora_unet_\x1b[2J\nERROR"
+    for state in ({f"{name}.x": torch.ones(1)}, {f"{name}.lora_up.weight": torch.ones(1)}):
+        with pytest.raises(ValueError) as error:
+            foreign.lora(state, {})
+        assert "ERROR" in str(error.value) and str(error.value).isprintable()
+    with pytest.raises(ValueError) as error:
+        foreign.embedding({name: torch.ones(1, 4), "b": torch.ones(1, 4)}, {"clip_l": 4})
+    assert "ERROR" in str(error.value) and str(error.value).isprintable()

@@ -1,5 +1,7 @@
 """Prompt sets, and reports: are they the published prompts, and their means the means?"""
 
+import csv
+import io
 import json
 import statistics
 from dataclasses import replace
@@ -12,8 +14,8 @@ from personalize.trainers.data.concept import Concept
 from personalize.trainers.evaluation import prompt_sets, scorer
 from personalize.trainers.evaluation.report import Report, Scored, Spread
 from personalize.trainers.metrics.feature_extractors import FeatureExtractor
+from personalize.trainers.reports import csv_json, html
 from personalize.trainers.reports import grid as report_grid
-from personalize.trainers.reports import html
 
 CONCEPT = Concept(images=(torch.rand(3, 32, 32),), placeholder_token="<dog>", class_word="dog")
 
@@ -167,3 +169,12 @@ def test_a_image_is_encoded_once():
     assert judge.image_features([*pictures, pictures[0]])[:, 0].tolist() == [0, 1, 2, 0]
     assert judge.image_features([pictures[2], pictures[1].copy()])[:, 0].tolist() == [2, 1]
     assert len(seen) == 4 and sum(looked) == 4
+
+
+def test_texts_of_a_table_stay_texts():
+    """In a spreadsheet they would be formulas, and a lone carriage return would begin another row."""
+    texts = ["=1+1", "+1", "-1", "@x", " =1", "a\rb", "a\r\nb", "a=b", ""]
+    table = csv_json.table(["text", "number"], [{"text": text, "number": -0.5} for text in texts])
+    cells = [row["text"] for row in csv.DictReader(io.StringIO(table, newline=""))]
+    assert cells == ["'=1+1", "'+1", "'-1", "'@x", "' =1", "a\nb", "a\nb", "a=b", ""]
+    assert "\r" not in table and table.count(",-0.5\n") == len(texts)

@@ -13,6 +13,7 @@ from personalize.trainers.recipes.textboost import TextBoost
 from personalize.trainers.runs import train as training
 from personalize.trainers.runs import trainer
 from personalize.trainers.runs.folder import RunFolder
+from personalize.trainers.runs.preview import Preview
 from personalize.trainers.runs.run import Run
 from personalize.trainers.training import memory, state
 from personalize.trainers.training.memory import MemoryPlan
@@ -325,3 +326,55 @@ def test_a_checkpoint_of_other_shapes_names_its_run(tmp_path):
     state.save(tuple(odd), tmp_path / "short" / "last.safetensors")
     with pytest.raises(ValueError, match=r"^The checkpoint of run short does not fit this training: delete that run"):
         train(tmp_path / "long", dataclasses.replace(FAST, steps=8))
+
+
+PREVIEWED = Preview(prompts=("a {}",), every=2, steps=1)
+
+
+def previews(folder):
+    return {file.name: file.read_bytes() for file in (folder / "previews").iterdir()}
+
+
+@pytest.mark.parametrize("recipe", [FAST, TwoStages(**vars(FAST))], ids=["one stage", "two stages"])
+@pytest.mark.parametrize("stop_after", [4, 7])
+def test_a_run_killed_at_a_stages_last_step_ends_with_the_same_files(tmp_path, recipe, stop_after):
+    """Also what is kept to train on from: no moments, which an undisturbed run does not keep either."""
+    train(tmp_path / "whole" / "run", recipe, preview=PREVIEWED)
+    folder = tmp_path / "broken" / "run"
+    with pytest.raises(Killed):
+        train(folder, recipe, stop_after=stop_after, preview=PREVIEWED)
+    train(folder, recipe, preview=PREVIEWED)
+    ours, theirs = (load_file(run / "last.safetensors") for run in (folder, tmp_path / "whole" / "run"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert previews(folder) == previews(tmp_path / "whole" / "run")
+
+
+@pytest.mark.parametrize("how", ["killed behind the checkpoint", "cancelled while it is drawn"])
+def test_no_preview_is_lost(tmp_path, monkeypatch, how):
+    train(tmp_path / "whole" / "run", preview=PREVIEWED)
+    folder, drawn, saved = tmp_path / "broken" / "run", [], RunFolder.save_state
+    with monkeypatch.context() as patch:
+        if how.startswith("killed"):
+
+            def save_state(self, stages):
+                saved(self, stages)
+                raise Killed
+
+            patch.setattr(training.Trainer, "_break_off", lambda self, stages: None)
+            patch.setattr(RunFolder, "save_state", save_state)
+        else:
+            original = trainer.draw_if_it_fits
+
+            def draw(*given):
+                drawn.append(given)
+                if len(drawn) == 2:  # of step 2
+                    raise Killed
+                return original(*given)
+
+            patch.setattr(trainer, "draw_if_it_fits", draw)
+        with pytest.raises(Killed):
+            train(folder, preview=PREVIEWED)
+    assert (folder / "checkpoints" / "step_000002.safetensors").exists()
+    train(folder, preview=PREVIEWED)
+    assert previews(folder) == previews(tmp_path / "whole" / "run")
+    assert learned(folder) == learned(tmp_path / "whole" / "run")

@@ -1,7 +1,5 @@
 """Table over a data set's subjects: CSV, JSON, a page and lines of text. Data in, files out."""
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,6 +9,7 @@ from pathlib import Path
 from ...evaluation.report import COLUMNS, NOT_MEASURED, Spread
 from ...evaluation.vqa import VQA
 from ...files import replaced
+from ...reports import csv_json
 from ...reports.html import document
 from .dataset import Subject
 
@@ -74,20 +73,18 @@ class Table:
 
     def csv(self) -> str:
         """Return a row for each subject, then mean and standard deviation over subjects; `note` has missing scores."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, ["subject", "class", "state", *SCORES, "note"], lineterminator="\n")
-        writer.writeheader()
+        rows: list[dict] = []
         for row in self.rows:
             note = row.why or "; ".join(f"{name}: {why}" for name, why in row.missing.items())
-            writer.writerow(
+            rows.append(
                 {"subject": row.subject, "class": row.class_word, "state": row.state, "note": note}
                 | {name: "" if row.mean(name) is None else row.mean(name) for name in SCORES}
             )
         for title, part in (("mean", "mean"), ("standard deviation", "std")):
             found = {name: self.overall(name) for name in SCORES}
             cells = {name: getattr(spread, part) if spread else "" for name, spread in found.items()}
-            writer.writerow({"subject": title, "state": self._count(), **cells})
-        return text.getvalue()
+            rows.append({"subject": title, "state": self._count(), **cells})
+        return csv_json.table(["subject", "class", "state", *SCORES, "note"], rows)
 
     def _count(self) -> str:
         return f"{sum(row.state == DONE for row in self.rows)} of {len(self.rows)} subjects"
