@@ -252,10 +252,11 @@ def test_bad_concepts_get_one_sentence(changes, sentence, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops(tmp_path):
+    """With numbers as weights, so that it is the training's: its prediction overflows."""
     models = small.models()
-    models.unet.conv_out.weight.data.fill_(float("nan"))
+    models.unet.conv_out.bias.data.fill_(1e30)  # squared, more than float32 holds
     with pytest.raises(FloatingPointError, match="step 1"):
-        train(models=models, folder=tmp_path)
+        train(models=models, folder=tmp_path / "run")
 
 
 @pytest.mark.parametrize("kind", PHRASES)
@@ -303,6 +304,7 @@ def test_a_prompt_whose_end_is_cut_off_is_named():
 def test_a_preview_prompt_that_nearly_has_the_token_is_named(tmp_path):
     said, preview = [], Preview(prompts=("a {} with <Concept>", "a <collage>"), every=9, steps=1)
     run = Run(concept=concept(), recipe=FAST)
-    training.train(run, small.models(), tmp_path, preview=preview, callbacks=Callbacks(on_warning=said.append))
+    folder = tmp_path / "run"  # other tests' folders beside it would be earlier runs
+    training.train(run, small.models(), folder, preview=preview, callbacks=Callbacks(on_warning=said.append))
     place = "The preview prompt 'a {} with <Concept>' has <Concept>, which is not trained here: write <concept>."
     assert said == [place]
