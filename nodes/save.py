@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..trainers.evaluation.prompt_folders import is_name
 from ..trainers.files import replaced
 from ..trainers.formats import kohya
 from ..trainers.runs.result import complete
@@ -128,6 +129,8 @@ def _file_name(name: str) -> str:
     name = str(name).strip()
     if not re.fullmatch(r"[\w-]{1,60}", name):
         raise ValueError(f"{quoted(name)} cannot be a file name: use 1 to 60 letters, digits, - and _ only.")
+    if not is_name(name):
+        raise ValueError(f"{quoted(name)} is a device of Windows and cannot be a file name there: choose another one.")
     return name
 
 

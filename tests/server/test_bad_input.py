@@ -173,6 +173,15 @@ PATHS = [
     ("a folder of 5,000 letters", folder("x" * 5000), NO_FOLDER),
     ("Save above", {"save.name": "../x"}, r"^'\.\./x' cannot be a file name: use 1 to 60 letters, digits, - and _"),
     ("Save without a name", {"save.name": " "}, "^'' cannot be a file name"),
+    *(
+        (
+            f"Save as {name}",
+            {"save.name": name},
+            f"^'{name}' is a device of Windows and cannot be a file name there: ch",
+        )
+        for name in ("CON", "aux", "NUL", "com1", "lPt9")
+    ),
+    ("Save with a dot behind", {"save.name": "mine."}, "^'mine.' cannot be a file name: use 1 to 60 letters"),
     ("Save with 300 letters", {"save.name": "x" * 300}, "cannot be a file name"),
     ("Load an unknown run", load("0123456789abcdef"), "^There is no run '0123456789abcdef': choose one from the list"),
     ("Load a path", load("../.."), r"^There is no run '\.\./\.\.': choose one"),

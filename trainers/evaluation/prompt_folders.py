@@ -37,7 +37,7 @@ def folder_of(prefix: str) -> str:
     """
     path = prefix.strip().replace("\\", "/")
     parts = path.removesuffix("/").split("/")
-    if len(path) > LONGEST_PREFIX or not all(map(_is_name, parts)):
+    if len(path) > LONGEST_PREFIX or not all(map(is_name, parts)):
         raise ValueError(
             f"The prefix {quoted(prefix)} cannot be a folder of the output folder: write names with / between them, at "
             f"most {LONGEST_PREFIX} characters, such as personalize/prompts."
@@ -45,8 +45,8 @@ def folder_of(prefix: str) -> str:
     return "/".join(parts)
 
 
-def _is_name(part: str) -> bool:
-    """Return whether a name is unusable: empty, `..`, ending in a dot or a space, a device of Windows."""
+def is_name(part: str) -> bool:
+    """Return whether every system takes a name: not an empty one, `..`, one that ends in a dot, a device of Windows."""
     return (
         bool(part) and part == part.strip(" ").rstrip(".") and not REFUSED.search(part) and not RESERVED.fullmatch(part)
     )

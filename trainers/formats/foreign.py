@@ -43,13 +43,13 @@ def lora(state: dict[str, Tensor], header: dict[str, str]) -> dict[str, Tensor]:
     for mark, kind in OTHERS.items():
         if any(mark in key for key in state):
             raise ValueError(f"This LoRA is {kind}, which cannot be read here: {STOCK}.")
-    known = all(key.startswith(KOHYA) for key in state)
+    known = any(key.startswith(KOHYA) for key in state)
     return _whole(dict(state) if known else _from_diffusers(state, header))
 
 
 def _whole(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Add missing alphas, each its layer's rank, for a scale of 1."""
-    _refuse_unknown([key for key in state if key.partition(".")[2] not in PARTS], state)
+    _refuse_unknown([key for key in state if not _is_kohyas(key)], state)
     for name in {key.partition(".")[0] for key in state}:
         has = {part for part in PARTS if f"{name}.{part}" in state}
         low_rank = {"lora_down.weight", "lora_up.weight"} <= has
@@ -59,6 +59,10 @@ def _whole(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if not (low_rank or has & {"diff", "diff_b"}) or "diff" in has and has - {"diff", "diff_b"}:
             raise ValueError(NOT_WHOLE.format(quoted(name)))
     return state
+
+
+def _is_kohyas(key: str) -> bool:
+    return key.startswith(KOHYA) and key.partition(".")[2] in PARTS
 
 
 def _matrix(state: dict[str, Tensor], key: str) -> Tensor:

@@ -163,3 +163,14 @@ def test_names_of_tensors_are_quoted():
     with pytest.raises(ValueError) as error:
         foreign.embedding({name: torch.ones(1, 4), "b": torch.ones(1, 4)}, {"clip_l": 4})
     assert "ERROR" in str(error.value) and str(error.value).isprintable()
+
+
+def test_one_unknown_entry_is_counted_as_one():
+    """Beside 36 of kohya's names, whatever it is called."""
+    many = {f"lora_unet_{i}.{part}": value for i in range(18) for part, value in (("diff", ONE), ("diff_b", ONE))}
+    for odd in ("text_projection", "lora_unet_0.w_norm"):
+        with pytest.raises(ValueError, match=rf"^1 of this LoRA's 37 entries are unknown here \(such as '{odd}'\)"):
+            foreign.lora(many | {odd: ONE}, {})
+
+
+ONE = torch.ones(2)
