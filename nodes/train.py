@@ -136,6 +136,7 @@ class Train(io.ComfyNode):
         result = find_or_train(model, clip, vae, run, notify, hidden=cls.hidden, warn=warn, **options)
         result = pick.chosen(result, stopper)
         end = f"run {result.folder.name}: {result.stop_reason}, {result.seconds / 60:.1f} minutes of training"
+        end += f". In prompts write {recipe.subject(concept)}"  # some presets learn it with the class word
         notify(". ".join([end, *warnings]))
         trained_model, trained_clip = apply(model, clip, result, in_full_precision=full_precision)
         images = previews(result)

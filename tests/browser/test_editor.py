@@ -51,6 +51,7 @@ const end = new Promise(done => {
 });
 await app.queuePrompt(0, 1);
 seen.end = await end;
+seen.said = document.body.innerText;
 seen.titles = Object.fromEntries(app.graph.nodes.map(node => [node.id, node.title]));
 return seen
 """
@@ -65,6 +66,7 @@ def test_the_editor_runs_the_workflow(server, object_info, tmp_path):
     pictures = {seen["titles"][node]: number for node, number in seen["executed"].items()}
     assert pictures == {"Untrained": 1, "Trained": 1, "Train": 0}
     assert seen["progress"] > 3
+    assert "In prompts write <concept>" in seen["said"]  # as a text, not as an element of the page
 
 
 def test_a_second_queue_asks_for_the_same(server, object_info, tmp_path):
