@@ -28,7 +28,10 @@ const STYLE = `
   .strip:empty, footer:empty { display: none; }
   a { flex: 0 1 auto; min-width: 0; color: inherit; text-decoration: none; font-size: 10px; text-align: center; }
   img { display: block; max-height: 150px; max-width: 100%; border-radius: 4px; }
-}`;
+}
+/* Nodes 2.0 put the newest preview below the widgets, too; an app has only that one. */
+[data-node-id]:has(.personalize-live) img.contain-size, [data-node-id]:has(.personalize-live) img.contain-size + div {
+  display: none; }`;
 
 const runs = new Map(); // run digest -> its history from the server
 const shown = new Map(); // "workflow node" -> digest, for an editor that comes back to a workflow

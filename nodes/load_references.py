@@ -116,6 +116,7 @@ class LoadReferences(io.ComfyNode):
                     "invert_mask",
                     default=False,
                     optional=True,
+                    advanced=True,
                     tooltip="Invert the connected masks, for cut-outs: of these, Load Image masks the transparent "
                     "background, which becomes white.",
                 ),
