@@ -92,7 +92,7 @@ def parser():
         text += ", with a ComfyUI and an environment of our own"
         versions.add_argument(f"--{name}", dest="versions", action="store_const", const=name, help=text)
     commands.add_parser("docs", parents=[shared], help="write the tables of settings into the help pages")
-    commands.add_parser("screenshots", parents=[shared], help="take the README's pictures of the editor anew")
+    commands.add_parser("screenshots", parents=[shared], help="take the README's screenshots of the editor")
     commands.add_parser("lock", help="pin the newest versions of everything in tools/*.lock")
     commands.add_parser("gpu-kit", help="build .gpu/, to check a machine with a GPU")
     commands.add_parser("release-check", help="is this a release? (--tag v1.0.0: under this tag)", add_help=False)

@@ -45,7 +45,7 @@ def score(bench: Bench, metric_models, number: int, images: list) -> dict:
 
 
 def measure(bench: Bench, metric_models, method: str, number: int, out: Path, device: str):
-    """One cell of the study. Images of the same settings are there already: then they are at most judged again."""
+    """One cell of the study. Images of the same settings are there already: then they are at most scored again."""
     cell, start = out / "cells" / method / f"{number:03d}", time.time()
     stored = fidelity_report.read(cell) or {}
     known = stored.get("settings") == bench.settings(method)

@@ -1,6 +1,6 @@
 """What a fidelity study leaves behind: a folder per cell, then one table, one JSON and image grids over all cells.
 
-Knows files, means and images; it neither draws, trains nor judges.
+Knows files, means and images; it neither draws, trains nor scores.
 """
 
 import json

@@ -25,7 +25,7 @@ from trainers.stopping.pick_by_score import PickByScore
 
 from .fidelity import score, value
 from .fidelity_rows import Bench, concept_of, generate, read_models, recipe
-from .stopping import JUDGE, read, study
+from .stopping import CLIP_FILE, read, study
 
 METHODS = ("textboost", "dreambooth_lora", "attndreambooth")
 PREFERENCES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -33,7 +33,7 @@ ENCODER = "encoder.safetensors"  # the world's instance encoder, in the place of
 SCORED = "a photo of a {} on water\na photo of a {} on grass, on the left\na painting of a {} on water"
 PICKER = PickByScore(
     every=25, prompts=SCORED, seeds=2, sampler_steps=15, guidance=4.0, first_seed=100,
-    clip_model=evaluators.CLIP_NAME, clip_weights=JUDGE, dino_model=evaluators.ENCODER_NAME, dino_weights=ENCODER,
+    clip_model=evaluators.CLIP_NAME, clip_weights=CLIP_FILE, dino_model=evaluators.ENCODER_NAME, dino_weights=ENCODER,
 )  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def main() -> None:
     overrides = {name: value(text) for name, text in (item.split("=", 1) for item in args.set)}
     bench, metric_models = study(args.checkpoint, overrides, seed=0), evaluators.load("cpu")
     args.out.mkdir(parents=True, exist_ok=True)
-    evaluators.expand_clip(evaluators.WEIGHTS / "evaluator_clip.safetensors", args.out / JUDGE)
+    evaluators.expand_clip(evaluators.WEIGHTS / "evaluator_clip.safetensors", args.out / CLIP_FILE)
     (args.out / ENCODER).write_bytes((evaluators.WEIGHTS / "evaluator_instance.safetensors").read_bytes())
     extractors = ExtractorCache(folders=lambda: [args.out])
     cells: dict[str, list[dict]] = {}

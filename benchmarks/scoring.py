@@ -1,8 +1,8 @@
-"""What scoring an image takes: judges of real size with random weights, as files, through the scores of a report.
+"""What scoring an image takes: metric models of real size with random weights, as files, through a report's scores.
 
     python -m benchmarks.scoring [--clip ViT-B-32] [--dino vit_small_patch16_224.dino] [--images 32] [--threads 2]
 
-The weights mean nothing, the time is the real one. A judge is read once for a report; the rest is for each image.
+The weights mean nothing, the time is the real one. A metric model is read once for a report, the rest is per image.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def written(folder: Path, clip: str, dino: str) -> ScorerConfig:
-    """Both judges as files, as a user would name them."""
+    """Both metric models as files, as a user would name them."""
     import open_clip
     import timm
 

@@ -65,9 +65,9 @@ class Row:
         return dvar, replace(dvar, every=4), replace(dvar, accumulation=128, rotate_timesteps=True), clip
 
 
-JUDGE = "judge.safetensors"  # the world's CLIP, written into the study's folder
+CLIP_FILE = "clip.safetensors"  # the world's CLIP, written into the study's folder
 # A check draws 10 sampler steps, not the paper's 50 to 200: it is that much cheaper here than there.
-CLIP = ClipEarlyStopping(sampler_steps=10, guidance=4.0, clip_model=evaluators.CLIP_NAME, clip_weights=JUDGE)
+CLIP = ClipEarlyStopping(sampler_steps=10, guidance=4.0, clip_model=evaluators.CLIP_NAME, clip_weights=CLIP_FILE)
 ROWS = {
     "textual_inversion": Row(
         method="textual_inversion",
@@ -228,7 +228,7 @@ def confirm(
 
 
 def study(checkpoint: Path, overrides: dict, seed: int) -> Bench:
-    """How rows are drawn and judged: fewer images than the fidelity study, because there are more rows."""
+    """How rows are drawn and scored: fewer images than the fidelity study, because there are more rows."""
     return Bench(
         checkpoint=checkpoint, prompts=tuple(PROMPTS)[:6], seeds=(0, 1), preset="benchmark", overrides=overrides,
         initializer="{colour} {subject}", training_seed=seed, sampler_steps=25, guidance=4.0, dtype="float32",
@@ -296,7 +296,7 @@ def main() -> None:
     metric_models = evaluators.load("cpu")
     cells: dict[str, list[dict]] = {}
     args.out.mkdir(parents=True, exist_ok=True)
-    evaluators.expand_clip(evaluators.WEIGHTS / "evaluator_clip.safetensors", args.out / JUDGE)
+    evaluators.expand_clip(evaluators.WEIGHTS / "evaluator_clip.safetensors", args.out / CLIP_FILE)
     extractors = ExtractorCache(folders=lambda: [args.out])
     for number in range(args.instances):
         for seed in args.seeds:

@@ -54,7 +54,7 @@ def _noun(thing: Instance, rng, colour: float, pattern: float, extra: float) -> 
 
 
 def describe(thing: Instance) -> str:
-    """A class word phrase with all details that captions can name: "a black striped cat with a red hat"."""
+    """A noun phrase with all details that captions can name: "a black striped cat with a red hat"."""
     return with_article(_noun(thing, random.Random(0), 1, 1, 1))
 
 

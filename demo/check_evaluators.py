@@ -1,6 +1,6 @@
 """How far the evaluators can be trusted: accuracies on individuals and images that their training never saw.
 
-Goes through evaluators.load(), so it judges the stored half-precision files at 128 px as everyone else uses them.
+Goes through evaluators.load(), so it measures the stored half-precision files at 128 px as everyone else uses them.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The demo world's two judges: a small open_clip model (CLIP-T, CLIP-I) and an instance encoder (identity).
+"""The demo world's two metric models: a small open_clip model (CLIP-T, CLIP-I) and an instance encoder (identity).
 
 Both are ordinary models for the code that loads real ones, trainers/metrics/: this file tells open_clip and timm
 their architectures, writes the token rows that are not stored, and adds what only the drawn world can have: probes
@@ -88,7 +88,7 @@ def unused_rows(width: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluators:
-    """The two loaded judges.
+    """The two loaded metric models.
 
     Images are PIL images of any size (the world's are 128 px); every score is a tensor on the CPU.
     """
@@ -136,7 +136,7 @@ class Evaluators:
 
 
 def load(device: str = "cpu", weights: Path = WEIGHTS) -> Evaluators:
-    """Both judges from their weight files, through the same loaders as any user's backbone."""
+    """Both metric models from their weight files, through the same loaders as any user's backbone."""
     register()
     with tempfile.TemporaryDirectory() as folder:
         full = expand_clip(weights / "evaluator_clip.safetensors", Path(folder) / "clip.safetensors")

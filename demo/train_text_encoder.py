@@ -2,7 +2,7 @@
 
     python -m demo.train_text_encoder .dev/train/pool.safetensors TOKENIZER .dev/train/text.safetensors --minutes 14
 
-Without it the U-Net ignores the text for a long time. The image side is thrown away afterwards; it judges nothing.
+Without it the U-Net ignores the text for a long time. The image side is thrown away afterwards; it scores nothing.
 One thread, bf16 autocast. Output: the text encoder with the compact vocabulary, transformers' names, fp32.
 """
 

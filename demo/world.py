@@ -3,7 +3,7 @@
 An Instance is one individual thing, a Scene one way to take its image; draw() makes the image and captions.py
 words it. Captions name an instance's class always, its primary colour, pattern and accessory sometimes, and its
 second colour, exact shades, proportions and pattern period never: those are what personalisation has to learn from a
-image. Everything is decided by the random.Random given. This file draws; it neither trains nor judges anything.
+image. Everything is decided by the random.Random given. This file draws; it neither trains nor scores anything.
 """
 
 import random

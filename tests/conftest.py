@@ -133,6 +133,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def shelf(folder):
     """`Backbones` that look there, where the demo world's CLIP lies."""
-    from personalize.tests.support import judge
+    from personalize.tests.support import world_clip
 
-    return judge.write(folder)
+    return world_clip.write(folder)

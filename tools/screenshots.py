@@ -1,4 +1,4 @@
-"""The README's pictures of the editor, taken anew: `python dev.py screenshots`, with a Chromium on the path.
+"""The README's screenshots of the editor: `python dev.py screenshots`, with a Chromium on the path.
 
 The first template learns the demo's subject in a real ComfyUI, in a real browser of 1440 x 900 points. Writes
 workflows/learn_one_picture.jpg, its card among the templates, and demo/live.webp, Train while it learns.
@@ -20,7 +20,7 @@ from tests.support import browser
 
 from .children import ROOT, STATE
 
-SCREEN = {"width": 1440, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+SCREEN = 1440, 900
 EVERY, LAST = 4.0, 4000  # seconds between two frames; milliseconds that the last one stays
 LOAD = """
 await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false);
@@ -53,23 +53,21 @@ async def taken(url, workflow, profile):
     """Frames of Train while it learns, and the whole editor at the end; both PNG."""
     frames = []
     async with browser.open_editor(url, profile) as page:
-        await page.command("Emulation.setDeviceMetricsOverride", **SCREEN)
+        await page.resize(*SCREEN)
         await page.run(LOAD % json.dumps(workflow))
         await page.run("await app.queuePrompt(0, 1)")
         while not (ended := await page.run("return window.ended")):
             await asyncio.sleep(EVERY)
-            frames.append(await picture(page, await page.run(TRAIN)))
+            frames.append(await page.captured(clip=await page.run(TRAIN)))
         if ended != "success":
             raise SystemExit(f"The training failed: {ended}")
         await asyncio.sleep(8)  # the message that a job is done goes away
-        return [*frames, await picture(page, await page.run(TRAIN))], await picture(page)
+        frames.append(await page.captured(clip=await page.run(TRAIN)))
+        return [*map(opened, frames)], opened(await page.captured())
 
 
-async def picture(page, clip=None):
-    import base64
-
-    answer = await page.command("Page.captureScreenshot", format="png", **({"clip": clip} if clip else {}))
-    return Image.open(io.BytesIO(base64.b64decode(answer["data"]))).convert("RGB")
+def opened(png):
+    return Image.open(io.BytesIO(png)).convert("RGB")
 
 
 def main():

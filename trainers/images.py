@@ -89,13 +89,14 @@ class ImageFile:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Return a folder's images without their masks, `img2` before `img10`.
+    """Return a folder's images without their masks, `img2` before `img10`."""
+    return [file for file in _with_masks(folder) if not file.stem.endswith(MASK)]
 
-    Files whose names begin with a dot are other programs'.
-    """
-    found = [file for file in folder.iterdir() if file.suffix.lower() in EXTENSIONS and file.is_file()]
-    images = (file for file in found if not file.name.startswith(".") and not file.stem.endswith(MASK))
-    return sorted(images, key=lambda file: _natural(file.name))
+
+def _with_masks(folder: Path) -> list[Path]:
+    """Return a folder's images and masks; files whose names begin with a dot are other programs'."""
+    found = (file for file in folder.iterdir() if file.suffix.lower() in EXTENSIONS and not file.name.startswith("."))
+    return sorted(filter(Path.is_file, found), key=lambda file: _natural(file.name))
 
 
 def find_images(folder: Path, allowed: Callable[[Path], Path] = lambda file: file) -> tuple[list[ImageFile], list[str]]:
@@ -111,16 +112,12 @@ def find_images(folder: Path, allowed: Callable[[Path], Path] = lambda file: fil
         ValueError: the folder holds no images.
     """
     names = sorted((file.name for file in folder.iterdir() if file.is_file()), key=_natural)
-    masks = {
-        file.stem.removesuffix(MASK): file.name
-        for file in map(Path, names)
-        if file.suffix.lower() in EXTENSIONS and file.stem.endswith(MASK) and not file.name.startswith(".")
-    }
+    masks = {file.stem.removesuffix(MASK): file for file in _with_masks(folder) if file.stem.endswith(MASK)}
     found = [
         ImageFile(
             path=allowed(file),
             caption_file=next((allowed(folder / text) for text in _captions(Path(file.name)) if text in names), None),
-            mask_file=allowed(folder / masks[file.stem]) if file.stem in masks else None,
+            mask_file=allowed(masks[file.stem]) if file.stem in masks else None,
         )
         for file in image_files(folder)
     ]

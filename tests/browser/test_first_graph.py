@@ -48,9 +48,7 @@ def opened(server, tmp_path, *bodies, size=SCREEN):
 
     async def go():
         async with browser.open_editor(server.url, tmp_path / "profile") as page:
-            width, height = size
-            screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < height}
-            await page.command("Emulation.setDeviceMetricsOverride", **screen)
+            await page.resize(*size)
             return [await page.run(body) for body in bodies]
 
     return asyncio.run(go())

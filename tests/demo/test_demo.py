@@ -111,8 +111,8 @@ def pictures():
 
 
 def test_the_report_holds_means_over_prompts_and_seeds():
-    judges = ScorerConfig()
-    result = report.score(JOB, pictures(), plain((0, 0, 0)), judges)
+    metric_models = ScorerConfig()
+    result = report.score(JOB, pictures(), plain((0, 0, 0)), metric_models)
     ceiling = result.pop("identity_ceiling")
     assert result == {
         "identity_floor": 0.2,
@@ -125,8 +125,8 @@ def test_the_report_holds_means_over_prompts_and_seeds():
         "device": "cpu",
     }
     assert 0 < ceiling < 1
-    # The judges know no placeholder: they are asked with the class word.
-    assert set(judges.prompts) == {"a photo of a dog on the beach", "a painting of a dog in the snow"}
+    # The metric models know no placeholder: they are asked with the class word.
+    assert set(metric_models.prompts) == {"a photo of a dog on the beach", "a painting of a dog in the snow"}
 
 
 def test_the_ceiling_is_drawn_in_the_scenes_that_the_prompts_name():

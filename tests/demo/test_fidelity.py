@@ -31,13 +31,13 @@ def draw(models, noun):
     return [images.to_pil(picture) for picture in pixels]
 
 
-def right_scenes(judges, pictures):
+def right_scenes(metric_models, pictures):
     """How many images fit the place that their prompt names better than every other place of the world.
 
     CLIP-T itself would not do: real drawings of a spotted dog already fit "a dog" less than any dog does.
     """
     texts = [f"a photo of a dog {place}" for place in world.BACKGROUNDS]
-    scores = torch.stack([judges.clip_text(pictures, [text] * len(pictures)) for text in texts])
+    scores = torch.stack([metric_models.clip_text(pictures, [text] * len(pictures)) for text in texts])
     chosen = [texts[i] for i in scores.argmax(dim=0).tolist()]
     return sum(text == SCENES[i // 2].format("dog") for i, text in enumerate(chosen))
 
@@ -55,9 +55,9 @@ def test_one_image_teaches_the_subject(tmp_path):
     train.train(run, models, tmp_path / "run")
     after = draw(models, "<concept>")
 
-    judges = evaluators.load("cpu")
-    identity = [judges.identity(pictures, [reference]).mean().item() for pictures in (before, after)]
-    scenes = [right_scenes(judges, pictures) for pictures in (before, after)]
+    metric_models = evaluators.load("cpu")
+    identity = [metric_models.identity(pictures, [reference]).mean().item() for pictures in (before, after)]
+    scenes = [right_scenes(metric_models, pictures) for pictures in (before, after)]
     print(f"identity {identity[0]:.3f} -> {identity[1]:.3f}, right scenes {scenes[0]} -> {scenes[1]} of {len(after)}")
     assert identity[1] > identity[0] + 0.1
     assert scenes[1] >= scenes[0] - 1

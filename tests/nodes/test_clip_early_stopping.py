@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from personalize.tests.support import judge
+from personalize.tests.support import world_clip
 from personalize.trainers.metrics.clip import ClipConfig
 from personalize.trainers.stopping.clip_early_stopping import PRESETS, ClipEarlyStopping
 from personalize.trainers.stopping.monitor import FixedSteps
 
 pytestmark = pytest.mark.comfy
-WORLD = {"clip_model": judge.CHOICE.clip_model, "clip_weights": f"judges/{judge.FILE}"}
+WORLD = {"clip_model": world_clip.CHOICE.clip_model, "clip_weights": f"metric_models/{world_clip.FILE}"}
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def clip_vision(tmp_path, monkeypatch, model_folders):
     from personalize.nodes.host import session
 
     place = tmp_path / "models" / "clip_vision"
-    (place / "judges").mkdir(parents=True)
-    judge.write(place / "judges")
+    (place / "metric_models").mkdir(parents=True)
+    world_clip.write(place / "metric_models")
     known = folder_paths.folder_names_and_paths["clip_vision"][1]
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "clip_vision", ([str(place)], known))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -56,9 +56,9 @@ def test_it_joins_other_monitors(clip_vision):
 
 
 def test_files_of_both_folders(clip_vision, model_folders):
-    judge.write(model_folders["personalize"])
-    assert chosen(clip_model=WORLD["clip_model"], clip_weights=judge.FILE)
-    assert chosen(clip_model=WORLD["clip_model"], clip_weights=f"judges\\{judge.FILE}")
+    world_clip.write(model_folders["personalize"])
+    assert chosen(clip_model=WORLD["clip_model"], clip_weights=world_clip.FILE)
+    assert chosen(clip_model=WORLD["clip_model"], clip_weights=f"metric_models\\{world_clip.FILE}")
 
 
 @pytest.mark.parametrize(
@@ -67,15 +67,15 @@ def test_files_of_both_folders(clip_vision, model_folders):
         ({"clip_weights": ""}, "is not a model of open_clip|has no weights published"),
         ({"clip_weights": "", "clip_model": "ViT-B-32"}, "are not on this computer, and clip_download is off"),
         ({"clip_weights": "missing.safetensors"}, "There are no CLIP weights"),
-        ({"clip_weights": "../clip_vision/judges/world.safetensors"}, "is not a name of CLIP weights"),
-        ({"clip_weights": "judges/old.pt"}, "are not a .safetensors file"),
+        ({"clip_weights": "../clip_vision/metric_models/world.safetensors"}, "is not a name of CLIP weights"),
+        ({"clip_weights": "metric_models/old.pt"}, "are not a .safetensors file"),
         ({"clip_model": "ViT-B-33"}, "The CLIP 'ViT-B-33' is not a model"),
         ({"images": 0}, "images is 0: use 1 to 64"),
         ({"stage": "4"}, "choose one of all, 1, 2, 3"),
     ],
 )
 def test_what_cannot_be_gets_one_sentence(clip_vision, changes, words):
-    (clip_vision / "judges" / "old.pt").write_bytes(b"no pickle is opened")
+    (clip_vision / "metric_models" / "old.pt").write_bytes(b"no pickle is opened")
     with pytest.raises(ValueError, match=words) as caught:
         chosen(**WORLD | changes)
     assert "\n" not in str(caught.value) and str(clip_vision) not in str(caught.value)
@@ -94,7 +94,7 @@ def train(tmp_path, monkeypatch):
 
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path / "output"))
     graph = random_sd.graph(tmp_path)
-    concept = Concept(images=judge.tensors(judge.pictures()), resolution=64)
+    concept = Concept(images=world_clip.tensors(world_clip.pictures()), resolution=64)
     recipe = TextBoost(steps=2, batch_size=1, views=2, knowledge_weight=0.0)
     said = []
 
@@ -115,10 +115,11 @@ def test_a_training_is_watched_and_the_metric_model_leaves(clip_vision, train):
     scores = [entry["measures"]["CLIP Early Stopping"]["score"] for entry in result.history]
     assert len(scores) == 2 and all(-1 <= score <= 1 for score in scores)
     assert [stop["stage_step"] for stop in result.stops] == [2]
-    assert f"loading CLIP {judge.CHOICE.clip_model} from judges/{judge.FILE}" in train.said
+    assert f"loading CLIP {world_clip.CHOICE.clip_model} from metric_models/{world_clip.FILE}" in train.said
     assert not session.extractors.loaded
     about = (result.folder / "run.json").read_text()
-    assert judge.FILE in about and str(clip_vision) not in about  # a name goes into files, no path of this computer
+    # A name goes into files, no path of this computer.
+    assert world_clip.FILE in about and str(clip_vision) not in about
 
 
 def test_a_wrong_file_is_said_before_the_model_is_read(clip_vision, train, monkeypatch):

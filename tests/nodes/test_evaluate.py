@@ -1,5 +1,5 @@
-"""Evaluate, Score Images and Report on the real host: the pictures are KSampler's, the scores the judges' own, and bad
-input gets one sentence before anything is drawn.
+"""Evaluate, Score Images and Report on the real host: the pictures are KSampler's, the scores the metric models' own,
+and bad input gets one sentence before anything is drawn.
 """
 
 import json
@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from personalize.tests.support import evaluating, judge
+from personalize.tests.support import evaluating, world_clip
 from personalize.trainers.data.concept import Concept
 from personalize.trainers.evaluation.report import COLUMNS
 from personalize.trainers.images import to_pil
@@ -33,7 +33,7 @@ def graph(tmp_path_factory):
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch, model_folders):
-    """ComfyUI's folders: judges below models/clip_vision, nothing in the hub's cache."""
+    """ComfyUI's folders: metric models below models/clip_vision, nothing in the hub's cache."""
     import folder_paths
 
     from personalize.nodes.host import session
@@ -53,7 +53,7 @@ def folders(tmp_path, monkeypatch, model_folders):
 
 @pytest.fixture(scope="module")
 def concept():
-    seen = judge.tensors(judge.pictures(count=2))
+    seen = world_clip.tensors(world_clip.pictures(count=2))
     masks = tuple((torch.arange(image.shape[-1]) < 64).float().expand(1, *image.shape[-2:]) for image in seen)
     return Concept(images=seen, masks=masks, placeholder_token=WORD, class_word="dog", resolution=64)
 
@@ -127,16 +127,16 @@ def test_the_report_says_how_references_were_compared(evaluate, concept, folders
 
 
 def test_scores_are_the_metric_models_own(evaluate, concept, folders):
-    unseen = torch.stack([image.movedim(0, -1) for image in judge.tensors(judge.pictures(count=4)[2:])])
+    unseen = torch.stack([image.movedim(0, -1) for image in world_clip.tensors(world_clip.pictures(count=4)[2:])])
     report, grid, table, summary, pictures = evaluate(held_out=unseen)
     shelf = evaluating.write(folders)
     from personalize.trainers.evaluation.scorer import ScorerConfig
 
-    judges = ScorerConfig(**evaluating.WORLD)
-    clip, dino = shelf.load(judges.clip), shelf.load(judges.dino)
+    metric_models = ScorerConfig(**evaluating.WORLD)
+    clip, dino = shelf.load(metric_models.clip), shelf.load(metric_models.dino)
     images = [to_pil(picture.movedim(-1, 0)) for picture in pictures]
     texts = ["a photo of dog"] * 2 + ["dog in the snow"] * 2
-    seen, others = [to_pil(image) for image in concept.images], judge.pictures(count=4)[2:]
+    seen, others = [to_pil(image) for image in concept.images], world_clip.pictures(count=4)[2:]
     expected = {
         "CLIP-T": metrics.clip_text(clip, images, texts),
         "CLIP-I seen": metrics.clip_image(clip, images, seen),
@@ -232,7 +232,7 @@ def test_what_is_wrong_is_known_before_the_graph_runs(folders):
 
 @pytest.mark.parametrize("when", [1, 9, 17])
 def test_it_can_be_interrupted_and_leaves_nothing(evaluate, monkeypatch, when):
-    """In the first prompt's steps, in the last one's, while judges look."""
+    """In the first prompt's steps, in the last one's, while metric models look."""
     import comfy.model_management as mm
 
     from personalize.nodes.host import session
@@ -293,7 +293,7 @@ def test_prompts_belong_to_images_batches_or_all(score):
 
 
 def test_a_mask_hides_the_rest_of_an_image_from_identity_only(score):
-    pictures = torch.stack([image.movedim(0, -1) for image in judge.tensors(judge.pictures())])
+    pictures = torch.stack([image.movedim(0, -1) for image in world_clip.tensors(world_clip.pictures())])
     half = torch.zeros(2, 128, 128)
     half[:, :, :64] = 1
     plain = score([pictures], prompts="a dog", held_out=[pictures])[0]

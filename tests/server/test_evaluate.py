@@ -16,13 +16,13 @@ LINES = "a photo of a {} on the beach\na photo of a {} in the snow"
 
 
 @pytest.fixture(scope="module")
-def judges(server):
-    """The inputs that name the world's judges, whose files lie in the server's folder."""
+def metric_models(server):
+    """The inputs that name the world's metric models, whose files lie in the server's folder."""
     return evaluating.write_for_server(server.base / "models" / "clip_vision")
 
 
 @pytest.fixture(scope="module")
-def build(server, object_info, judges):
+def build(server, object_info, metric_models):
     """`build(recipe, **evaluate)`: an API prompt from one image to a report of base and trained."""
 
     def node(kind, **inputs):
@@ -30,7 +30,7 @@ def build(server, object_info, judges):
 
     def go(recipe=None, **changes):
         recipe = {"preset": "benchmark", "preset.steps": 2, "preset.batch_size": 2, "preset.views": 4} | (recipe or {})
-        shared = judges | {"vae": ["checkpoint", 2], "concept": ["references", 0], "prompt_set": "own"}
+        shared = metric_models | {"vae": ["checkpoint", 2], "concept": ["references", 0], "prompt_set": "own"}
         shared |= {"compare_with": "class word", "prompts": LINES, "seeds": 2, "steps": 4, "cfg": 4.0} | changes
         untrained = {"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "token_format": "C", "label": "base"}
         trained = {"model": ["train", 0], "clip": ["train", 1], "label": "TextBoost"}

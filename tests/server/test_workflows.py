@@ -147,10 +147,15 @@ def test_a_preference_picks_a_state_without_another_training(server, object_info
     prompt = to_api(show.read_json(ROOT / "workflows" / "pick_by_score.json"), object_info)
     values = {kind: inputs for kind, inputs in host.demo_overrides().items() if kind != "PersonalizeTextBoost"}
     quick = {kind: inputs for kind, inputs in host.QUICK.items() if kind != "PersonalizeTextBoost"}
-    judges = evaluating.write_for_server(server.base / "models" / "clip_vision")
-    judges = {name: value for name, value in judges.items() if name != "diversity"}
+    metric_models = evaluating.write_for_server(server.base / "models" / "clip_vision")
+    metric_models = {name: value for name, value in metric_models.items() if name != "diversity"}
     quick["PersonalizeDreamBoothLoRA"] = {"preset.steps": 6, "preset.views": 8, "preset.learning_rate": 0.002}
-    quick["PersonalizePickByScore"] = judges | {"every": 2, "sampler_steps": 2, "seeds": 1, "prompts": "a {} on grass"}
+    quick["PersonalizePickByScore"] = metric_models | {
+        "every": 2,
+        "sampler_steps": 2,
+        "seeds": 1,
+        "prompts": "a {} on grass",
+    }
     prompt = override(override(prompt, values), quick)
     earlier = logs(server)
     drawn = {}
@@ -171,8 +176,8 @@ SHORT = {"preset.steps": 3, "preset.batch_size": 2, "preset.views": 4}
 def compared(server, object_info):
     """The API prompt of workflows/compare_methods.json with the demo's image, each method cut to a few steps."""
     prompt = to_api(show.read_json(ROOT / "workflows" / "compare_methods.json"), object_info)
-    judges = evaluating.write_for_server(server.base / "models" / "clip_vision")
-    files = {"CLIP file": judges.pop("clip_weights"), "DINO file": judges.pop("dino_weights")}
+    metric_models = evaluating.write_for_server(server.base / "models" / "clip_vision")
+    files = {"CLIP file": metric_models.pop("clip_weights"), "DINO file": metric_models.pop("dino_weights")}
     stages = {f"preset.{name}_{stage}": 2 for name in ("steps", "batch_size") for stage in (1, 2, 3)}
     return override(prompt, {
         **{kind: host.demo_overrides()[kind] for kind in ("CheckpointLoaderSimple", "LoadImage")},
@@ -181,7 +186,7 @@ def compared(server, object_info):
         "PersonalizeCustomDiffusion": SHORT | {"preset.class_images": 2, "preset.class_image_steps": 2},
         "PersonalizeAttnDreamBooth": {**stages, "preset.views": 4},
         **{name: {"value": file} for name, file in files.items()},
-        "PersonalizeEvaluate": {**judges, "steps": 2},
+        "PersonalizeEvaluate": {**metric_models, "steps": 2},
         "Prompts": {"value": "a photo of a {} on the beach\na sketch of a {}"},
     })  # fmt: skip
 

@@ -75,10 +75,18 @@ class Page:
             raise PageError(details.get("exception", {}).get("description", details["text"]))
         return answer["result"].get("value")
 
+    async def resize(self, width, height):
+        """Makes the page as large as a screen of this many points; an upright one is a phone's."""
+        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < height}
+        await self.command("Emulation.setDeviceMetricsOverride", **screen)
+
+    async def captured(self, kind="png", **options):
+        """The page as an image file's bytes; `clip` is a part of it."""
+        answer = await self.command("Page.captureScreenshot", format=kind, **options)
+        return base64.b64decode(answer["data"])
+
     async def screenshot(self, path):
-        kind = "jpeg" if Path(path).suffix == ".jpg" else "png"
-        answer = await self.command("Page.captureScreenshot", format=kind)
-        Path(path).write_bytes(base64.b64decode(answer["data"]))
+        Path(path).write_bytes(await self.captured("jpeg" if Path(path).suffix == ".jpg" else "png"))
 
 
 @contextlib.asynccontextmanager

@@ -18,7 +18,7 @@ SCENES = (
     world.Scene("on the beach", side="on the left"),
     world.Scene("at night"),
 )
-# Prompts in the world's words: what its tiny model and its judges know.
+# Prompts in the world's words: what its tiny model and its metric models know.
 PROMPTS = "a photo of a {} in the snow\na photo of a {} on the beach\n"
 
 
@@ -37,18 +37,18 @@ def write(folder, subjects, pictures=3, first=0):
 
 
 def models(folder):
-    """The flags that name the tiny checkpoint and the world's judges, which are written into `folder`."""
+    """The flags that name the tiny checkpoint and the world's metric models, which are written into `folder`."""
     layout = {"unet": build.UNET, "heads": build.HEADS}
     (folder / "layout.json").write_text(json.dumps(layout))
-    judges = evaluating.write_for_server(folder / "judges")
-    named = [text for name, value in judges.items() for text in (f"--{name.replace('_', '-')}", value)]
+    metric_models = evaluating.write_for_server(folder / "metric_models")
+    named = [text for name, value in metric_models.items() for text in (f"--{name.replace('_', '-')}", value)]
     checkpoint = build.build_checkpoint(folder / "tiny.safetensors")
-    files = ["--checkpoint", checkpoint, "--layout", folder / "layout.json", "--clip-folder", folder / "judges"]
+    files = ["--checkpoint", checkpoint, "--layout", folder / "layout.json", "--clip-folder", folder / "metric_models"]
     return [*map(str, files), "--device", "cpu", *named]
 
 
 def environment(folder):
-    """Of a process of `python -m trainers`, and of Ray's, that know the world's judges by their names."""
+    """Of a process of `python -m trainers`, and of Ray's, that know the world's metric models by their names."""
     root = Path(build.__file__).parents[1]
     lines = [
         "import sys",

@@ -1,4 +1,4 @@
-"""The demo world's judges as a user's files, and a graph whose CLIP knows a word. No test in here."""
+"""The demo world's metric models as a user's files, and a graph whose CLIP knows a word. No test in here."""
 
 import json
 import shutil
@@ -6,20 +6,20 @@ import shutil
 import torch
 
 from personalize.demo import evaluators
-from personalize.tests.support import judge
+from personalize.tests.support import world_clip
 
 ENCODER = "instance.safetensors"
 WORLD = {
-    "clip_model": judge.CHOICE.clip_model,
-    "clip_weights": judge.FILE,
+    "clip_model": world_clip.CHOICE.clip_model,
+    "clip_weights": world_clip.FILE,
     "dino_model": evaluators.ENCODER_NAME,
     "dino_weights": ENCODER,
 }
 
 
 def write(folder):
-    """Both judges' files in a folder, and `Backbones` that look there."""
-    shelf = judge.write(folder)
+    """Both metric models' files in a folder, and `Backbones` that look there."""
+    shelf = world_clip.write(folder)
     shutil.copy(evaluators.WEIGHTS / "evaluator_instance.safetensors", folder / ENCODER)
     return shelf
 
@@ -28,7 +28,7 @@ def write_for_server(folder):
     """The same for a ComfyUI in another process, which knows no architecture of the world's CLIP but its folder's."""
     evaluators.register()
     (folder / "world").mkdir(parents=True, exist_ok=True)  # other tests may have asked for the same server
-    evaluators.expand_clip(evaluators.WEIGHTS / "evaluator_clip.safetensors", folder / "world" / judge.FILE)
+    evaluators.expand_clip(evaluators.WEIGHTS / "evaluator_clip.safetensors", folder / "world" / world_clip.FILE)
     config = {"model_cfg": json.loads(evaluators.CLIP_CONFIG.read_text()), "preprocess_cfg": {}}
     (folder / "world" / "open_clip_config.json").write_text(json.dumps(config))
     shutil.copy(evaluators.WEIGHTS / "evaluator_instance.safetensors", folder / ENCODER)

@@ -171,7 +171,7 @@ def instance(concept: Concept, index: int, size: tuple[int, int], generator: Gen
 
 
 def _is_drawn(concept: Concept, index: int, size: tuple[int, int]) -> bool:
-    """Return whether every view crops the image anew: at random, where there is something to cut off."""
+    """Return whether every view crops the image at another place: at random, where there is something to cut off."""
     height, width = concept.images[index].shape[-2:]
     return concept.crop == "random" and height * size[1] != width * size[0]
 

@@ -231,7 +231,7 @@ class Trainer:
     def _step_back(self, stage: Stage, generator: torch.Generator, error: Diverged) -> str:
         """Restore the newest state whose own loss was a number, and say so."""
         step = total_steps(self.done) + error.step
-        stages = self.folder.last_state(before=step - 2)  # the loss of step n judges the state after step n - 1
+        stages = self.folder.last_state(before=step - 2)  # the loss of step n is that of the state after step n - 1
         if len(stages) != len(self.done) + 1:
             if error.step == 1 and (name := not_finite(self.models)):
                 raise ValueError(

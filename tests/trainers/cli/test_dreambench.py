@@ -92,9 +92,9 @@ def test_the_table_holds_what_scoring_gives(files, whole):
     ]
     first, second = (images.to_pil(picture) for picture in images.read_folder(files.data / "fish_2")[0])
     given = dreambench.parser().parse_args(arguments(files, whole))
-    judges = dreambench.bench_of(given).scorer_config
-    shelf = ExtractorCache(folders=lambda: [files.folder / "judges"])
-    by_hand = scorer.Scorer(scorer_config=judges, extractors=shelf).report(
+    metric_models = dreambench.bench_of(given).scorer_config
+    shelf = ExtractorCache(folders=lambda: [files.folder / "metric_models"])
+    by_hand = scorer.Scorer(scorer_config=metric_models, extractors=shelf).report(
         "fish_2", drawn, scorer.References(seen=[first], unseen=[second])
     )
 
@@ -132,14 +132,16 @@ def test_only_what_has_other_settings_is_made_again(files, whole, tmp_path, caps
 
 @pytest.mark.slow
 def test_another_metric_model_of_the_same_name_is_asked_again(files, whole, tmp_path, capsys):
-    out, judges = tmp_path / "out", tmp_path / "judges"
+    out, metric_models = tmp_path / "out", tmp_path / "metric_models"
     shutil.copytree(whole, out)
-    shutil.copytree(files.folder / "judges", judges)
-    given = [str(judges) if word == str(files.folder / "judges") else word for word in arguments(files, out)]
+    shutil.copytree(files.folder / "metric_models", metric_models)
+    given = [
+        str(metric_models) if word == str(files.folder / "metric_models") else word for word in arguments(files, out)
+    ]
     dreambench.dreambench(dreambench.parser().parse_args(given))
     assert capsys.readouterr().out.count("not repeated") == 3
-    state = load_file(judges / evaluating.ENCODER)
-    save_file({name: weight * 1.01 for name, weight in state.items()}, judges / evaluating.ENCODER)
+    state = load_file(metric_models / evaluating.ENCODER)
+    save_file({name: weight * 1.01 for name, weight in state.items()}, metric_models / evaluating.ENCODER)
     dreambench.dreambench(dreambench.parser().parse_args([*given, "--subjects", "dog_0"]))
     said = capsys.readouterr().out
     assert "dog_0: already trained" in said and "not repeated" not in said

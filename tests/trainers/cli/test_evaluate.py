@@ -26,7 +26,7 @@ PROTOCOL = ["--steps", "2", "--seeds", "2", "--first-seed", "7", "--cfg", "4"]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A dog's images in two folders, flags of models and judges, and a finished run: their folder."""
+    """A dog's images in two folders, flags of models and metric models, and a finished run: their folder."""
     folder = tmp_path_factory.mktemp("world")
     drawn_subjects.write(folder, ["dog"], pictures=3)
     (folder / "others").mkdir()
@@ -35,7 +35,7 @@ def world(tmp_path_factory):
     (folder / "flags.json").write_text(json.dumps(drawn_subjects.models(folder)))
     settings = [text for value in TRAINED for text in ("--set", value)]
     images = ["--images", str(folder / "dog_0"), "--class-word", "dog", "--resolution", "128"]
-    files = json.loads((folder / "flags.json").read_text())[:8]  # no judges
+    files = json.loads((folder / "flags.json").read_text())[:8]  # no metric models
     command.main(["train", "textboost", *images, *settings, *files, "--out", str(folder / "runs")])
     return folder
 
@@ -66,9 +66,11 @@ def by_hand(world, models, prompt, text, unseen=()):
     given = evaluate_command.parser().parse_args(
         ["none", "--out", "x", *json.loads((world / "flags.json").read_text())]
     )
-    judges = evaluate_command.settings_of(scoring.ScorerConfig, given, "")
+    metric_models = evaluate_command.settings_of(scoring.ScorerConfig, given, "")
     seen = [to_pil(picture) for picture in read_folder(world / "dog_0")[0]]
-    scorer = scoring.Scorer(scorer_config=judges, extractors=ExtractorCache(folders=lambda: [world / "judges"]))
+    scorer = scoring.Scorer(
+        scorer_config=metric_models, extractors=ExtractorCache(folders=lambda: [world / "metric_models"])
+    )
     report = scorer.report("x", drawn, scoring.References(seen=seen, unseen=unseen))
     return [each.scores for each in report.images]
 
@@ -107,8 +109,8 @@ def test_the_preferred_state_of_a_run(world, tmp_path, capsys):
     """Each state that Pick by Score kept, as the preference asks for it."""
     flags = json.loads((world / "flags.json").read_text())
     known = dict(zip(flags[::2], flags[1::2], strict=True))
-    judges = {name: known[f"--{name.replace('_', '-')}"] for name in WORLD}
-    picker = {"monitor": "Pick by Score", "every": 1, "prompts": "a {}", "seeds": 1, "sampler_steps": 1} | judges
+    metric_models = {name: known[f"--{name.replace('_', '-')}"] for name in WORLD}
+    picker = {"monitor": "Pick by Score", "every": 1, "prompts": "a {}", "seeds": 1, "sampler_steps": 1} | metric_models
     settings = [text for value in (*TRAINED, "embedding_learning_rate=0.5") for text in ("--set", value)]
     images = ["--images", str(world / "dog_0"), "--class-word", "dog", "--resolution", "128"]
     line = ["train", "textboost", *images, *settings, *flags[:8], "--out", str(tmp_path / "runs")]

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from personalize.demo import evaluators
-from personalize.tests.support import evaluating, judge
+from personalize.tests.support import evaluating, world_clip
 from personalize.trainers.metrics import feature_extractors
 from personalize.trainers.metrics.clip import CONFIG, ClipConfig, _find
 from personalize.trainers.metrics.extractor_cache import ExtractorCache
@@ -31,7 +31,7 @@ PROMPTS = ["a dog", "a red cat in the snow", "", "two houses and a very long row
 def theirs(shelf, folder):
     """open_clip's own model from the same file."""
     model, _, preprocess = open_clip.create_model_and_transforms(
-        evaluators.CLIP_NAME, pretrained=str(folder / judge.FILE)
+        evaluators.CLIP_NAME, pretrained=str(folder / world_clip.FILE)
     )
     return model.eval(), preprocess
 
@@ -48,8 +48,8 @@ class Bomb:
 
 @torch.no_grad()
 def test_features_are_those_of_open_clip(shelf, theirs):
-    (model, preprocess), pictures = theirs, judge.pictures()
-    clip = shelf.load(judge.CHOICE)
+    (model, preprocess), pictures = theirs, world_clip.pictures()
+    clip = shelf.load(world_clip.CHOICE)
     expected = model.encode_image(torch.stack([preprocess(picture) for picture in pictures]))
     torch.testing.assert_close(clip.image_features(pictures), expected, atol=1e-6, rtol=0)
     ids = open_clip.get_tokenizer(evaluators.CLIP_NAME)(PROMPTS)
@@ -92,14 +92,14 @@ def test_a_folder_of_open_clip_is_read_too(shelf, folder, tmp_path):
     found = ExtractorCache(folders=lambda: [tmp_path / "other", tmp_path / "CLIPs"])
     clip = found.load(ClipConfig(clip_model="whatever", clip_weights="world"))
     assert not (tmp_path / "hit").exists()
-    pictures = judge.pictures()
-    assert torch.equal(clip.image_features(pictures), shelf.load(judge.CHOICE).image_features(pictures))
-    assert torch.equal(clip.text_features(PROMPTS[:2]), shelf.load(judge.CHOICE).text_features(PROMPTS[:2]))
+    pictures = world_clip.pictures()
+    assert torch.equal(clip.image_features(pictures), shelf.load(world_clip.CHOICE).image_features(pictures))
+    assert torch.equal(clip.text_features(PROMPTS[:2]), shelf.load(world_clip.CHOICE).text_features(PROMPTS[:2]))
 
 
 def open_clip_folder(place, folder, **config):
     place.mkdir(parents=True)
-    shutil.copy(folder / judge.FILE, place / "weights.safetensors")
+    shutil.copy(folder / world_clip.FILE, place / "weights.safetensors")
     model = json.loads(evaluators.CLIP_CONFIG.read_text()) | config
     (place / CONFIG).write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {}}))
     return place
@@ -107,37 +107,37 @@ def open_clip_folder(place, folder, **config):
 
 def test_each_is_loaded_once_and_can_be_forgotten(folder):
     shelf = ExtractorCache(folders=lambda: [folder])
-    first = shelf.load(judge.CHOICE)
-    with shelf.on("meta", judge.CHOICE) as lent:
+    first = shelf.load(world_clip.CHOICE)
+    with shelf.on("meta", world_clip.CHOICE) as lent:
         assert lent is first and lent.module.logit_scale.device.type == "meta"
         lent.module.to_empty(device="cpu")  # nothing comes back from there
-    assert shelf.load(replace(judge.CHOICE, clip_download=True)) is first
+    assert shelf.load(replace(world_clip.CHOICE, clip_download=True)) is first
     shelf.clear()
-    assert shelf.load(judge.CHOICE) is not first
+    assert shelf.load(world_clip.CHOICE) is not first
 
 
 def test_it_waits_on_the_cpu_even_after_an_error(shelf):
-    with pytest.raises(KeyError), shelf.on("cpu", judge.CHOICE) as clip:
+    with pytest.raises(KeyError), shelf.on("cpu", world_clip.CHOICE) as clip:
         clip.module.half()
         raise KeyError
-    assert {p.device.type for p in shelf.load(judge.CHOICE).module.parameters()} == {"cpu"}
+    assert {p.device.type for p in shelf.load(world_clip.CHOICE).module.parameters()} == {"cpu"}
     shelf.clear()
 
 
 def test_where_the_device_has_no_room_it_stays(shelf):
-    with shelf.on("cuda" if not torch.cuda.is_available() else "cuda:99", judge.CHOICE) as clip:
+    with shelf.on("cuda" if not torch.cuda.is_available() else "cuda:99", world_clip.CHOICE) as clip:
         assert clip.module.logit_scale.device.type == "cpu"
 
 
 @torch.no_grad()
 def test_loaded_in_inference_mode_it_serves_outside(folder):
     with torch.inference_mode():
-        clip = ExtractorCache(folders=lambda: [folder]).load(judge.CHOICE)
+        clip = ExtractorCache(folders=lambda: [folder]).load(world_clip.CHOICE)
     assert not any(p.is_inference() or p.requires_grad for p in clip.module.parameters())
 
 
 def test_nothing_is_said_about_random_weights_and_paths(shelf, folder, tmp_path, caplog):
-    ExtractorCache(folders=lambda: [folder]).load(judge.CHOICE)
+    ExtractorCache(folders=lambda: [folder]).load(world_clip.CHOICE)
     evaluating.write_for_server(tmp_path)
     ExtractorCache(folders=lambda: [tmp_path]).load(ClipConfig(clip_weights="world"))
     assert not caplog.text
@@ -190,18 +190,18 @@ def test_what_cannot_be_is_refused_before_anything_is_read(shelf, folder, tmp_pa
     vision = {"image_size": 128, "timm_model_name": "hf-hub:org/name"}
     open_clip_folder(tmp_path / "from_hub", folder, vision_cfg=vision)
     both = ExtractorCache(folders=lambda: [folder, tmp_path])
-    assert words in refusal(both, replace(judge.CHOICE, **changes), early=True)
+    assert words in refusal(both, replace(world_clip.CHOICE, **changes), early=True)
     assert not (tmp_path / "hit").exists()
 
 
 def test_weights_of_another_model_are_refused(shelf, folder, tmp_path):
     """Also those that open_clip would stretch: another image size, another context length."""
     config = json.loads(evaluators.CLIP_CONFIG.read_text())
-    state = load_file(folder / judge.FILE)
+    state = load_file(folder / world_clip.FILE)
     save_file({"vision_model.weight": torch.zeros(3)}, tmp_path / "vision.safetensors")
     state["positional_embedding"] = state["positional_embedding"].repeat(2, 1)[:77].contiguous()
     save_file(state, tmp_path / "longer.safetensors")
-    (tmp_path / "cut.safetensors").write_bytes((folder / judge.FILE).read_bytes()[:9000])
+    (tmp_path / "cut.safetensors").write_bytes((folder / world_clip.FILE).read_bytes()[:9000])
     open_clip_folder(tmp_path / "odd", folder, embed_dim=64)
     open_clip_folder(tmp_path / "mad", folder, text_cfg=config["text_cfg"] | {"heads": 7})
     found = ExtractorCache(folders=lambda: [folder, tmp_path])
@@ -213,7 +213,7 @@ def test_weights_of_another_model_are_refused(shelf, folder, tmp_path):
         ({"clip_weights": "odd"}, "are not those of the model of its folder"),
         ({"clip_weights": "mad"}, "are not those of the model of its folder"),
     ):
-        assert words in refusal(found, replace(judge.CHOICE, **changes), early=False)
+        assert words in refusal(found, replace(world_clip.CHOICE, **changes), early=False)
 
 
 def test_published_weights_are_found_where_the_hub_keeps_them(tmp_path, monkeypatch):
@@ -256,7 +256,7 @@ def test_only_a_choice_that_says_so_asks_the_network(tmp_path, monkeypatch, down
 
 def test_quick_gelu_reaches_the_model(folder):
     plain, quick = (
-        feature_extractors.load_clip(evaluators.CLIP_NAME, folder / judge.FILE, quick_gelu=q) for q in (0, 1)
+        feature_extractors.load_clip(evaluators.CLIP_NAME, folder / world_clip.FILE, quick_gelu=q) for q in (0, 1)
     )
     with torch.no_grad():
         assert not torch.allclose(plain.text_features(["a dog"]), quick.text_features(["a dog"]), atol=1e-4)

@@ -1,4 +1,4 @@
-"""Are our scores exactly what the libraries' own pipelines give, and are the demo's judges loaded by the same code?
+"""Are our scores exactly what the libraries' own pipelines give, and are the demo's metric models loaded alike?
 
 Backbones are randomly initialised and small, so nothing is downloaded; every comparison is to 1e-5 on the CPU.
 """
@@ -188,7 +188,7 @@ def test_plain_prompt_can_drop_the_placeholder():
 
 
 @pytest.fixture(scope="module")
-def judges():
+def metric_models():
     """The demo's own evaluators, as shipped."""
     pytest.importorskip("timm")
     from personalize.demo import evaluators
@@ -206,21 +206,21 @@ def two_individuals():
     return [[world.picture(world.draw(dog, s, random.Random(f"{s}"))) for s in scenes] for dog in dogs]
 
 
-def test_the_metric_models_tell_two_dogs_apart(judges, two_individuals):
+def test_the_metric_models_tell_two_dogs_apart(metric_models, two_individuals):
     one, other = two_individuals
-    for score in (judges.identity, judges.identity_named, judges.identity_unnamed):
+    for score in (metric_models.identity, metric_models.identity_named, metric_models.identity_unnamed):
         assert score(one[1:], one[:1]).mean() > score(other[1:], one[:1]).mean() + 0.1
 
 
-def test_the_metric_models_read_prompts_and_attributes(judges, two_individuals):
+def test_the_metric_models_read_prompts_and_attributes(metric_models, two_individuals):
     from personalize.demo import world
 
     pictures = two_individuals[0]
-    right = judges.clip_text(pictures[:1], ["a photo of a dog in the snow"])
-    wrong = judges.clip_text(pictures[:1] * 2, ["a photo of a car in the snow", "a photo of a dog on water"])
+    right = metric_models.clip_text(pictures[:1], ["a photo of a dog in the snow"])
+    wrong = metric_models.clip_text(pictures[:1] * 2, ["a photo of a car in the snow", "a photo of a dog on water"])
     assert (right > wrong).all()
     thing = world.instance(world.TEST_SEEDS[100], "dog")
-    read = judges.attributes(pictures)
+    read = metric_models.attributes(pictures)
     assert sum(found["subject"] == "dog" for found in read) >= 3
     assert sum(found["colour"] == thing.colour for found in read) >= 3
 

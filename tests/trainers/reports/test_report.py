@@ -165,9 +165,9 @@ def test_a_image_is_encoded_once():
 
     pictures = [Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(3)]
     looked, known = [], {}
-    judge = scorer.remembering(FeatureExtractor(name="made up", image_features=encode), known, looked.append)
-    assert judge.image_features([*pictures, pictures[0]])[:, 0].tolist() == [0, 1, 2, 0]
-    assert judge.image_features([pictures[2], pictures[1].copy()])[:, 0].tolist() == [2, 1]
+    extractor = scorer.remembering(FeatureExtractor(name="made up", image_features=encode), known, looked.append)
+    assert extractor.image_features([*pictures, pictures[0]])[:, 0].tolist() == [0, 1, 2, 0]
+    assert extractor.image_features([pictures[2], pictures[1].copy()])[:, 0].tolist() == [2, 1]
     assert len(seen) == 4 and sum(looked) == 4
 
 

@@ -219,7 +219,7 @@ def diverge_at(step, monkeypatch):
 
 @pytest.mark.parametrize(("nan_at", "kept"), [(4, 2), (5, 2), (6, 4), (7, 4)])
 def test_a_loss_that_is_no_number_restores_the_last_good_state(tmp_path, monkeypatch, nan_at, kept):
-    """The loss of step n judges the state after step n - 1: a checkpoint of that very state is not trusted."""
+    """The loss of step n is that of the state after step n - 1: a checkpoint of that very state is not trusted."""
     train(tmp_path / "good" / "run", dataclasses.replace(FAST, steps=kept))
     diverge_at(nan_at, monkeypatch)
     result = train(tmp_path / "bad" / "run")

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from personalize.demo import evaluators
-from personalize.tests.support import judge, monitored, small
+from personalize.tests.support import monitored, small, world_clip
 from personalize.trainers.data.concept import Concept
 from personalize.trainers.data.context import Context
 from personalize.trainers.data.templates import IMAGENET
@@ -34,12 +34,16 @@ from personalize.trainers.stopping.clip_early_stopping import (
 open_clip = pytest.importorskip("open_clip")
 FAST = TextBoost(steps=6, batch_size=4, views=8, knowledge_weight=0.0, fixed_outputs=False)
 QUICK = ClipEarlyStopping(
-    every=2, images=3, sampler_steps=2, clip_model=judge.CHOICE.clip_model, clip_weights=judge.CHOICE.clip_weights
+    every=2,
+    images=3,
+    sampler_steps=2,
+    clip_model=world_clip.CHOICE.clip_model,
+    clip_weights=world_clip.CHOICE.clip_weights,
 )
 
 
 def concept():
-    return Concept(images=judge.tensors(judge.pictures()), resolution=32)
+    return Concept(images=world_clip.tensors(world_clip.pictures()), resolution=32)
 
 
 def stage_context(shelf):
@@ -86,13 +90,13 @@ def test_the_score_is_open_clips_on_the_same_images(shelf, folder):
     ids = seen.models.tokenize(prompts)
     pictures = sampler.sample_ids(seen.models, ids, [37, 38, 39], size=(32, 32), steps=2, guidance=7.5, batch_size=3)
     model, _, preprocess = open_clip.create_model_and_transforms(
-        evaluators.CLIP_NAME, pretrained=str(folder / judge.FILE)
+        evaluators.CLIP_NAME, pretrained=str(folder / world_clip.FILE)
     )
 
     def feature(image):
         return model.eval().encode_image(preprocess(image)[None])[0].double()
 
-    one, other = judge.pictures()
+    one, other = world_clip.pictures()
     pairs = zip(pictures, [one, other, one], strict=True)
     cosines = [F.cosine_similarity(feature(to_pil(p)), feature(r), dim=0) for p, r in pairs]
     assert score == pytest.approx(float(sum(cosines) / 3), abs=1e-5)

@@ -1,5 +1,5 @@
-"""Pick by Score: the choice against tables made by hand, the scores against the judges' own, the states against shorter
-trainings.
+"""Pick by Score: the choice against tables made by hand, the scores against the metric models' own, the states against
+shorter trainings.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from personalize.tests.support import evaluating, judge, monitored, small
+from personalize.tests.support import evaluating, monitored, small, world_clip
 from personalize.trainers.data.concept import Concept
 from personalize.trainers.data.context import Context
 from personalize.trainers.images import to_pil
@@ -29,17 +29,17 @@ from personalize.trainers.stopping.pick_by_score import CLIP_I, PickByScore, Sco
 pytest.importorskip("open_clip")
 FAST = TextBoost(steps=5, batch_size=2, views=4, knowledge_weight=0.0, fixed_outputs=False, lora_learning_rate=0.01)
 PROMPTS = "a {} on the beach\na drawing of a {}"
-JUDGES = {name: value for name, value in evaluating.WORLD.items() if name != "diversity"}
-QUICK = PickByScore(every=2, prompts=PROMPTS, seeds=2, sampler_steps=2, guidance=3.0, **JUDGES)
+METRIC_MODELS = {name: value for name, value in evaluating.WORLD.items() if name != "diversity"}
+QUICK = PickByScore(every=2, prompts=PROMPTS, seeds=2, sampler_steps=2, guidance=3.0, **METRIC_MODELS)
 
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory):
-    return evaluating.write(tmp_path_factory.mktemp("judges"))
+    return evaluating.write(tmp_path_factory.mktemp("metric_models"))
 
 
 def concept():
-    return Concept(images=judge.tensors(judge.pictures()), resolution=64, class_word="dog")
+    return Concept(images=world_clip.tensors(world_clip.pictures()), resolution=64, class_word="dog")
 
 
 def train(shelf, folder, *stopper, recipe=FAST, **options):

@@ -101,7 +101,7 @@ def test_a_graph_learns_what_single_launches_learn(method):
 
 @torch.no_grad()
 def test_a_graph_measures_what_single_launches_measure():
-    """DVAR's loss before and after the parameters have changed: a graph must read them anew."""
+    """DVAR's loss before and after the parameters have changed: a graph must read them again."""
 
     def measured(graph):
         models, generator = small.models().to("cuda", torch.float32), torch.Generator().manual_seed(0)
