@@ -67,6 +67,14 @@ NODES = (
         search_aliases=("custom diffusion", "prior preservation", *TRAIN, "fine-tune"),
         presets=SHORT,
     ),
+    Method(
+        node_id="PersonalizeLoRA",
+        name="LoRA",
+        description="Settings of LoRA, which adapts the diffusion model alone: Z-Image, Qwen-Image, Krea 2, Flux and "
+        "others, and Stable Diffusion.",
+        search_aliases=("lora", "dreambooth", "flux", "z-image", "qwen", "krea", *TRAIN, "fine-tune"),
+        presets="full: 1000 steps; short: 300 steps at three times the learning rate.",
+    ),
 )
 
 

@@ -8,13 +8,14 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 
+from ..trainers.device import SingleDevice
 from ..trainers.evaluation.scorer import described
 from ..trainers.runs import pick
 from ..trainers.runs.callbacks import Callbacks
 from ..trainers.runs.folder import RunFolder
 from ..trainers.runs.preview import Preview
 from ..trainers.runs.result import RunResult
-from ..trainers.runs.run import Run, check_lengths, extractor_configs
+from ..trainers.runs.run import Run, check_lengths, check_text, extractor_configs
 from ..trainers.runs.train import train
 from ..trainers.training.memory import MemoryPlan
 from ..trainers.training.trainables import check_words
@@ -150,6 +151,7 @@ def find_or_train(
     """Return the finished run with these inputs if there is one, else train, resuming an interrupted run."""
     preview = preview or Preview()
     graph, concept, known = GraphModels.of(model, clip, vae), run.concept, clip_attachment.of(clip).tokens
+    check_text(run.recipe, graph.family)
     run.recipe.check(concept, known=known)
     tokenizers = [weights.tokenizer_of(clip, name) for name in graph.family.text_encoders]
     for tokenizer in tokenizers:
@@ -173,7 +175,8 @@ def _train(
 ) -> RunResult:  # fmt: skip
     load_extractors(run, notify)
     models = weights.read_models(graph, run.dtype, notify)
-    class_tokens = len(models.text_encoders[0].tokenizer.words(run.concept.class_word))
+    encoders = models.text_encoders[:1]
+    class_tokens = sum(len(encoder.tokenizer.words(run.concept.class_word)) for encoder in encoders)
     for sentence in run.concept.advice(models.resolution, class_tokens):
         warn(sentence)
     progress = internals.ProgressBar(run.recipe.steps)
@@ -200,9 +203,11 @@ def _train(
             on_warning=warn,
             finish=view.finish,
         )
+        # A transformer of the host's looks at values while it runs, which a CUDA graph cannot.
+        device = SingleDevice(device=device, dtype=run.dtype, graph=not graph.flow)
         options |= {"model": model_fingerprint, "device": device, "callbacks": callbacks, "cache": cache_folder()}
         options["extractors"] = extractors
-        return train(run, models, folder, free_memory=lambda: free_memory(device), **options)
+        return train(run, models, folder, free_memory=lambda: free_memory(device.device), **options)
 
 
 def load_extractors(run: Run, notify) -> None:

@@ -51,7 +51,7 @@ def _size(latents: Tensor) -> tuple[int, int]:
 
 
 def class_images_of(
-    models: Models, concept: Concept, context: Context, *, seed: int, count: int, steps: int
+    models: Models, concept: Concept, context: Context, *, seed: int, count: int, steps: int, guidance: float = 7.5
 ) -> ClassImages:
     """Encode the concept's class images; where it has none, generate `count` in `steps` sampler steps.
 
@@ -61,8 +61,9 @@ def class_images_of(
     if not images:
         size = (concept.at_resolution(models.resolution),) * 2
         images = ClassImageGenerator(
-            models=models, context=context, prompt=concept.class_prompt, size=size, seed=seed, count=count, steps=steps
-        )()
+            models=models, context=context, prompt=concept.class_prompt, size=size, seed=seed, count=count,
+            steps=steps, guidance=guidance,
+        )()  # fmt: skip
         prompts = [concept.class_prompt] * count
     encoded = {}
     for size in dict.fromkeys(concept.sizes(models.resolution)):
@@ -84,6 +85,7 @@ class ClassImageGenerator:
     seed: int
     count: int
     steps: int
+    guidance: float = 7.5
 
     def __call__(self) -> tuple[Tensor, ...]:
         """Return `count` images `[3, *size]`; those that an earlier run cached are read again."""
@@ -99,15 +101,16 @@ class ClassImageGenerator:
         """Cache folder, named by all that decides the images; `None` without a cache."""
         if self.context.cache is None:
             return None
-        numbers = (*self.size, self.count, self.seed, self.steps)
-        words = ["class images", fingerprint(self.models), str(self.models.unet.dtype), self.prompt]
+        numbers = (*self.size, self.count, self.seed, self.steps, self.guidance)
+        words = ["class images", fingerprint(self.models), str(self.models.unet_dtype), self.prompt]
         return self.context.cache / digest_of([], [*words, *map(str, numbers)])
 
     def _generate(self, numbers: range) -> list[Tensor]:
         seeds = [(self.seed + number) % 2**63 for number in numbers]
         generated = sampler.sample(
-            self.models, [self.prompt] * len(seeds), seeds, size=self.size, steps=self.steps, batch_size=CHUNK
-        )
+            self.models, [self.prompt] * len(seeds), seeds, size=self.size, steps=self.steps, guidance=self.guidance,
+            batch_size=CHUNK,
+        )  # fmt: skip
         images = [to_pil(image) for image in generated]
         for number, image in zip(numbers, images, strict=True):
             self._save(number, image)

@@ -52,6 +52,12 @@ class PairedViews:
                 f"The placeholder {concept.placeholder_token} is the token of an augmentation: choose another one."
             )
 
+    def all_prompts(self, concept: Concept) -> list[str]:
+        """Return every prompt of the batches, without what names an operation."""
+        texts = [concept.caption(i) for i in range(len(concept.images))]
+        texts += self.templates if not all(texts) else ()
+        return [text.replace("{}", self.subject) for text in dict.fromkeys(texts) if text]
+
     def pools(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Latents]:
         """Yield encoded views for one step after the other, all of one size: a pool for each size, or fresh ones.
 

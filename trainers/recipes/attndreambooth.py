@@ -152,6 +152,8 @@ class AttnDreamBooth:
         advanced=True,
     )
 
+    needs = "trains a token embedding and the cross-attention of a U-Net"
+
     @property
     def steps(self) -> int:
         """Optimizer steps of all stages that run."""

@@ -19,6 +19,7 @@ class Recipe(Protocol):
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field]]
+    needs: str  # what it does that takes a text encoder which trains, as "adapts ..."; empty if nothing
 
     @property
     def steps(self) -> int:

@@ -91,6 +91,8 @@ class CustomDiffusion:
     max_grad_norm: float = same(TextualInversion, "max_grad_norm", 1.0)
     weight_decay: float = same(TextBoost, "weight_decay")
 
+    needs = "trains a token embedding and the cross-attention of a U-Net"
+
     def subject(self, concept: Concept) -> str:
         """Return what `{}` in a prompt stands for: `V C`."""
         return concept.subject(with_class_word=True)

@@ -76,6 +76,8 @@ class DreamBoothLoRA:
     max_grad_norm: float = same(TextualInversion, "max_grad_norm")
     weight_decay: float = same(TextBoost, "weight_decay")
 
+    needs = "trains a token embedding"
+
     def subject(self, concept: Concept) -> str:
         """Return what `{}` in a prompt stands for: `V`."""
         return concept.subject(with_class_word=False)

@@ -212,6 +212,8 @@ class TextBoost:
         False, "Also compress images as JPEG, in turn with grayscale, with augmentations all or flip.", advanced=True
     )
 
+    needs = "adapts the text encoder"
+
     def subject(self, concept: Concept) -> str:
         """Return what `{}` in a prompt stands for: `V`, or `V C` with the class word C."""
         return concept.subject(self.with_class_word)

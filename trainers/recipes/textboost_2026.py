@@ -79,6 +79,8 @@ class TextBoost2026:
     brightness: bool = same(TextBoost, "brightness")
     jpeg: bool = same(TextBoost, "jpeg")
 
+    needs = TextBoost.needs
+
     def subject(self, concept: Concept) -> str:
         """Return what `{}` in a prompt stands for: `V`, or `V C` with the class word C."""
         return concept.subject(self.with_class_word)

@@ -69,6 +69,8 @@ class TextualInversion:
     clip_weights: str = same(ClipConfig, "clip_weights")
     clip_download: bool = same(ClipConfig, "clip_download")
 
+    needs = "trains a token embedding"
+
     @property
     def clip(self) -> ClipConfig | None:
         """The CLIP that chooses the initializer by score; `None` where the strategy needs none."""

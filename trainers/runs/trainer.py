@@ -129,7 +129,8 @@ class Trainer:
 
     def _warn_of_unknown(self) -> None:
         """Say which words of the preview's prompts look like placeholder tokens and are none of this training."""
-        known = self.models.text_encoders[0].tokenizer.placeholders
+        encoders = self.models.text_encoders
+        known = encoders[0].tokenizer.placeholders if encoders else {}
         for prompt in self.preview.used_prompts if known else ():
             for word, nearest in unknown_tokens(prompt, known).items():
                 self.callbacks.on_warning(
