@@ -23,10 +23,11 @@ Differences to the authors' code:
   is around it is filled by reflection. Theirs leaves black corners.
 - Views are encoded before training: a pool of 512, not a fresh one for every step.
 - SD 1.x and SDXL train as well; theirs is for SD 2.1-base.
-- `fine_tuning = lora`, `optimizer = adamw8bit`, `run_stages` and clipping of the gradient are ours; off by default.
+- `fine_tuning = lora`, the choice of `optimizer`, `run_stages` and clipping of the gradient are ours; off by default.
 
 Whole weights need 16 bytes of memory each, 10 with `optimizer = adamw8bit`; `fine_tuning = lora` makes small files and
-fits small cards. Settings taken from TextBoost's: `weight_decay`.
+fits small cards. The optimizer and the schedule of the learning rates, which each stage
+begins anew, are declared with the optimizers (`same`).
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -42,11 +43,11 @@ from ..data.context import Context
 from ..data.latents import Latents
 from ..data.paired_views import PairedViews
 from ..models.diffusion import Models
-from ..settings import same, setting
+from ..settings import part, same, setting
 from ..training import cross_attention, losses, optimizers, timesteps, trainables
 from ..training.cross_attention import AttentionMaps
+from ..training.optimizers import Optimization
 from ..training.stage import Stage
-from .textboost import TextBoost
 
 PROMPT = "a photo of a {}"
 # Setting `run_stages` -> the stages that run.
@@ -138,11 +139,8 @@ class AttnDreamBooth:
         max=1000.0,
         advanced=True,
     )
-    weight_decay: float = same(TextBoost, "weight_decay")
-    optimizer: str = setting(
-        "adamw", "AdamW, or AdamW with 8-bit moments, which needs less memory and the package bitsandbytes.",
-        options=tuple(optimizers.MOMENT_BITS), advanced=True,
-    )  # fmt: skip
+    weight_decay: float = same(Optimization, "weight_decay")
+    optimizer: str = same(Optimization, "optimizer")
     vectors: int = setting(
         1,
         "Vectors of the placeholder token at most, from the first tokens of its initializer: 1 as in the authors' "
@@ -151,6 +149,8 @@ class AttnDreamBooth:
         max=trainables.MOST_VECTORS,
         advanced=True,
     )
+    lr_scheduler: str = same(Optimization, "lr_scheduler")
+    lr_warmup_steps: int = same(Optimization, "lr_warmup_steps")
 
     @property
     def steps(self) -> int:
@@ -265,8 +265,7 @@ class AttnDreamBooth:
             steps=steps,
             batch_size=batch_size,
             params=[{"params": params, "lr": learning_rate, "max_grad_norm": self.max_grad_norm}],
-            weight_decay=self.weight_decay,
-            moment_bits=optimizers.MOMENT_BITS[self.optimizer],
+            optimization=part(Optimization, self),
             batches=replace(views, batch_size=batch_size).batches(models, concept, pools, generator),
             first=partial(views.first, models, concept, generator),
             templates=views.templates,

@@ -9,8 +9,8 @@ only", without GEGLU: 64 % of the values at SD 1.5. Without prior preservation, 
 
     L = L_denoising(subject) + prior_weight * L_denoising(class)
 
-Settings of the names that TextBoost and Textual Inversion have are declared there (`same`), and have their defaults
-unless one is given here.
+Settings of the names that Textual Inversion and the optimizer have are declared there (`same`), and have their
+defaults unless one is given here.
 
 Differences to the authors' code:
 - An initializer of several tokens gives V several vectors.
@@ -31,10 +31,10 @@ from ..data.context import Context
 from ..data.paired_views import PairedViews
 from ..data.templates import TEMPLATES
 from ..models.diffusion import Models
-from ..settings import same, setting
-from ..training import losses, timesteps, trainables
+from ..settings import part, same, setting
+from ..training import losses, optimizers, timesteps, trainables
+from ..training.optimizers import Optimization
 from ..training.stage import Stage
-from .textboost import TextBoost
 from .textual_inversion import TextualInversion
 
 ATTENTION = [f"{layer}.{part}" for layer in ("attn1", "attn2") for part in ("to_q", "to_k", "to_v", "to_out.0")]
@@ -74,14 +74,18 @@ class DreamBoothLoRA:
     )
     class_image_steps: int = setting(25, "Sampler steps of each generated class image.", min=1, max=200, advanced=True)
     max_grad_norm: float = same(TextualInversion, "max_grad_norm")
-    weight_decay: float = same(TextBoost, "weight_decay")
+    weight_decay: float = same(Optimization, "weight_decay")
+    optimizer: str = same(Optimization, "optimizer")
+    lr_scheduler: str = same(Optimization, "lr_scheduler")
+    lr_warmup_steps: int = same(Optimization, "lr_warmup_steps")
 
     def subject(self, concept: Concept) -> str:
         """Return what `{}` in a prompt stands for: `V`."""
         return concept.subject(with_class_word=False)
 
     def check(self, concept: Concept, known: Collection[str] = ()) -> None:
-        """Accept every concept: nothing about it depends on these settings."""
+        """Raise `ValueError` where the optimizer is missing; every concept can be learned."""
+        optimizers.check(self.optimizer)
 
     def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
         """Yield the only stage; with prior preservation, generate class images before it where none are given."""
@@ -108,7 +112,7 @@ class DreamBoothLoRA:
             steps=self.steps,
             batch_size=self.batch_size * (2 if classes else 1),
             params=[{"params": [*rows, *lora], "lr": rate, "max_grad_norm": self.max_grad_norm}],
-            weight_decay=self.weight_decay,
+            optimization=part(Optimization, self),
             batches=views.batches(models, concept, pools, generator, classes=classes),
             first=partial(views.first, models, concept, generator),
             templates=TEMPLATES[self.templates],

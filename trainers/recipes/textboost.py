@@ -33,9 +33,10 @@ from ..data.paired_views import PairedViews
 from ..data.preservation import PreservationPrompts, PromptMix, shipped_captions
 from ..data.templates import TEMPLATES
 from ..models.diffusion import Models
-from ..settings import setting
-from ..training import losses, timesteps, trainables
+from ..settings import part, same, setting
+from ..training import losses, optimizers, timesteps, trainables
 from ..training.objective import Loss
+from ..training.optimizers import Optimization
 from ..training.stage import Stage
 
 TEXT_TARGETS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
@@ -167,7 +168,7 @@ class TextBoost:
         max=1000.0,
         advanced=True,
     )
-    weight_decay: float = setting(1e-2, "Weight decay of AdamW.", min=0.0, max=1.0, advanced=True)
+    weight_decay: float = same(Optimization, "weight_decay")
 
     captions: tuple[str, ...] = setting(
         (),
@@ -211,13 +212,17 @@ class TextBoost:
     jpeg: bool = setting(
         False, "Also compress images as JPEG, in turn with grayscale, with augmentations all or flip.", advanced=True
     )
+    optimizer: str = same(Optimization, "optimizer")
+    lr_scheduler: str = same(Optimization, "lr_scheduler")
+    lr_warmup_steps: int = same(Optimization, "lr_warmup_steps")
 
     def subject(self, concept: Concept) -> str:
         """Return what `{}` in a prompt stands for: `V`, or `V C` with the class word C."""
         return concept.subject(self.with_class_word)
 
     def check(self, concept: Concept, known: Collection[str] = ()) -> None:
-        """Raise `ValueError` where these settings cannot learn this concept."""
+        """Raise `ValueError` where these settings cannot learn this concept, or not on this machine."""
+        optimizers.check(self.optimizer)
         paired_views(self, concept).check(concept)
 
     def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
@@ -242,7 +247,7 @@ class TextBoost:
             steps=self.steps,
             batch_size=self.batch_size,
             params=[{"params": [t.rows for t in tokens], "lr": self.embedding_learning_rate}, *lora],
-            weight_decay=self.weight_decay,
+            optimization=part(Optimization, self),
             batches=views.batches(models, concept, pools, generator, preserved),
             first=partial(views.first, models, concept, generator),
             templates=TEMPLATES[self.templates],
