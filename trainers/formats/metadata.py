@@ -29,6 +29,8 @@ FIELDS = {
     "max_grad_norm": "ss_max_grad_norm",
     "lr_scheduler": "ss_lr_scheduler",
     "lr_warmup_steps": "ss_lr_warmup_steps",
+    "noise_offset": "ss_noise_offset",
+    "prior_weight": "ss_prior_loss_weight",
 }
 # A recipe's field -> the layers it holds for, and sd-scripts' name where such layers were trained.
 LAYER_FIELDS = {

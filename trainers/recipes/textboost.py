@@ -6,9 +6,10 @@ an augmentation that its prompt names, t drawn with `p(t) ~ max(log SNR) - log S
 
     L = |epsilon - epsilon_theta(y_t, t, h(prompt))|^2 + 0.1 * mean(1 - cos(h(q), h_frozen(q)))
 
-over prompts q of PROMPT_MIX. After each step new vectors are scaled back to the vocabulary's mean length. Presets:
-"benchmark" (the authors' 30 subjects: 250 steps of 8 images, 512 px, SD 1.5 or 2.1), "readme" (their example command)
-and "style" (150 steps of 4 images, each with a caption; the rows of a style, so that it merges with an object's).
+over prompts q: captions, but a tenth templates with the class word and, by `null_prob`, a tenth empty. After each step
+new vectors are scaled back to the vocabulary's mean length. Presets: "benchmark" (the authors' 30 subjects: 250 steps
+of 8 images, 512 px, SD 1.5 or 2.1), "readme" (their example command) and "style" (150 steps of 4 images, each with a
+caption; the rows of a style, so that it merges with an object's).
 
 Differences to the authors' code:
 - Where it departs from the paper by accident, the paper is followed: timesteps are weighted by their signal-to-noise
@@ -27,6 +28,7 @@ from torch.nn import Module, Parameter
 
 from ..data import augmentation
 from ..data.augmentation import Operation
+from ..data.class_images import PriorPreservation
 from ..data.concept import Concept
 from ..data.context import Context
 from ..data.paired_views import PairedViews
@@ -38,12 +40,12 @@ from ..training import losses, optimizers, timesteps, trainables
 from ..training.objective import Loss
 from ..training.optimizers import Optimization
 from ..training.stage import Stage
+from ..training.step_inputs import Noise
 
 TEXT_TARGETS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
 UNET_TARGETS = ["attn2.to_k", "attn2.to_v"]
 LORA_INIT = trainables.gaussian  # A ~ normal(0, 1 / rank), B = 0
-# Shares of the prompts whose encoding is preserved: empty, templates with the class word; the others are captions.
-PROMPT_MIX = PromptMix(empty=0.1, class_word=0.1)
+CLASS_PROMPTS = 0.1  # share of templates with the class word among the prompts whose encoding is preserved
 
 # Setting `augmentations` -> geometric operations: with probability `augmentation_p` one of them is applied, all equally
 # likely. A style lies in strokes and proportions: it survives a horizontal flip, not a zoom.
@@ -215,6 +217,17 @@ class TextBoost:
     optimizer: str = same(Optimization, "optimizer")
     lr_scheduler: str = same(Optimization, "lr_scheduler")
     lr_warmup_steps: int = same(Optimization, "lr_warmup_steps")
+    noise_offset: float = same(Noise, "noise_offset")
+    null_prob: float = setting(
+        0.1,
+        "Share of the empty prompt among the prompts of the knowledge-preservation loss, as in the authors' code.",
+        min=0.0,
+        max=1.0,
+        advanced=True,
+    )
+    prior_weight: float = same(PriorPreservation, "prior_weight")
+    class_images: int = same(PriorPreservation, "class_images")
+    class_image_steps: int = same(PriorPreservation, "class_image_steps")
 
     def subject(self, concept: Concept) -> str:
         """Return what `{}` in a prompt stands for: `V`, or `V C` with the class word C."""
@@ -227,6 +240,7 @@ class TextBoost:
 
     def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
         """Yield the only stage."""
+        classes = part(PriorPreservation, self).images(models, concept, generator, context)
         if self.fixed_outputs:
             for encoder in models.text_encoders:
                 encoder.fix_special_outputs()
@@ -241,14 +255,17 @@ class TextBoost:
         if preserved:
             preservation = partial(losses.knowledge_preservation, encoders=WHICH[self.text_encoder])
             objectives["knowledge_preservation"] = (self.knowledge_weight, preservation)
+        if classes:
+            objectives["prior_preservation"] = (self.prior_weight, losses.prior_preservation)
         sampler = timesteps.snr_weighted if self.snr_weighted else timesteps.uniform
         yield Stage(
             name="textboost",
             steps=self.steps,
-            batch_size=self.batch_size,
+            batch_size=self.batch_size * (2 if classes else 1),
             params=[{"params": [t.rows for t in tokens], "lr": self.embedding_learning_rate}, *lora],
             optimization=part(Optimization, self),
-            batches=views.batches(models, concept, pools, generator, preserved),
+            noise=part(Noise, self),
+            batches=views.batches(models, concept, pools, generator, preserved, classes),
             first=partial(views.first, models, concept, generator),
             templates=TEMPLATES[self.templates],
             losses=objectives,
@@ -279,8 +296,8 @@ class TextBoost:
     def _preserved(self, models: Models, concept: Concept) -> PreservationPrompts | None:
         if not self.knowledge_weight:
             return None
-        captions = self.captions or shipped_captions()
-        return PreservationPrompts(models, concept.class_word, TEMPLATES[self.templates], captions, PROMPT_MIX)
+        captions, mix = self.captions or shipped_captions(), PromptMix(empty=self.null_prob, class_word=CLASS_PROMPTS)
+        return PreservationPrompts(models, concept.class_word, TEMPLATES[self.templates], captions, mix)
 
 
 def paired_views(recipe: "TextBoost", concept: Concept) -> PairedViews:

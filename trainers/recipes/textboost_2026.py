@@ -39,6 +39,7 @@ from ..settings import part, same, setting
 from ..training import causal_adapters, losses, optimizers, timesteps, trainables
 from ..training.optimizers import Optimization
 from ..training.stage import Stage
+from ..training.step_inputs import Noise
 from .textboost import WHICH, TextBoost, paired_views
 
 
@@ -82,6 +83,7 @@ class TextBoost2026:
     optimizer: str = same(Optimization, "optimizer")
     lr_scheduler: str = same(Optimization, "lr_scheduler")
     lr_warmup_steps: int = same(Optimization, "lr_warmup_steps")
+    noise_offset: float = same(Noise, "noise_offset")
 
     def subject(self, concept: Concept) -> str:
         """Return what `{}` in a prompt stands for: `V`, or `V C` with the class word C."""
@@ -114,6 +116,7 @@ class TextBoost2026:
                 {"params": adapters, "lr": self.adapter_learning_rate, "max_grad_norm": self.max_grad_norm},
             ],
             optimization=part(Optimization, self),
+            noise=part(Noise, self),
             batches=views.batches(models, concept, pools, generator),
             first=partial(views.first, models, concept, generator),
             templates=views.templates,

@@ -28,6 +28,7 @@ from ..settings import part, same, setting
 from ..training import losses, optimizers, timesteps, trainables
 from ..training.optimizers import Optimization
 from ..training.stage import Stage
+from ..training.step_inputs import Noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,7 @@ class TextualInversion:
     optimizer: str = same(Optimization, "optimizer")
     lr_scheduler: str = same(Optimization, "lr_scheduler")
     lr_warmup_steps: int = same(Optimization, "lr_warmup_steps")
+    noise_offset: float = same(Noise, "noise_offset")
 
     @property
     def clip(self) -> ClipConfig | None:
@@ -110,6 +112,7 @@ class TextualInversion:
             batch_size=self.batch_size,
             params=[{"params": rows, "lr": rate, "max_grad_norm": self.max_grad_norm}],
             optimization=part(Optimization, self),
+            noise=part(Noise, self),
             batches=views.batches(models, concept, pools, generator),
             first=partial(views.first, models, concept, generator),
             templates=TEMPLATES[self.templates],

@@ -104,7 +104,7 @@ def draw(stage: Stage, device: SingleDevice, generator: Generator, known: KnownP
     Noise and timesteps are drawn for the whole batch, so that results do not depend on how it is split.
     """
     whole = next(stage.batches)
-    noise = torch.randn(whole.latents.shape, generator=generator)
+    noise = stage.noise.draw(whole.latents.shape, generator)
     batch, noise, timesteps = device.share(whole, noise, stage.timesteps(len(whole)))
     batch = known.fill(batch) if known else batch
     return StepInputs(batch=batch, noise=noise, timesteps=timesteps, of=len(whole))

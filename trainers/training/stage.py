@@ -10,6 +10,7 @@ from ..data.batch import Batch
 from ..models.diffusion import Models
 from .objective import Loss
 from .optimizers import Optimization
+from .step_inputs import Noise
 
 
 @dataclass(kw_only=True)
@@ -27,6 +28,7 @@ class Stage:
     losses: dict[str, tuple[float, Loss]]  # name -> (weight, loss)
     timesteps: Callable[[int], Tensor]
     optimization: Optimization = Optimization()
+    noise: Noise = Noise()
     after_step: Callable[[], None] = lambda: None
     after_pass: Callable[[], None] = lambda: None  # after each forward and backward, even one that failed
 
