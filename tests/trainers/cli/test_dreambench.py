@@ -32,7 +32,7 @@ from personalize.trainers.runs import restore
 from personalize.trainers.runs.folder import RunFolder
 
 TRAINED = ["steps=12", "batch_size=1", "views=2", "knowledge_weight=0", "augmentation_prompt=none"]
-SHORT = [text for value in TRAINED for text in ("--set", value)] + ["--steps", "3", "--cfg", "4", "--seeds", "2"]
+SHORT = ["--set", *TRAINED[:3], "--set", *TRAINED[3:], "--steps", "3", "--cfg", "4", "--seeds", "2"]
 NAMES = ["cup_1", "dog_0", "fish_2"]
 
 
