@@ -122,7 +122,7 @@ def model_folders(tmp_path, monkeypatch):
 
     from personalize.nodes.host import folders  # noqa: F401 - adds models/personalize
 
-    made = {kind: tmp_path / "models" / kind for kind in ("loras", "embeddings", "personalize")}
+    made = {kind: tmp_path / "models" / kind for kind in ("loras", "embeddings", "personalize", "checkpoints")}
     for kind, folder in made.items():
         folder.mkdir(parents=True)
         known = folder_paths.folder_names_and_paths[kind][1]

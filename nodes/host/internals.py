@@ -22,6 +22,7 @@ TAKEN = {
     "SDXL": "comfy.supported_models",
     "V_PREDICTION": "comfy.model_sampling",
     "WrappersMP": "comfy.patcher_extension",
+    "args": "comfy.cli_args",
     "calculate_weight": "comfy.lora",
     "free_memory": "comfy.model_management",
     "get_attr": "comfy.utils",

@@ -146,21 +146,21 @@ def _check_token(token: str, vectors: tuple[Tensor, ...]) -> None:
 
 
 def from_other_programs(
-    name: str, lora: dict[str, Tensor], header: dict[str, str], token: str, vectors: tuple[Tensor, ...]
+    name: str, lora: dict[str, Tensor], header: dict[str, str], tokens: dict[str, tuple[Tensor, ...]]
 ) -> RunResult:
     """What other programs learned, as a result of this pack.
 
     Args:
         name: of the files, without their endings.
         header: of the LoRA; what sd-scripts said of it is said again when the result is saved.
-        token: the word that `vectors` get; both may be empty.
+        tokens: vectors by placeholder token, the result's own first; may be empty.
     """
     return RunResult(
         folder=Path(name),
-        settings={"method": name, "concept": {"placeholder_token": token}},
+        settings={"method": name, "concept": {"placeholder_token": next(iter(tokens), "")}},
         dataset="",
         lora=lora,
-        tokens={token: vectors} if vectors else {},
+        tokens=tokens,
         fixed_outputs=(),
         history=[],
         stop_reason="loaded from files",
