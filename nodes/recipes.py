@@ -68,6 +68,13 @@ NODES = (
         presets=SHORT,
     ),
     Method(
+        node_id="PersonalizeTLoRA",
+        name="T-LoRA",
+        description="Settings of T-LoRA, which learns from one image with a LoRA whose rank falls with the noise.",
+        search_aliases=("t-lora", "tlora", "lora", "dreambooth", *TRAIN),
+        presets="single image: the authors' settings.",
+    ),
+    Method(
         node_id="PersonalizeLoRA",
         name="LoRA",
         description="Settings of LoRA, which adapts the diffusion model alone: Z-Image, Qwen-Image, Krea 2, Flux and "

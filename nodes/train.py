@@ -15,7 +15,7 @@ from ..trainers.runs.callbacks import Callbacks
 from ..trainers.runs.folder import RunFolder
 from ..trainers.runs.preview import Preview
 from ..trainers.runs.result import RunResult
-from ..trainers.runs.run import Run, check_lengths, check_text, extractor_configs
+from ..trainers.runs.run import Run, check_family, check_lengths, extractor_configs
 from ..trainers.runs.train import train
 from ..trainers.training.memory import MemoryPlan
 from ..trainers.training.trainables import check_words
@@ -151,7 +151,7 @@ def find_or_train(
     """Return the finished run with these inputs if there is one, else train, resuming an interrupted run."""
     preview = preview or Preview()
     graph, concept, known = GraphModels.of(model, clip, vae), run.concept, clip_attachment.of(clip).tokens
-    check_text(run.recipe, graph.family)
+    check_family(run.recipe, graph.family)
     run.recipe.check(concept, known=known)
     tokenizers = [weights.tokenizer_of(clip, name) for name in graph.family.text_encoders]
     for tokenizer in tokenizers:

@@ -23,6 +23,7 @@ TAKEN = {
     "SDXL": "comfy.supported_models",
     "V_PREDICTION": "comfy.model_sampling",
     "WrappersMP": "comfy.patcher_extension",
+    "args": "comfy.cli_args",
     "calculate_weight": "comfy.lora",
     "convert_cond": "comfy.sampler_helpers",
     "encode_model_conds": "comfy.samplers",

@@ -19,7 +19,7 @@ class Recipe(Protocol):
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field]]
-    needs: str  # what it does that takes a text encoder which trains, as "adapts ..."; empty if nothing
+    needs: str  # of a model beside layers for a LoRA, as "a text encoder that trains"; empty for nothing
 
     @property
     def steps(self) -> int:

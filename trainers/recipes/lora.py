@@ -25,18 +25,19 @@ from functools import partial
 from torch import Generator
 
 from ..data import augmentation
-from ..data.class_images import class_images_of
+from ..data.class_images import PriorPreservation
 from ..data.concept import Concept
 from ..data.context import Context
 from ..data.paired_views import PairedViews
 from ..data.templates import TEMPLATES
 from ..models import gradient_check
 from ..models.diffusion import Models
-from ..settings import same, setting
-from ..training import losses, timesteps, trainables
+from ..settings import part, same, setting
+from ..training import losses, optimizers, timesteps, trainables
+from ..training.optimizers import Optimization
 from ..training.stage import Stage
+from ..training.step_inputs import Noise
 from .dreambooth_lora import DreamBoothLoRA
-from .textboost import TextBoost
 from .textual_inversion import TextualInversion
 
 
@@ -48,7 +49,7 @@ class LoRA:
     batch_size: int = same(TextualInversion, "batch_size", 1)
     learning_rate: float = setting(1e-4, "Learning rate of the LoRA.", min=0.0, max=1.0)
     lora_rank: int = same(DreamBoothLoRA, "lora_rank", 16)
-    prior_weight: float = same(DreamBoothLoRA, "prior_weight")
+    prior_weight: float = same(PriorPreservation, "prior_weight")
     layers: str = setting(
         "",
         "Linear layers to adapt: patterns of their names, separated by commas, such as *attn* or *.mlp.*; empty for "
@@ -58,14 +59,18 @@ class LoRA:
     templates: str = same(TextualInversion, "templates", "plain")
     flip_p: float = same(TextualInversion, "flip_p")
     views: int = same(TextualInversion, "views")
-    class_images: int = same(DreamBoothLoRA, "class_images", 50)
-    class_image_steps: int = same(DreamBoothLoRA, "class_image_steps")
+    class_images: int = same(PriorPreservation, "class_images", 50)
+    class_image_steps: int = same(PriorPreservation, "class_image_steps")
     class_image_guidance: float = setting(
         4.0, "Guidance scale (CFG) of each generated class image; 1 for distilled models.", min=1.0, max=30.0,
         advanced=True,
     )  # fmt: skip
     max_grad_norm: float = same(TextualInversion, "max_grad_norm", 1.0)
-    weight_decay: float = same(TextBoost, "weight_decay")
+    weight_decay: float = same(Optimization, "weight_decay")
+    optimizer: str = same(Optimization, "optimizer")
+    lr_scheduler: str = same(Optimization, "lr_scheduler")
+    lr_warmup_steps: int = same(Optimization, "lr_warmup_steps")
+    noise_offset: float = same(Noise, "noise_offset")
 
     needs = ""
 
@@ -74,14 +79,13 @@ class LoRA:
         return concept.subject(with_class_word=True)
 
     def check(self, concept: Concept, known: Collection[str] = ()) -> None:
-        """Accept every concept: nothing about it depends on these settings."""
+        """Raise `ValueError` where the optimizer is missing; every concept can be learned."""
+        optimizers.check(self.optimizer)
 
     def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
         """Yield the only stage; with prior preservation, generate class images before it where none are given."""
-        classes = class_images_of(
-            models, concept, context, seed=generator.initial_seed(), count=self.class_images,
-            steps=self.class_image_steps, guidance=self.class_image_guidance,
-        ) if self.prior_weight > 0 else None  # fmt: skip
+        prior = part(PriorPreservation, self)
+        classes = prior.images(models, concept, generator, context, self.class_image_guidance)
         views = PairedViews(
             templates=TEMPLATES[self.templates],
             subject=self.subject(concept),
@@ -94,17 +98,18 @@ class LoRA:
         chosen = trainables.layers(models, self.layers)
         lora = trainables.add_lora(models.unet, chosen, self.lora_rank, self.lora_rank, generator)
         lora = gradient_check.reached(models, lora, concept.class_prompt)
-        prior = {"prior_preservation": (self.prior_weight, losses.prior_preservation)} if classes else {}
+        second = {"prior_preservation": (self.prior_weight, losses.prior_preservation)} if classes else {}
         yield Stage(
             name="lora",
             steps=self.steps,
             batch_size=self.batch_size * (2 if classes else 1),
             params=[{"params": lora, "lr": self.learning_rate, "max_grad_norm": self.max_grad_norm}],
-            weight_decay=self.weight_decay,
+            optimization=part(Optimization, self),
+            noise=part(Noise, self),
             batches=views.batches(models, concept, pools, generator, classes=classes),
             first=partial(views.first, models, concept, generator),
             templates=TEMPLATES[self.templates],
-            losses={"denoising": (1.0, losses.denoising), **prior},
+            losses={"denoising": (1.0, losses.denoising), **second},
             timesteps=timesteps.natural(models, generator),
         )
 

@@ -16,9 +16,10 @@ from ..models.families import Family
 from ..models.tokenizer import Tokenizer
 from ..recipes import METHODS
 from ..recipes.base import Recipe
-from ..settings import decisive
+from ..settings import decisive, part
 from ..stopping.monitor import Monitor
 from ..text import captions_of
+from ..training.optimizers import Optimization
 from ..training.trainables import initializer_ids
 
 RUN_FORMAT = 1  # raised only when the same inputs give other results; part of every digest
@@ -67,23 +68,23 @@ class Run:
     def lineage(self, model: str) -> str:
         """Return what runs share that differ in their number of steps alone.
 
-        Empty where a method has no such number, or a monitor returns another state than the last.
+        Empty where a method has no such number, a learning rate depends on it or has to be found, or a monitor returns
+        another state than the last.
         """
         if "steps" not in self.recipe.__dataclass_fields__ or any(m.keep != "last" for m in self.stopper):
+            return ""
+        if not part(Optimization, self.recipe).extends:
             return ""
         endless = dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, steps=0))
         return "steps " + endless.digest(model)
 
 
-def check_text(recipe: Recipe, family: Family) -> None:
-    """Raise `ValueError` where a recipe needs a text encoder that trains and a family has none that can."""
+def check_family(recipe: Recipe, family: Family) -> None:
+    """Raise `ValueError` where a recipe needs what only Stable Diffusion has here."""
     if recipe.needs and not family.text_encoders:
         method = next(name for name, presets in METHODS.items() if type(recipe) in map(type, presets.values()))
         others = " or ".join(name for name, presets in METHODS.items() if not next(iter(presets.values())).needs)
-        raise ValueError(
-            f"{method} {recipe.needs}, which is not possible with {family.name} models, whose text encoders do not "
-            f"train: use {others}."
-        )
+        raise ValueError(f"{method} needs {recipe.needs}, which {family.name} models do not have here: use {others}.")
 
 
 def extractor_configs(recipe: Recipe, stopper: Iterable[Monitor]) -> list[ExtractorConfig]:
