@@ -74,6 +74,11 @@ def part(thing, path: str):
         raise changed(f"{type(thing).__name__}.{path}") from error
 
 
+def node_class(kind: str):
+    """Return the class of a node by its name in prompts; `None` where there is none."""
+    return part(importlib.import_module("nodes"), "NODE_CLASS_MAPPINGS").get(kind)
+
+
 def changed(what: str) -> HostChanged:
     """Return the error that says what this ComfyUI lacks."""
     return HostChanged(
