@@ -15,7 +15,7 @@ import torch
 from comfy.taesd.taesd import TAESD
 from safetensors.torch import save_file
 
-from .random_sd import _random
+from .random_sd import random_weights
 
 WIDTH = 32  # of the text encoders
 QWEN = {
@@ -215,7 +215,7 @@ def transformer(family, generator):
     config = kind(dict(layout))
     config.set_inference_dtype(torch.float32, None)
     module = config.get_model({}, device="cpu").diffusion_model
-    return {name: _random(name, parameter, generator) for name, parameter in module.named_parameters()}
+    return {name: random_weights(name, parameter, generator) for name, parameter in module.named_parameters()}
 
 
 def write_transformer(path, family, seed=0):
@@ -232,7 +232,7 @@ def write_checkpoint(path, family="Z-Image", seed=0):
     encoder = RandomQwen3(dtype=torch.float32).transformer
     parts = {"text_encoders.qwen3_4b.transformer.": encoder, "vae.": TAESD(latent_channels=16)}
     for prefix, module in parts.items():
-        state |= {prefix + name: _random(name, p, generator) for name, p in module.named_parameters()}
+        state |= {prefix + name: random_weights(name, p, generator) for name, p in module.named_parameters()}
     save_file({name: value.contiguous() for name, value in state.items()}, path)
     return path
 
