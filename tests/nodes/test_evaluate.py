@@ -61,7 +61,7 @@ def concept():
 @pytest.fixture
 def evaluate(graph, concept, folders):
     """`evaluate(**inputs)`: what the node gives of two prompts, two seeds and four steps."""
-    from personalize.nodes.evaluate import Evaluate
+    from personalize.nodes.evaluation.evaluate import Evaluate
 
     shown = {i.id: i.default for i in Evaluate.define_schema().inputs if getattr(i, "default", None) is not None}
     shown |= (
@@ -217,7 +217,7 @@ def test_a_word_that_the_clip_never_learned_is_refused(evaluate, graph, concept)
 
 
 def test_what_is_wrong_is_known_before_the_graph_runs(folders):
-    from personalize.nodes.evaluate import Evaluate
+    from personalize.nodes.evaluation.evaluate import Evaluate
 
     good = {"prompt_set": "own", "prompts": "a {}", "prompt_file": "", "token_format": "V"}
     assert Evaluate.validate_inputs(**good) is True and Evaluate.validate_inputs() is True
@@ -254,7 +254,7 @@ def test_it_can_be_interrupted_and_leaves_nothing(evaluate, monkeypatch, when):
 
 @pytest.fixture
 def score(concept, folders):
-    from personalize.nodes.score_images import ScoreImages
+    from personalize.nodes.evaluation.score_images import ScoreImages
 
     shown = {i.id: i.default for i in ScoreImages.define_schema().inputs if getattr(i, "default", None) is not None}
     shown |= {"compare_with": "class word", "diversity": "DINO encoder"} | evaluating.WORLD
@@ -280,7 +280,7 @@ def test_images_are_scored_as_evaluate_scores_them(evaluate, score):
 
 
 def test_prompts_belong_to_images_batches_or_all(score):
-    from personalize.nodes.score_images import prompts_for
+    from personalize.nodes.evaluation.score_images import prompts_for
 
     assert prompts_for(["a\nb\n", "c"], [2, 1]) == ["a", "b", "c"]
     assert prompts_for(["a", "b"], [2, 1]) == ["a", "a", "b"]
@@ -303,7 +303,7 @@ def test_a_mask_hides_the_rest_of_an_image_from_identity_only(score):
 
 
 def written(report, folders, **inputs):
-    from personalize.nodes.report import WriteReport
+    from personalize.nodes.evaluation.report import WriteReport
 
     values = {"prefix": "personalize/reports", "reports": {"report0": report}} | inputs
     result = WriteReport.execute(**values).result
@@ -399,7 +399,7 @@ def test_the_page_needs_nothing_else_and_runs_nothing(evaluate, graph, folders):
 
 @pytest.mark.parametrize("prefix", ["../away", "/etc", "a//b", ""])
 def test_nothing_is_written_outside_the_output_folder(evaluate, folders, prefix):
-    from personalize.nodes.report import WriteReport
+    from personalize.nodes.evaluation.report import WriteReport
 
     with pytest.raises(ValueError, match="cannot be a folder of the output folder"):
         written(evaluate(seeds=1, first=1)[0], folders, prefix=prefix)
@@ -408,7 +408,7 @@ def test_nothing_is_written_outside_the_output_folder(evaluate, folders, prefix)
 
 @pytest.mark.parametrize("reports", [None, {}, {"report0": None}, {"report0": "none"}])
 def test_a_report_without_reports_says_so(folders, reports):
-    from personalize.nodes.report import WriteReport
+    from personalize.nodes.evaluation.report import WriteReport
 
     with pytest.raises(ValueError, match="There is no report to write|received no PERSONALIZE_REPORT"):
         WriteReport.execute(prefix="personalize/reports", reports=reports)

@@ -7,19 +7,19 @@ from dataclasses import replace
 import torch
 from comfy_api.latest import io
 
-from ..trainers.evaluation import prompt_sets
-from ..trainers.evaluation.prompt_sets import OWN, Prompt, check_format, published
-from ..trainers.evaluation.report import Report
-from ..trainers.evaluation.scorer import GeneratedImage, References
-from ..trainers.images import to_pil
-from ..trainers.text import any_of
+from ...trainers.evaluation import prompt_sets
+from ...trainers.evaluation.prompt_sets import OWN, Prompt, check_format, published
+from ...trainers.evaluation.report import Report
+from ...trainers.evaluation.scorer import GeneratedImage, References
+from ...trainers.images import to_pil
+from ...trainers.text import any_of
+from ..host import clip_attachment, internals, sampler, session
+from ..host.folders import fingerprint, text_in_input
+from ..host.models import check_fit, resolution_of
+from ..host.sampler import Sampling
+from ..schema import checked, valid
+from ..sockets import EVALUATION_FOLDER, ConceptSocket
 from . import scoring
-from .host import clip_attachment, internals, sampler, session
-from .host.folders import fingerprint, text_in_input
-from .host.models import check_fit, resolution_of
-from .host.sampler import Sampling
-from .schema import checked, valid
-from .sockets import EVALUATION_FOLDER, ConceptSocket
 
 SMALLEST = 64
 

@@ -8,18 +8,18 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..trainers.data.concept import Concept
-from ..trainers.evaluation.prompt_sets import CLASS_WORD, REMOVED
-from ..trainers.evaluation.report import Report
-from ..trainers.evaluation.scorer import GeneratedImage, References, Scorer, ScorerConfig, foreground
-from ..trainers.images import to_pil
-from ..trainers.reports import grid
-from .host import internals
-from .host import session as host_session
-from .host.session import extractors, training_device
-from .reference_images import connected
-from .schema import filled, widgets
-from .sockets import ReportSocket
+from ...trainers.data.concept import Concept
+from ...trainers.evaluation.prompt_sets import CLASS_WORD, REMOVED
+from ...trainers.evaluation.report import Report
+from ...trainers.evaluation.scorer import GeneratedImage, References, Scorer, ScorerConfig, foreground
+from ...trainers.images import to_pil
+from ...trainers.reports import grid
+from ..host import internals
+from ..host import session as host_session
+from ..host.session import extractors, training_device
+from ..reference_images import connected
+from ..schema import filled, widgets
+from ..sockets import ReportSocket
 
 
 def shared_inputs() -> list[io.Input]:

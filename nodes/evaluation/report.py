@@ -6,14 +6,14 @@ from pathlib import Path
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..trainers.evaluation.prompt_folders import folder_of
-from ..trainers.evaluation.report import CEILING, FLOOR, Report
-from ..trainers.reports import csv_json, report_folder
-from ..trainers.reports.grid import PROMPTS, REPORTS
-from ..trainers.text import reason, remedy
-from .host import folders, session
-from .schema import checked, valid
-from .sockets import EVALUATION_FOLDER, ReportSocket
+from ...trainers.evaluation.prompt_folders import folder_of
+from ...trainers.evaluation.report import CEILING, FLOOR, Report
+from ...trainers.reports import csv_json, report_folder
+from ...trainers.reports.grid import PROMPTS, REPORTS
+from ...trainers.text import reason, remedy
+from ..host import folders, session
+from ..schema import checked, valid
+from ..sockets import EVALUATION_FOLDER, ReportSocket
 
 
 class WriteReport(io.ComfyNode):

@@ -2,17 +2,17 @@
 
 from comfy_api.latest import io
 
-from ..trainers.evaluation.prompt_sets import CLASS_WORD
-from ..trainers.evaluation.scorer import GeneratedImage
-from ..trainers.images import to_pil
-from ..trainers.metrics.metrics import plain_prompt
-from ..trainers.text import as_lines, captions_of
+from ...trainers.evaluation.prompt_sets import CLASS_WORD
+from ...trainers.evaluation.scorer import GeneratedImage
+from ...trainers.images import to_pil
+from ...trainers.metrics.metrics import plain_prompt
+from ...trainers.text import as_lines, captions_of
+from ..host import internals, session
+from ..host.folders import fingerprint
+from ..reference_images import connected
+from ..schema import checked
+from ..sockets import EVALUATION_FOLDER, ConceptSocket
 from . import scoring
-from .host import internals, session
-from .host.folders import fingerprint
-from .reference_images import connected
-from .schema import checked
-from .sockets import EVALUATION_FOLDER, ConceptSocket
 
 
 class ScoreImages(io.ComfyNode):
