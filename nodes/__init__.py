@@ -4,7 +4,9 @@ from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
 from .apply import Apply
+from .evaluation.compare_methods import CompareMethods
 from .evaluation.evaluate import Evaluate
+from .evaluation.metric_models import MetricModels
 from .evaluation.report import WriteReport
 from .evaluation.score_images import ScoreImages
 from .load_files import LoadFiles
@@ -28,5 +30,5 @@ class Personalize(ComfyExtension):
         monitors = [DVARStopper, FixedStepsStopper, CLIPEarlyStoppingStopper, PickByScoreStopper]
         results = [Save, Apply, Load, Runs, LoadFiles]
         inspection = [PromptList, ShowAttention, PlotHistory]
-        evaluation = [Evaluate, ScoreImages, WriteReport]
+        evaluation = [MetricModels, Evaluate, ScoreImages, WriteReport, CompareMethods]
         return [*training, *monitors, *results, *inspection, *evaluation]

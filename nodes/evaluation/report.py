@@ -36,31 +36,14 @@ class WriteReport(io.ComfyNode):
                     ),
                     tooltip="Reports of Evaluate or Score Images to compare, such as of several methods.",
                 ),
-                io.String.Input(
-                    "prefix", default="personalize/reports",
-                    tooltip="Folder inside the output folder for these files; the labels name its subfolder.",
-                ),
-                io.Combo.Input(
-                    "grid_rows", options=[PROMPTS, REPORTS], default=PROMPTS, optional=True,
-                    tooltip="Rows of the grid: one per prompt, or one per report with a column for each prompt.",
-                ),
+                *file_inputs(),
                 ReportSocket.Input(
                     "floor", optional=True,
                     tooltip="Report of the untrained model: the scores without training, lines in the scatter plot.",
                 ),
-                ReportSocket.Input(
-                    "ceiling", optional=True,
-                    tooltip="Report of real images of the subject, such as of Score Images: the best possible scores.",
-                ),
+                ceiling_input(),
             ],
-            outputs=[
-                io.Image.Output(display_name="table"),
-                io.Image.Output(display_name="grid"),
-                io.String.Output(display_name="page"),
-                io.String.Output(display_name="csv"),
-                io.String.Output(display_name="summary"),
-                io.Image.Output(display_name="scatter"),
-            ],
+            outputs=outputs(),
         )  # fmt: skip
 
     @classmethod
@@ -69,7 +52,7 @@ class WriteReport(io.ComfyNode):
 
         The host demands the name `reports` here.
         """
-        return valid(lambda given: folders.inside_output(folder_of(given)), prefix)
+        return valid(check_prefix, prefix)
 
     @classmethod
     @checked
@@ -77,12 +60,62 @@ class WriteReport(io.ComfyNode):
         compared = ordered([*(reports or {}).values()], floor, ceiling)
         if not compared:
             raise ValueError("There is no report to write: connect one of Evaluate or Score Images.")
-        name = f"{folder_of(prefix)}/{csv_json.folder_name(compared)}"
-        images = _write(Path(folders.inside_output(name)), compared, grid_rows or PROMPTS)
-        table, grid, scatter = (image[None] for image in images.values())
-        summary = "\n\n".join(report.summary() for report in compared)
-        shown = session.preview(table, cls) | ui.PreviewText(f"{name}/report.html\n\n{summary}").as_dict()
-        return io.NodeOutput(table, grid, f"{name}/report.html", f"{name}/report.csv", summary, scatter, ui=shown)
+        return written(compared, prefix, grid_rows, cls)
+
+
+def file_inputs() -> list[io.Input]:
+    """Return the widgets of the files."""
+    return [
+        io.String.Input(
+            "prefix", default="personalize/reports", advanced=True,
+            tooltip="Folder inside the output folder for these files; the labels name its subfolder.",
+        ),
+        io.Combo.Input(
+            "grid_rows", options=[PROMPTS, REPORTS], default=PROMPTS, optional=True, advanced=True,
+            tooltip="Rows of the grid: one per prompt, or one per report with a column for each prompt.",
+        ),
+    ]  # fmt: skip
+
+
+def check_prefix(prefix: str) -> None:
+    """Raise `ValueError` if the folder is not inside ComfyUI's output folder."""
+    folders.inside_output(folder_of(prefix))
+
+
+def ceiling_input() -> io.Input:
+    """Return the socket of the best possible scores."""
+    return ReportSocket.Input(
+        "ceiling", optional=True,
+        tooltip="Report of real images of the subject, such as of Score Images: the best possible scores.",
+    )  # fmt: skip
+
+
+def outputs() -> list[io.Output]:
+    """Return the outputs of a comparison, see `written`."""
+    return [
+        io.Image.Output(display_name="table", tooltip="Mean and standard deviation of each score, a row per report."),
+        io.Image.Output(display_name="grid", tooltip="All images, with their prompts."),
+        io.String.Output(display_name="page", tooltip="HTML page with everything, below the output folder."),
+        io.String.Output(display_name="csv", tooltip="Table of every image's scores, below the output folder."),
+        io.String.Output(display_name="summary", tooltip="The scores and their models, report after report."),
+        io.Image.Output(display_name="scatter", tooltip="Identity against text alignment, a point per report."),
+    ]
+
+
+def written(compared: list[Report], prefix: str, rows: str | None, cls) -> io.NodeOutput:
+    """Write a comparison, and return the outputs and what the node `cls` shows.
+
+    Raises:
+        RuntimeError: a file cannot be written.
+    """
+    name = f"{folder_of(prefix)}/{csv_json.folder_name(compared)}"
+    images = _write(Path(folders.inside_output(name)), compared, rows or PROMPTS)
+    table, grid, scatter = (image[None] for image in images.values())
+    summary = "\n\n".join(report.summary() for report in compared)
+    shown = [file for image in (table, scatter, grid) for file in session.preview(image, cls)["images"]]
+    texts = ui.PreviewText(f"{name}/report.html\n\n{summary}").as_dict()
+    page, csv = (f"{name}/report.{kind}" for kind in ("html", "csv"))
+    return io.NodeOutput(table, grid, page, csv, summary, scatter, ui={"images": shown} | texts)
 
 
 def ordered(reports: list[Report | None], floor: Report | None, ceiling: Report | None) -> list[Report]:

@@ -72,7 +72,7 @@ def evaluate(graph, concept, folders):
     def go(**inputs):
         with torch.inference_mode():
             given = shown | {"model": model, "clip": clip, "vae": vae, "concept": concept} | inputs
-            return Evaluate.execute(**given).result
+            return Evaluate.execute(**evaluating.connected(given)).result
 
     return go
 
@@ -218,9 +218,14 @@ def test_a_word_that_the_clip_never_learned_is_refused(evaluate, graph, concept)
 
 def test_what_is_wrong_is_known_before_the_graph_runs(folders):
     from personalize.nodes.evaluation.evaluate import Evaluate
+    from personalize.nodes.evaluation.score_images import ScoreImages
 
     good = {"prompt_set": "own", "prompts": "a {}", "prompt_file": "", "token_format": "V"}
-    assert Evaluate.validate_inputs(**good) is True and Evaluate.validate_inputs() is True
+    linked = {"metric_models": None}
+    assert Evaluate.validate_inputs(**good | linked) is True and Evaluate.validate_inputs(**linked) is True
+    assert "clip_download is off" in Evaluate.validate_inputs(**good)  # without a link they are the published ones
+    assert "clip_download is off" in ScoreImages.validate_inputs() and ScoreImages.validate_inputs(metric_models=[None])
+    good |= linked
     for name, value in (("prompts", ""), ("prompt_file", "../x"), ("token_format", ""), ("prompt_set", "none")):
         assert isinstance(Evaluate.validate_inputs(**good | {name: value}), str), name
     assert Evaluate.validate_inputs(**good | {"prompt_set": "Textual Inversion", "prompts": ""}) is True
@@ -260,7 +265,8 @@ def score(concept, folders):
     shown |= {"compare_with": "class word", "diversity": "DINO encoder"} | evaluating.WORLD
 
     def go(images, **inputs):
-        values = {name: [value] for name, value in (shown | {"concept": concept} | inputs).items()}
+        given = evaluating.connected(shown | {"concept": concept} | inputs)
+        values = {name: [value] for name, value in given.items()}
         for name in ("prompts", "mask", "held_out"):
             if isinstance(inputs.get(name), list):
                 values[name] = inputs[name]
