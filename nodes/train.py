@@ -1,6 +1,7 @@
 """Train: turns MODEL, CLIP, VAE, CONCEPT and RECIPE into a MODEL and a CLIP that have learned the concept."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +57,7 @@ class Train(io.ComfyNode):
                 io.Vae.Input("vae"),
                 ConceptSocket.Input("concept"),
                 RecipeSocket.Input("recipe"),
-                io.Int.Input(
-                    "seed", default=0, min=0, max=2**63 - 1, control_after_generate=io.ControlAfterGenerate.fixed,
-                    advanced=True, tooltip="Seed of the training: another seed trains again, so leave it fixed.",
-                ),
+                seed_input(),
                 io.String.Input(
                     "preview_prompts", default=PREVIEW_PROMPTS, multiline=True, advanced=True,
                     tooltip="Prompts of the preview images, one per line; {} is your subject.",
@@ -80,18 +78,7 @@ class Train(io.ComfyNode):
                     "preview_cfg", default=7.5, min=1.0, max=30.0, step=0.5, advanced=True,
                     tooltip="Guidance scale (CFG) of the preview images.",
                 ),
-                io.Combo.Input(
-                    "precision", options=["auto", "bfloat16", "float16", "float32"], advanced=True,
-                    tooltip="Training precision; auto is bfloat16 if the device supports it, else float16 or float32.",
-                ),
-                io.Int.Input(
-                    "micro_batch_size", default=0, min=0, max=512, advanced=True,
-                    tooltip="Images per forward pass: fewer take less memory, with equal results; 0 = as many as fit.",
-                ),
-                io.Int.Input(
-                    "checkpoint_every", default=50, min=0, max=100_000, advanced=True, optional=True,
-                    tooltip="Steps between checkpoints, at most lost if ComfyUI is killed; 0 = only when cancelled.",
-                ),
+                *memory_inputs(),
                 io.Boolean.Input(
                     "full_precision", default=False, advanced=True, optional=True, tooltip=FULL_PRECISION,
                 ),
@@ -163,19 +150,39 @@ def of_prompts(hidden, concept: Concept, subject: str) -> list[str]:
     return placeholder_advice(encoded(prompt, (node_id, CLIP_OUTPUT), known), concept.placeholder_token, subject)
 
 
+def seed_input() -> io.Input:
+    """Return the widget of the training's seed."""
+    return io.Int.Input(
+        "seed", default=0, min=0, max=2**63 - 1, control_after_generate=io.ControlAfterGenerate.fixed, advanced=True,
+        tooltip="Seed of the training: another seed trains again, so leave it fixed.",
+    )  # fmt: skip
+
+
+def memory_inputs() -> list[io.Input]:
+    """Return the widgets of precision, memory and checkpoints."""
+    return [
+        io.Combo.Input(
+            "precision", options=["auto", "bfloat16", "float16", "float32"], advanced=True,
+            tooltip="Training precision; auto is bfloat16 if the device supports it, else float16 or float32.",
+        ),
+        io.Int.Input(
+            "micro_batch_size", default=0, min=0, max=512, advanced=True,
+            tooltip="Images per forward pass: fewer take less memory, with equal results; 0 = as many as fit.",
+        ),
+        io.Int.Input(
+            "checkpoint_every", default=50, min=0, max=100_000, advanced=True, optional=True,
+            tooltip="Steps between checkpoints, at most lost if ComfyUI is killed; 0 = only when cancelled.",
+        ),
+    ]  # fmt: skip
+
+
 def find_or_train(
     model, clip, vae, run: Run, notify, *, preview: Preview | None = None, warn=logging.warning, **options
 ) -> RunResult:
     """Return the finished run with these inputs if there is one, else train, resuming an interrupted run."""
     preview = preview or Preview()
-    graph, concept, known = GraphModels.of(model, clip, vae), run.concept, clip_attachment.of(clip).tokens
-    check_family(run.recipe, graph.family)
-    run.recipe.check(concept, known=known)
-    tokenizers = [weights.tokenizer_of(clip, name) for name in graph.family.text_encoders]
-    for tokenizer in tokenizers:
-        check_words(tokenizer, concept.placeholder_token, concept.initializer, concept.class_word)
-    vectors = max(map(len, known.get(concept.placeholder_token, {}).values()), default=0)
-    for sentence in check_lengths(run, preview.used_prompts, tokenizers, vectors):
+    graph = GraphModels.of(model, clip, vae)
+    for sentence in check(graph, clip, run, preview.used_prompts):
         warn(sentence)
     fingerprint = weights.fingerprint(graph)
     folder = runs_folder() / run.digest(fingerprint)
@@ -186,6 +193,25 @@ def find_or_train(
         # A separate function: when it returns, only the result remains in memory.
         options |= {"preview": preview, "warn": warn}
         return _train(graph, run, device, folder, notify, model_fingerprint=fingerprint, **options)
+
+
+def check(graph: GraphModels, clip, run: Run, previews: Iterable[str] = ()) -> list[str]:
+    """Return sentences about prompts that are too long, before anything is loaded.
+
+    Args:
+        previews: the preview's prompts, with `{}` for the subject.
+
+    Raises:
+        ValueError: the recipe cannot learn this concept with these models.
+    """
+    concept, known = run.concept, clip_attachment.of(clip).tokens
+    check_family(run.recipe, graph.family)
+    run.recipe.check(concept, known=known)
+    tokenizers = [weights.tokenizer_of(clip, name) for name in graph.family.text_encoders]
+    for tokenizer in tokenizers:
+        check_words(tokenizer, concept.placeholder_token, concept.initializer, concept.class_word)
+    vectors = max(map(len, known.get(concept.placeholder_token, {}).values()), default=0)
+    return check_lengths(run, previews, tokenizers, vectors)
 
 
 def _train(

@@ -24,3 +24,10 @@ METHODS: dict[str, Mapping[str, Recipe]] = {
     "T-LoRA": t_lora.PRESETS,
     "LoRA": lora.PRESETS,
 }
+
+
+def names_of(recipe: Recipe) -> tuple[str, str]:
+    """Return the display names of a recipe's method and of the preset whose settings it has, "" for none."""
+    kinds = {type(preset): method for method, presets in METHODS.items() for preset in presets.values()}
+    method = kinds[type(recipe)]
+    return method, next((name for name, preset in METHODS[method].items() if preset == recipe), "")
