@@ -6,7 +6,7 @@ from typing_extensions import override
 from .apply import Apply
 from .evaluate import Evaluate
 from .load_files import LoadFiles
-from .load_references import LoadReferences
+from .load_references import JoinConcepts, LoadReferences
 from .plot_history import PlotHistory
 from .prompt_list import PromptList
 from .recipes import RECIPES
@@ -24,7 +24,7 @@ class Personalize(ComfyExtension):
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        training = [LoadReferences, *RECIPES, Train]
+        training = [LoadReferences, JoinConcepts, *RECIPES, Train]
         monitors = [DVARStopper, FixedStepsStopper, CLIPEarlyStoppingStopper, PickByScoreStopper]
         results = [Save, Apply, Load, Runs, LoadFiles]
         inspection = [PromptList, ShowAttention, PlotHistory]

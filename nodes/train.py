@@ -153,7 +153,8 @@ def find_or_train(
     run.recipe.check(concept, known=known)
     tokenizers = [weights.tokenizer_of(clip, name) for name in graph.family.text_encoders]
     for tokenizer in tokenizers:
-        check_words(tokenizer, concept.placeholder_token, concept.initializer, concept.class_word)
+        for one in concept.members:
+            check_words(tokenizer, one.placeholder_token, one.initializer, one.class_word)
     vectors = max(map(len, known.get(concept.placeholder_token, {}).values()), default=0)
     for sentence in check_lengths(run, preview.used_prompts, tokenizers, vectors):
         warn(sentence)
