@@ -1,9 +1,8 @@
-"""Load References: the images, masks and tokens that make up a concept. Join Concepts: several of them as one."""
+"""Load References: the images, masks and tokens that make up a concept."""
 
 from comfy_api.latest import io
 
 from ..trainers.data.concept import Concept
-from ..trainers.data.joint import joined
 from ..trainers.text import as_lines, quoted
 from .host import models, session
 from .host.folders import fingerprint
@@ -173,31 +172,3 @@ class LoadReferences(io.ComfyNode):
         first = concept.images[0].movedim(0, -1)[None]
         shown = session.preview(masked(first, concept.masks[0]), cls) if concept.masks else None
         return io.NodeOutput(concept, first, concept.placeholder_token, width, height, ui=shown)
-
-
-class JoinConcepts(io.ComfyNode):
-    """Turns several CONCEPTs into one whose subjects are learned together."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="PersonalizeJoinConcepts",
-            display_name="Join Concepts",
-            category=CATEGORY,
-            description="Joins several subjects, which one training then learns together, each with its own token.",
-            search_aliases=["multi-concept", "several subjects", "concepts list"],
-            inputs=[
-                io.Autogrow.Input(
-                    "concepts",
-                    template=io.Autogrow.TemplatePrefix(ConceptSocket.Input("concept"), prefix="concept", min=2, max=8),
-                    tooltip="Concepts of Load References, each with another placeholder token; the first one is what "
-                    "{} stands for in previews.",
-                ),
-            ],
-            outputs=[ConceptSocket.Output(display_name="concept")],
-        )
-
-    @classmethod
-    @checked
-    def execute(cls, concepts: io.Autogrow.Type) -> io.NodeOutput:
-        return io.NodeOutput(joined([concept for concept in concepts.values() if concept is not None]))

@@ -98,14 +98,14 @@ def describe(result: Described, name: str, kind: str) -> dict[str, str]:
 
     Args:
         name: of the file, without its ending; empty for a run's own files.
-        kind: "lora" or "textual-inversion", as modelspec calls it.
+        kind: "lora" or "textual-inversion", as modelspec calls it; empty for a whole model.
     """
     facts = {**_settings(result), **_layers(result), **result.origin}
     if result.history:
         facts["ss_steps"] = str(result.steps)
     if result.placeholder_token in result.tokens:
         facts["modelspec.trigger_phrase"] = result.placeholder_token
-    if "modelspec.architecture" in facts:
+    if kind and "modelspec.architecture" in facts:
         facts |= {"modelspec.architecture": f"{facts['modelspec.architecture']}/{kind}"}
     title = f"{result.placeholder_token} ({result.settings['method']})".strip()
     facts |= {"modelspec.sai_model_spec": "1.0.1", "modelspec.title": title}

@@ -16,7 +16,7 @@ from ..models.diffusion import Models
 from ..stopping import monitor as stopping
 from ..stopping.monitor import StageContext, StageMonitors
 from ..text import quoted, size_of, unknown_tokens
-from ..training import causal_adapters, state
+from ..training import causal_adapters, state, timestep_lora
 from ..training.loop import train_stage
 from ..training.memory import MemoryBudget, trained_values
 from ..training.optimizers import BYTES_PER_VALUE
@@ -272,6 +272,7 @@ class Trainer:
             tokens=kohya.token_vectors(self.models),
             fixed_outputs=tuple(e.fixed_outputs.cpu() for e in encoders if e.fixed_outputs is not None),
             adapters=causal_adapters.tensors(self.models),
+            rank_schedule=timestep_lora.schedule_of(self.models.unet),
             history=self.log.entries,
             stop_reason=reason,
             seconds=seconds,

@@ -26,7 +26,7 @@ JOINT = [
     METHODS["TextBoost"]["benchmark"],
     *(METHODS[method]["full"] for method in ("Textual Inversion", "DreamBooth-LoRA", "Custom Diffusion")),
 ]
-ALONE = [METHODS["TextBoost"]["2026 CPA"], METHODS["AttnDreamBooth"]["paper"]]
+ALONE = [METHODS["TextBoost"]["2026 CPA"], METHODS["AttnDreamBooth"]["paper"], METHODS["T-LoRA"]["single image"]]
 COLOURS = {"<red>": (0.9, 0.1, 0.1), "<blue>": (0.1, 0.1, 0.9)}
 
 
@@ -168,7 +168,7 @@ def test_a_bad_list_gets_one_sentence(listed, entries, sentence):
 
 @pytest.mark.comfy
 def test_the_node_joins_what_is_connected():
-    from personalize.nodes.load_references import JoinConcepts
+    from personalize.nodes.join_concepts import JoinConcepts
 
     given = {"concept0": concept("<red>", "dog"), "concept1": concept("<blue>", "cat")}
     (whole,) = JoinConcepts.execute(given).result
