@@ -30,12 +30,12 @@ from ..data.concept import Concept
 from ..data.context import Context
 from ..data.paired_views import PairedViews
 from ..models.diffusion import Models
+from ..models.timestep_lora import RankSchedule, add_timestep_lora
 from ..settings import part, same, setting
 from ..training import losses, optimizers, timesteps, trainables
 from ..training.optimizers import Optimization
 from ..training.stage import Stage
 from ..training.step_inputs import Noise
-from ..training.timestep_lora import RankSchedule, add_timestep_lora
 from .dreambooth_lora import ATTENTION, DreamBoothLoRA
 
 TEMPLATES = ("a photo of a {}",)

@@ -12,11 +12,12 @@ from safetensors import SafetensorError
 from ..data.context import Context
 from ..device import SingleDevice
 from ..formats import kohya, metadata
+from ..models import timestep_lora
 from ..models.diffusion import Models
 from ..stopping import monitor as stopping
 from ..stopping.monitor import StageContext, StageMonitors
 from ..text import quoted, size_of, unknown_tokens
-from ..training import causal_adapters, state, timestep_lora
+from ..training import causal_adapters, state
 from ..training.loop import train_stage
 from ..training.memory import MemoryBudget, trained_values
 from ..training.optimizers import BYTES_PER_VALUE
