@@ -209,7 +209,8 @@ def check(graph: GraphModels, clip, run: Run, previews: Iterable[str] = ()) -> l
     run.recipe.check(concept, known=known)
     tokenizers = [weights.tokenizer_of(clip, name) for name in graph.family.text_encoders]
     for tokenizer in tokenizers:
-        check_words(tokenizer, concept.placeholder_token, concept.initializer, concept.class_word)
+        for one in concept.members:
+            check_words(tokenizer, one.placeholder_token, one.initializer, one.class_word)
     vectors = max(map(len, known.get(concept.placeholder_token, {}).values()), default=0)
     return check_lengths(run, previews, tokenizers, vectors)
 

@@ -166,9 +166,10 @@ class Trainer:
 
     def _watch(self, stage: Stage, generator: torch.Generator, begin: StageState) -> None:
         """Set the monitors on a stage, and let them see it before its first step."""
+        concept = self.run.concept.members[0]  # the one that prompts with {} are about
         stage_context = StageContext(
-            models=self.models, stage=stage, concept=self.run.concept, device=self.device, generator=generator,
-            subject=self.run.recipe.subject(self.run.concept), context=self.context,
+            models=self.models, stage=stage, concept=concept, device=self.device, generator=generator,
+            subject=self.run.recipe.subject(concept), context=self.context,
         )  # fmt: skip
         state.restore(begin, stage.parameters(), generator)
         self.watch = StageMonitors(self.run.stopper, stage_context, self._entries(), begin.best)
