@@ -57,7 +57,8 @@ class Train(io.ComfyNode):
                 ),
                 io.String.Input(
                     "preview_prompts", default=PREVIEW_PROMPTS, multiline=True, advanced=True,
-                    tooltip="Prompts of the preview images, one per line; {} is your subject.",
+                    tooltip="Prompts of the preview images, one per line; {} is your subject. Other than in the graph, "
+                    "parentheses and weights are read as text, and only the first 75 tokens.",
                 ),
                 io.Int.Input(
                     "preview_every", default=50, min=0, max=100_000, advanced=True,
