@@ -27,6 +27,10 @@ FIELDS = {
     "steps": "ss_max_train_steps",
     "batch_size": "ss_total_batch_size",
     "max_grad_norm": "ss_max_grad_norm",
+    "lr_scheduler": "ss_lr_scheduler",
+    "lr_warmup_steps": "ss_lr_warmup_steps",
+    "noise_offset": "ss_noise_offset",
+    "prior_weight": "ss_prior_loss_weight",
 }
 # A recipe's field -> the layers it holds for, and sd-scripts' name where such layers were trained.
 LAYER_FIELDS = {
@@ -34,7 +38,11 @@ LAYER_FIELDS = {
     "unet_lora_learning_rate": ("lora_unet_", "ss_unet_lr"),
 }
 # A recipe's choice of optimizer -> sd-scripts' name of it.
-OPTIMIZERS = {"adamw": "torch.optim.adamw.AdamW", "adamw8bit": "bitsandbytes.optim.adamw.AdamW8bit"}
+OPTIMIZERS = {
+    "adamw": "torch.optim.adamw.AdamW",
+    "adamw8bit": "bitsandbytes.optim.adamw.AdamW8bit",
+    "prodigy": "prodigyopt.prodigy.Prodigy",
+}
 
 
 class Described(Protocol):
