@@ -11,7 +11,7 @@ from ..trainers.evaluation import prompt_sets
 from ..trainers.evaluation.prompt_sets import OWN, Prompt, check_format, published
 from ..trainers.evaluation.report import Report
 from ..trainers.evaluation.scorer import GeneratedImage, References
-from ..trainers.images import to_pil
+from ..trainers.images import check_pixels, to_pil
 from ..trainers.text import any_of
 from . import scoring
 from .host import clip_attachment, internals, sampler, session
@@ -124,6 +124,8 @@ class Evaluate(io.ComfyNode):
             scheduler=scheduler, negative=negative_prompt, width=_side(width or side), height=_side(height or side),
             batch_size=batch_size,
         )  # fmt: skip
+        count = len(texts) * seeds
+        check_pixels(count * sampling.width * sampling.height, f"The {count} images to generate")
         notify = session.notices(cls.hidden.unique_id if cls.hidden else "")
         report, images = evaluate(model, clip, vae, texts, sampling, scorer_config, label, subject, notify)
         settings = {

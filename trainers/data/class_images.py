@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from .. import files
 from ..digest import digest_of
-from ..images import cut, pixels, to_pil
+from ..images import check_pixels, cut, pixels, to_pil
 from ..models import sampler
 from ..models.diffusion import Models
 from ..models.fingerprint import fingerprint
@@ -89,6 +89,7 @@ def class_images_of(
     images, prompts = concept.class_images, concept.class_prompts()
     if not images:
         size = (concept.at_resolution(models.resolution),) * 2
+        check_pixels(count * size[0] * size[1], f"The {count} class images to generate")
         images = ClassImageGenerator(
             models=models, context=context, prompt=concept.class_prompt, size=size, seed=seed, count=count, steps=steps
         )()
