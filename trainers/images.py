@@ -18,6 +18,7 @@ EXTENSIONS = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp"
 MASK = "-masklabel"  # behind the name of an image, the name of its mask
 MAX_PIXELS = 100_000_000  # of a file; more is nearly always a mistake, and takes gigabytes to open
 MOST_PIXELS = 3 * MAX_PIXELS  # of all files that are read together: 3.6 GB
+NAMED = 5  # files that are left out, in messages; the others are counted
 MOST_GENERATED = 2**30  # pixels of images that are generated together: 13 GB
 
 
@@ -199,14 +200,24 @@ def check_sizes(files: Iterable[Path]) -> None:
     check_pixels(pixels, most=MOST_PIXELS)
 
 
-def read_folder(folder: Path) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:
-    """Read the images of a folder, `[3, h, w]` in 0..1, and their captions; no captions if all are empty.
+def read_folder(
+    folder: Path, say: Callable[[str], None] = lambda sentence: None
+) -> tuple[tuple[Tensor, ...], tuple[str, ...], tuple[Tensor, ...] | None]:
+    """Return what `read_images` does of a folder, and name the files that are left out.
 
     Raises:
         ValueError: the folder holds no images, or a file in it cannot be read.
     """
-    images, captions, _ = read_images(find_images(folder)[0])
-    return images, captions
+    files, names = find_images(folder)
+    if names:
+        say(left_out(names))
+    return read_images(files)
+
+
+def left_out(names: Sequence[str]) -> str:
+    """Return a line with the names of files that are neither images nor belong to one."""
+    more = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
+    return f"left out: {', '.join(map(quoted, names[:NAMED]))}{more}"
 
 
 def read_image(file: Path) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 
 from ..data.concept import Concept
 from ..device import SingleDevice, training_dtype
-from ..images import find_images, read_folder, read_images
+from ..images import read_folder
 from ..models.fingerprint import fingerprint
 from ..runs import pick, replay
 from ..runs.folder import RunFolder
@@ -25,6 +25,7 @@ from ..training.distributed import ManyDevices, launched, processes
 from .options import (
     METHOD_NAMES,
     WORDS,
+    Say,
     extractor_cache,
     loader,
     method_flags,
@@ -90,14 +91,17 @@ def rerun_main(arguments: Sequence[str]) -> None:
     run_training(given, replay.read(given.run if given.run.suffix == ".json" else given.run / "run.json"))
 
 
-def run_of(given: argparse.Namespace) -> Run:
+def run_of(given: argparse.Namespace, say: Say = print) -> Run:
     """Return the run that the flags of `train` describe.
+
+    Args:
+        say: told of files that are left out.
 
     Raises:
         ValueError: an image, a setting or a word cannot be used.
     """
-    images, captions, masks = read_images(find_images(given.images)[0])
-    class_images, class_captions = read_folder(given.class_images) if given.class_images else ((), ())
+    images, captions, masks = read_folder(given.images, say)
+    class_images, class_captions, _ = read_folder(given.class_images, say) if given.class_images else ((), (), None)
     data: dict = {
         "images": images,
         "masks": masks,
