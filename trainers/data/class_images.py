@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from .. import files
 from ..digest import digest_of
-from ..images import cut, pixels, to_pil
+from ..images import check_pixels, cut, pixels, to_pil
 from ..models import sampler
 from ..models.diffusion import Models
 from ..models.fingerprint import fingerprint
@@ -93,7 +93,9 @@ def class_images_of(
     """
     images, prompts = concept.class_images, concept.class_prompts()
     size = (concept.at_resolution(models.resolution),) * 2
-    for prompt in dict.fromkeys(member.class_prompt for member in concept.members) if not images else ():
+    classes = dict.fromkeys(member.class_prompt for member in concept.members) if not images else ()
+    check_pixels(count * len(classes) * size[0] * size[1], f"The {count * len(classes)} class images to generate")
+    for prompt in classes:
         images += ClassImageGenerator(
             models=models, context=context, prompt=prompt, size=size, seed=seed, count=count, steps=steps,
             guidance=guidance,

@@ -102,7 +102,8 @@ class Trainer:
         elif known := self.folder.info():
             continued = known.continued_from
         self.source = source
-        origin = metadata.origin(self.models, len(concept.images), concept.at_resolution(self.models.resolution))
+        subject, size = self.run.recipe.subject(concept), concept.at_resolution(self.models.resolution)
+        origin = metadata.origin(self.models, subject, len(concept.images), size)
         self.info = RunInfo(
             settings=settings, dataset=self.run.dataset(), model=self.model, lineage=lineage, origin=origin,
             continued_from=continued,
