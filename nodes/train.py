@@ -27,7 +27,7 @@ from .host.models import GraphModels
 from .host.session import check_interrupted, extractors, free_memory, notices, training_dtype, training_session
 from .host.unsupported import warning
 from .schema import checked
-from .sockets import CATEGORY, ConceptSocket, RecipeSocket, ResultSocket, StopperSocket
+from .sockets import CATEGORY, ConceptSocket, RecipeSocket, StopperSocket, learned_outputs, result_output
 
 PREVIEW_PROMPTS = "a photo of {}\na painting of {}"
 
@@ -82,10 +82,11 @@ class Train(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model"),
-                io.Clip.Output(display_name="clip"),
-                ResultSocket.Output(display_name="result"),
-                io.Image.Output(display_name="previews"),
+                *learned_outputs(),
+                result_output(),
+                io.Image.Output(
+                    display_name="previews", tooltip="Images generated during training, in the order of their steps.",
+                ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )  # fmt: skip

@@ -110,6 +110,7 @@ class CompareMethods(io.ComfyNode):
             result = train.find_or_train(model, clip, vae, run, say, warn=warn, **options)
             trained = apply(model, clip, result)
             reports.append(planned.report(*trained, vae, run.recipe.subject(concept), label, say)[0])
+        notify(f"compared {len(runs)} recipes with the untrained model")
         return report.written(report.ordered(reports[1:], reports[0], ceiling), prefix, grid_rows, cls)
 
 

@@ -55,7 +55,8 @@ def test_every_node_and_input_is_translated_and_nothing_else(language):
         assert node.keys() == {"display_name", "description", "inputs", "outputs"}
         assert {key: "tooltip" in entry for key, entry in node["inputs"].items()} == inputs(schema)
         assert [entry["name"] for entry in node["inputs"].values()].count("") == 0
-        assert list(node["outputs"]) == [str(i) for i in range(len(schema.outputs))]
+        outputs = {str(i): bool(output.tooltip) for i, output in enumerate(schema.outputs)}
+        assert {key: "tooltip" in entry for key, entry in node["outputs"].items()} == outputs
 
 
 @pytest.mark.parametrize("language", FILES)
@@ -64,7 +65,7 @@ def test_the_texts_hold_nothing_that_the_editor_would_take_for_code(language):
     for node in translated(language).values():
         labels = [node["display_name"], node["description"]]
         labels += [entry["name"] for part in ("inputs", "outputs") for entry in node[part].values()]
-        tips = [entry.get("tooltip", "") for entry in node["inputs"].values()]
+        tips = [entry.get("tooltip", "") for part in ("inputs", "outputs") for entry in node[part].values()]
         assert not re.search(r"[@|{}]", "".join(labels))
         assert not re.search(r"[@|{}]", "".join(tips).replace("{}", ""))
 
