@@ -66,9 +66,9 @@ def apply(
         ValueError: the result does not fit this MODEL and CLIP.
     """
     encoders, unet_keys, text_keys = check(model, clip, result)
-    if in_full_precision:
+    if in_full_precision or result.rank_schedule:  # weights that depend on the timestep cannot be merged
         patched, patched_clip = model.clone(), clip.clone()
-        full_precision.add(patched, result.lora, unet_keys, strength_unet)
+        full_precision.add(patched, result.lora, unet_keys, strength_unet, result.rank_schedule)
         full_precision.add(patched_clip.patcher, result.lora, text_keys, strength_text_encoder)
     else:
         lora, strengths = result.lora, (strength_unet, strength_text_encoder)

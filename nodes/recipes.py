@@ -69,6 +69,13 @@ NODES = (
         search_aliases=("custom diffusion", "prior preservation", *TRAIN, "fine-tune"),
         presets=SHORT,
     ),
+    Method(
+        node_id="PersonalizeTLoRA",
+        name="T-LoRA",
+        description="Settings of T-LoRA, which learns from one image with a LoRA whose rank falls with the noise.",
+        search_aliases=("t-lora", "tlora", "lora", "dreambooth", *TRAIN),
+        presets="single image: the authors' settings.",
+    ),
 )
 
 

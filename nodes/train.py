@@ -9,6 +9,8 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 
+from ..trainers.data.concept import Concept
+from ..trainers.data.prompts import placeholder_advice
 from ..trainers.evaluation.scorer import described
 from ..trainers.runs import pick
 from ..trainers.runs.callbacks import Callbacks
@@ -24,11 +26,13 @@ from .host import clip_attachment, internals, weights
 from .host.folders import cache_folder, runs_folder
 from .host.live import Live
 from .host.models import GraphModels
+from .host.prompt_texts import encoded
 from .host.session import check_interrupted, extractors, free_memory, notices, training_dtype, training_session
 from .host.unsupported import warning
 from .schema import checked
 from .sockets import CATEGORY, ConceptSocket, RecipeSocket, StopperSocket, learned_outputs, result_output
 
+CLIP_OUTPUT, SUBJECT_OUTPUT, PLACEHOLDER_OUTPUT = 1, 4, 2  # of Train, and of Load References
 PREVIEW_PROMPTS = "a photo of {}\na painting of {}"
 
 
@@ -87,8 +91,11 @@ class Train(io.ComfyNode):
                 io.Image.Output(
                     display_name="previews", tooltip="Images generated during training, in the order of their steps.",
                 ),
+                io.String.Output(
+                    display_name="subject", tooltip="Your subject as prompts name it, in the way it was learned.",
+                ),
             ],
-            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo, io.Hidden.prompt],
         )  # fmt: skip
 
     @classmethod
@@ -119,17 +126,30 @@ class Train(io.ComfyNode):
             warnings.append(sentence)
             notify(sentence)
 
-        if unsupported := warning(model, clip):
-            warn(unsupported)
+        subject = recipe.subject(concept)
+        for sentence in [warning(model, clip), *of_prompts(cls.hidden, concept, subject)]:
+            if sentence:
+                warn(sentence)
         result = find_or_train(model, clip, vae, run, notify, hidden=cls.hidden, warn=warn, **options)
         result = pick.chosen(result, stopper)
         end = f"run {result.folder.name}: {result.stop_reason}, {result.seconds / 60:.1f} minutes of training"
-        end += f". In prompts write {recipe.subject(concept)}"  # some presets learn it with the class word
+        end += f". In prompts write {subject}"  # some presets learn it with the class word
         notify(". ".join([end, *warnings]))
         trained_model, trained_clip = apply(model, clip, result, in_full_precision=full_precision)
         images = previews(result)
         # The live view shows the previews.
-        return io.NodeOutput(trained_model, trained_clip, result, images, ui={"personalize_run": [result.folder.name]})
+        shown = {"personalize_run": [result.folder.name]}
+        return io.NodeOutput(trained_model, trained_clip, result, images, subject, ui=shown)
+
+
+def of_prompts(hidden, concept: Concept, subject: str) -> list[str]:
+    """Return what is to be said of the prompts that the graph encodes with this node's CLIP, before it trains."""
+    node_id, prompt = str(hidden.unique_id), hidden.prompt or {}
+    known = {(node_id, SUBJECT_OUTPUT): subject}
+    match prompt.get(node_id, {}).get("inputs", {}).get("concept"):
+        case [str(references), int()]:
+            known[references, PLACEHOLDER_OUTPUT] = concept.placeholder_token
+    return placeholder_advice(encoded(prompt, (node_id, CLIP_OUTPUT), known), concept.placeholder_token, subject)
 
 
 def seed_input() -> io.Input:

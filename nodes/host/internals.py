@@ -22,6 +22,7 @@ TAKEN = {
     "SDXL": "comfy.supported_models",
     "V_PREDICTION": "comfy.model_sampling",
     "WrappersMP": "comfy.patcher_extension",
+    "args": "comfy.cli_args",
     "calculate_weight": "comfy.lora",
     "free_memory": "comfy.model_management",
     "get_attr": "comfy.utils",
@@ -67,6 +68,11 @@ def part(thing, path: str):
         return attrgetter(path)(thing)
     except AttributeError as error:
         raise changed(f"{type(thing).__name__}.{path}") from error
+
+
+def node_class(kind: str):
+    """Return the class of a node by its name in prompts; `None` where there is none."""
+    return part(importlib.import_module("nodes"), "NODE_CLASS_MAPPINGS").get(kind)
 
 
 def changed(what: str) -> HostChanged:

@@ -20,6 +20,7 @@ EVENT = "personalize.step"
 INTERVAL = 0.2  # seconds between two events of a training
 MOST = 1000  # points of a history that are sent, and as many more that have measurements
 NEWEST = 8  # names of previews in an event
+AWAY = 60.0  # seconds that a client may be away, as while its page is reloaded
 RUNNING: dict[str, "Live"] = {}  # the trainings of this process, by run digest
 
 
@@ -41,6 +42,8 @@ class Live:
         self.last: dict = {}  # the last line of the log
         self.sent, self.began, self.pace = -math.inf, (0.0, 0), 0.0  # began: time, and step of the stage
         self.finishing = False
+        self.client = getattr(_server(), "client_id", None)  # who queued it; None: everybody
+        self.seen = time.monotonic()  # when that client was last connected
 
     def __enter__(self) -> "Live":
         RUNNING[self.folder.name] = self
@@ -91,15 +94,31 @@ class Live:
         return f"{entry['stage']}: step {entry['stage_step']} of {entry['steps']}, loss {entry['loss']:.4f}{soon}"
 
     def send(self, running: bool = True) -> None:
-        """Send what is new to every open editor; an editor opened later asks for the rest."""
+        """Send what is new to the editor that queued the training; one opened later asks for the rest."""
         entry, entries = self.last, self.entries
         self.entries, self.sent = [], time.monotonic()
         stage = {"stage": entry["stage"], "stage_step": entry["stage_step"], "stage_steps": entry["steps"]}
         event = self.prompt | stage | {"step": entry["step"], "steps": self.steps(), "entries": entries}
         event |= {"seconds": entry["seconds"], "seconds_left": self.seconds_left(), "running": running}
-        server = getattr(PromptServer, "instance", None)
-        if server:
-            server.send_sync(EVENT, event | {"previews": previews(self.folder)[-NEWEST:]}, None)
+        if server := _server():
+            server.send_sync(EVENT, event | {"previews": previews(self.folder)[-NEWEST:]}, self.owner())
+
+    def owner(self) -> str | None:
+        """Return the client whose training it is; `None` where it is everybody's.
+
+        A browser that is closed and opened again is another client to the host. With only one user, a training whose
+        client has been away for a minute is everybody's from then on.
+        """
+        server = _server()
+        if server is None or self.client in server.sockets:
+            self.seen = time.monotonic()
+        elif not internals.args.multi_user and time.monotonic() - self.seen > AWAY:
+            self.client = None
+        return self.client
+
+
+def _server():
+    return getattr(PromptServer, "instance", None)  # a test imports the nodes without a server
 
 
 def _workflow_id(hidden) -> str | None:
@@ -214,16 +233,22 @@ async def get_run(request: web.Request) -> web.Response:
 
 
 async def post_finish(request: web.Request) -> web.Response:
-    """Answer POST /personalize/finish {"run": digest}: end the run's current stage after the next step."""
+    """Answer POST /personalize/finish {"run": digest, "client": id}: end the run's stage after the next step.
+
+    The client is the one that queued the training; a program that queued it without an id sends none here either.
+    """
     try:
         asked = json.loads(await request.read())
     except (ValueError, RecursionError):
         asked = None
-    if not isinstance(asked, dict) or [*asked] != ["run"] or not is_digest(asked["run"]):
+    known = isinstance(asked, dict) and asked.keys() - {"client"} == {"run"} and is_digest(asked["run"])
+    if not known or not isinstance(asked.get("client"), str | None):
         return _refused(400, 'The request is not valid: send {"run": "..."} with the 16 hexadecimal digits of a run.')
     view = RUNNING.get(asked["run"])
     if view is None:
         return _refused(404, "The run is not training: there is nothing to finish.")
+    if view.owner() not in (None, asked.get("client")):
+        return _refused(403, "The run was queued by another client: finish it in the editor that queued it.")
     view.finishing = True
     return web.json_response({"run": asked["run"]})
 
@@ -232,6 +257,6 @@ def _refused(status: int, sentence: str) -> web.Response:
     return web.json_response({"error": sentence}, status=status)
 
 
-if getattr(PromptServer, "instance", None):  # a test imports the nodes without a server
+if _server():
     PromptServer.instance.routes.get("/personalize/runs/{digest}")(get_run)
     PromptServer.instance.routes.post("/personalize/finish")(post_finish)

@@ -18,6 +18,7 @@ from ..images import cut, pixels, to_pil
 from ..models import sampler
 from ..models.diffusion import Models
 from ..models.fingerprint import fingerprint
+from ..settings import setting
 from .batch import Batch
 from .concept import Concept
 from .context import Context
@@ -48,6 +49,34 @@ def _size(latents: Tensor) -> tuple[int, int]:
     """Height and width."""
     height, width = latents.shape[-2:]
     return height, width
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorPreservation:
+    """Settings of prior preservation (DreamBooth, arXiv 2208.12242)."""
+
+    prior_weight: float = setting(
+        0.0,
+        "Weight of the prior-preservation loss, which adds as many class images to each step as images of the subject; "
+        "0 disables it.",
+        min=0.0,
+        max=1000.0,
+    )
+    class_images: int = setting(
+        200,
+        "Class images to generate for prior preservation before training, if none are given.",
+        min=1,
+        max=10_000,
+        advanced=True,
+    )
+    class_image_steps: int = setting(25, "Sampler steps of each generated class image.", min=1, max=200, advanced=True)
+
+    def images(self, models: Models, concept: Concept, generator: Generator, context: Context) -> ClassImages | None:
+        """Return the class images of a training, see `class_images_of`; `None` without prior preservation."""
+        if not self.prior_weight:
+            return None
+        seed, count = generator.initial_seed(), self.class_images
+        return class_images_of(models, concept, context, seed=seed, count=count, steps=self.class_image_steps)
 
 
 def class_images_of(

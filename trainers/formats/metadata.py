@@ -27,6 +27,10 @@ FIELDS = {
     "steps": "ss_max_train_steps",
     "batch_size": "ss_total_batch_size",
     "max_grad_norm": "ss_max_grad_norm",
+    "lr_scheduler": "ss_lr_scheduler",
+    "lr_warmup_steps": "ss_lr_warmup_steps",
+    "noise_offset": "ss_noise_offset",
+    "prior_weight": "ss_prior_loss_weight",
 }
 # A recipe's field -> the layers it holds for, and sd-scripts' name where such layers were trained.
 LAYER_FIELDS = {
@@ -34,7 +38,11 @@ LAYER_FIELDS = {
     "unet_lora_learning_rate": ("lora_unet_", "ss_unet_lr"),
 }
 # A recipe's choice of optimizer -> sd-scripts' name of it.
-OPTIMIZERS = {"adamw": "torch.optim.adamw.AdamW", "adamw8bit": "bitsandbytes.optim.adamw.AdamW8bit"}
+OPTIMIZERS = {
+    "adamw": "torch.optim.adamw.AdamW",
+    "adamw8bit": "bitsandbytes.optim.adamw.AdamW8bit",
+    "prodigy": "prodigyopt.prodigy.Prodigy",
+}
 
 
 class Described(Protocol):
@@ -90,14 +98,14 @@ def describe(result: Described, name: str, kind: str) -> dict[str, str]:
 
     Args:
         name: of the file, without its ending; empty for a run's own files.
-        kind: "lora" or "textual-inversion", as modelspec calls it.
+        kind: "lora" or "textual-inversion", as modelspec calls it; empty for a whole model.
     """
     facts = {**_settings(result), **_layers(result), **result.origin}
     if result.history:
         facts["ss_steps"] = str(result.steps)
     if result.placeholder_token in result.tokens:
         facts["modelspec.trigger_phrase"] = result.placeholder_token
-    if "modelspec.architecture" in facts:
+    if kind and "modelspec.architecture" in facts:
         facts |= {"modelspec.architecture": f"{facts['modelspec.architecture']}/{kind}"}
     title = f"{result.placeholder_token} ({result.settings['method']})".strip()
     facts |= {"modelspec.sai_model_spec": "1.0.1", "modelspec.title": title}

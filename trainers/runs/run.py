@@ -14,9 +14,10 @@ from ..digest import digest_of
 from ..metrics.clip import ExtractorConfig
 from ..models.tokenizer import Tokenizer
 from ..recipes.base import Recipe
-from ..settings import decisive
+from ..settings import decisive, part
 from ..stopping.monitor import Monitor
 from ..text import captions_of
+from ..training.optimizers import Optimization
 from ..training.trainables import initializer_ids
 
 RUN_FORMAT = 1  # raised only when the same inputs give other results; part of every digest
@@ -65,9 +66,12 @@ class Run:
     def lineage(self, model: str) -> str:
         """Return what runs share that differ in their number of steps alone.
 
-        Empty where a method has no such number, or a monitor returns another state than the last.
+        Empty where a method has no such number, a learning rate depends on it or has to be found, or a monitor returns
+        another state than the last.
         """
         if "steps" not in self.recipe.__dataclass_fields__ or any(m.keep != "last" for m in self.stopper):
+            return ""
+        if not part(Optimization, self.recipe).extends:
             return ""
         endless = dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, steps=0))
         return "steps " + endless.digest(model)

@@ -16,10 +16,10 @@ from ..models.diffusion import Models
 from ..stopping import monitor as stopping
 from ..stopping.monitor import StageContext, StageMonitors
 from ..text import quoted, size_of, unknown_tokens
-from ..training import causal_adapters, state
+from ..training import causal_adapters, state, timestep_lora
 from ..training.loop import train_stage
 from ..training.memory import MemoryBudget, trained_values
-from ..training.optimizers import bytes_per_value
+from ..training.optimizers import BYTES_PER_VALUE
 from ..training.stage import Diverged, Stage, StepReport
 from ..training.state import StageState
 from ..training.trainables import not_finite
@@ -114,7 +114,7 @@ class Trainer:
 
     def _announce(self, stage: Stage) -> None:
         """Say what the stage will take; stop here if the disk or the memory cannot hold it."""
-        kept = bytes_per_value(stage.moment_bits) * (CHECKPOINTS_KEPT + 1)  # one being written
+        kept = BYTES_PER_VALUE[stage.optimization.optimizer] * (CHECKPOINTS_KEPT + 1)  # one being written
         watching = stopping.of_stage(self.run.stopper, stage.number).values()
         kept += sum(4 * -(-stage.steps // monitor.every) for monitor in watching if monitor.keep == "all")
         most = kept * trained_values(stage)
@@ -123,7 +123,7 @@ class Trainer:
         if most > free:
             raise RuntimeError(f"The stage {stage.name} needs up to {sizes}: make room, or delete old runs.")
         self.callbacks.on_notice(f"{stage.name}: {stage.steps} steps, up to {sizes}")
-        self.pace = Pace(size=bytes_per_value(stage.moment_bits) * trained_values(stage))
+        self.pace = Pace(size=BYTES_PER_VALUE[stage.optimization.optimizer] * trained_values(stage))
         for sentence in filter(None, (self.pace.words() if self.checkpoint_every else "", self.room.make(stage))):
             self.callbacks.on_notice(f"{stage.name}: {sentence}")
 
@@ -159,7 +159,8 @@ class Trainer:
                 begin = self._try_smaller(stage, begin, error)
                 self.watch.best = begin.best
         # A run that was killed at its last step begins with that step's moments: a finished stage has none.
-        return dataclasses.replace(begin, params=self.watch.best or begin.params, optimizer={}, scaler={}, best=())
+        params = self.watch.best or begin.params
+        return dataclasses.replace(begin, params=params, optimizer={}, scaler={}, groups=(), best=())
 
     def _watch(self, stage: Stage, generator: torch.Generator, begin: StageState) -> None:
         """Set the monitors on a stage, and let them see it before its first step."""
@@ -270,6 +271,7 @@ class Trainer:
             tokens=kohya.token_vectors(self.models),
             fixed_outputs=tuple(e.fixed_outputs.cpu() for e in encoders if e.fixed_outputs is not None),
             adapters=causal_adapters.tensors(self.models),
+            rank_schedule=timestep_lora.schedule_of(self.models.unet),
             history=self.log.entries,
             stop_reason=reason,
             seconds=seconds,

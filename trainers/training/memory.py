@@ -11,7 +11,7 @@ from ..models.diffusion import Encoding, Models
 from ..models.text_encoder import TextEncoder
 from ..models.tokenizer import LENGTH
 from .cross_attention import records_attention
-from .optimizers import bytes_per_value
+from .optimizers import BYTES_PER_VALUE
 from .stage import Stage, freeze_all_but
 
 # For what is not counted below: workspaces, fragmentation, temporary gradients.
@@ -33,14 +33,14 @@ class MemoryPlan:
 
 
 def stage_bytes(
-    models: Models, memory_plan: MemoryPlan, *, trained: int, batch_size: int, resolution: int, moment_bits: int = 32
+    models: Models, memory_plan: MemoryPlan, *, trained: int, batch_size: int, resolution: int, optimizer: str = "adamw"
 ) -> int:
     """Estimate the bytes that a stage needs besides the models' weights.
 
     Args:
-        trained: number of trained values; each has a gradient in float32 and two moments. `requires_grad` in the text
-            encoders decides where activations are kept.
-        moment_bits: bits of each moment.
+        trained: number of trained values; each has a gradient in float32 and what the optimizer remembers of it.
+            `requires_grad` in the text encoders decides where activations are kept.
+        optimizer: a key of `BYTES_PER_VALUE`.
         resolution: pixels on a side.
     """
     size, twice = min(memory_plan.micro_batch_size or batch_size, batch_size), memory_plan.gradient_checkpointing
@@ -49,7 +49,7 @@ def stage_bytes(
     activations += PROMPTS * sum(text_activation_bytes(encoder, twice) for encoder in text)
     half = unet_precision(models) != torch.float32
     casts = copied_bytes(models) + (sum(map(cast_bytes, text)) if half and not twice else 0)
-    return int(bytes_per_value(moment_bits) * trained + MARGIN * size * activations) + casts + BASE
+    return int(BYTES_PER_VALUE[optimizer] * trained + MARGIN * size * activations) + casts + BASE
 
 
 def activation_bytes(models: Models, side: int, checkpointing: bool) -> int:
@@ -165,16 +165,17 @@ def fit(
     trained: int,
     batch_size: int,
     resolution: int,
-    moment_bits: int = 32,
+    optimizer: str = "adamw",
 ) -> tuple[MemoryPlan, int]:
     """Return the first plan, from `wanted` on, whose estimate fits into `free` bytes, and that estimate.
 
     Raises:
         MemoryError: not even the last plan fits.
     """
-    stage = {"trained": trained, "batch_size": batch_size, "resolution": resolution, "moment_bits": moment_bits}
     for memory_plan in memory_plans(wanted, batch_size):
-        need = stage_bytes(models, memory_plan, **stage)
+        need = stage_bytes(
+            models, memory_plan, trained=trained, batch_size=batch_size, resolution=resolution, optimizer=optimizer
+        )
         if need <= free:
             return memory_plan, need
     raise MemoryError(
@@ -211,8 +212,11 @@ class MemoryBudget:
         if not self.free:
             return ""
         freeze_all_but(stage, self.models)  # only what trains keeps activations
-        size = {"trained": trained_values(stage), "batch_size": stage.batch_size, "moment_bits": stage.moment_bits}
-        self.memory_plan, need = fit(self.models, self.wanted, self.free(), resolution=self.resolution, **size)
+        self.memory_plan, need = fit(
+            self.models, self.wanted, self.free(),
+            trained=trained_values(stage), batch_size=stage.batch_size, resolution=self.resolution,
+            optimizer=stage.optimization.optimizer,
+        )  # fmt: skip
         return f"about {need / 2**30:.1f} GB of memory besides the models, {self.memory_plan.words(stage.batch_size)}"
 
     def shrink(self, stage: Stage, error: Exception) -> str:

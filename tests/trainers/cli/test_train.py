@@ -129,7 +129,7 @@ def asked(tmp_path, *arguments, method="textboost"):
 def test_a_command_line_is_the_run_of_the_same_settings(tmp_path):
     Image.fromarray((picture().permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("{} here\n")
-    settings = ["--set", "steps=7", "--set", "lora_learning_rate=1e-3", "--set", "with_class_word=false"]
+    settings = ["--set", "steps=7", "lora_learning_rate=1e-3", "--set", "with_class_word=false"]
     words = ["--class-word", "cat", "--resolution", "32", "--seed", "5", "--crop", "bucket"]
     monitor = ["--stopper", '[{"monitor": "Fixed Steps", "steps": 3}]']
     run = asked(tmp_path, "--preset", "readme", *settings, *words, *monitor)

@@ -10,7 +10,7 @@ from personalize.trainers.data.concept import Concept
 from personalize.trainers.device import SingleDevice
 from personalize.trainers.models import sampler
 from personalize.trainers.models.families import SD1, SDXL
-from personalize.trainers.recipes import attndreambooth, custom_diffusion, dreambooth_lora, textual_inversion
+from personalize.trainers.recipes import attndreambooth, custom_diffusion, dreambooth_lora, t_lora, textual_inversion
 from personalize.trainers.recipes.textboost import TextBoost
 from personalize.trainers.recipes.textboost_2026 import TextBoost2026
 from personalize.trainers.runs import restore, train
@@ -33,6 +33,7 @@ RECIPES = {
     "AttnDreamBooth LoRA": dataclasses.replace(STAGED, fine_tuning="lora"),
     "Textual Inversion": dataclasses.replace(textual_inversion.FULL, **SHORT),
     "DreamBooth-LoRA": dataclasses.replace(dreambooth_lora.FULL, **SHORT),
+    "T-LoRA": t_lora.TLoRA(**SHORT, lora_rank=8, min_rank=2),
     "Custom Diffusion": dataclasses.replace(custom_diffusion.FULL, **SHORT, class_images=2, class_image_steps=2),
 }
 CASES = [
