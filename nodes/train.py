@@ -219,8 +219,7 @@ def _train(
 ) -> RunResult:  # fmt: skip
     load_extractors(run, notify)
     models = weights.read_models(graph, run.dtype, notify)
-    encoders = models.text_encoders[:1]
-    class_tokens = sum(len(encoder.tokenizer.words(run.concept.class_word)) for encoder in encoders)
+    class_tokens = sum(len(each.tokenizer.words(run.concept.class_word)) for each in models.text_encoders[:1])
     for sentence in run.concept.advice(models.resolution, class_tokens):
         warn(sentence)
     progress = internals.ProgressBar(run.recipe.steps)
@@ -248,10 +247,10 @@ def _train(
             finish=view.finish,
         )
         # A transformer of the host's looks at values while it runs, which a CUDA graph cannot.
-        device = SingleDevice(device=device, dtype=run.dtype, graph=not graph.flow)
-        options |= {"model": model_fingerprint, "device": device, "callbacks": callbacks, "cache": cache_folder()}
+        used = SingleDevice(device=device, dtype=run.dtype, graph=not graph.flow)
+        options |= {"model": model_fingerprint, "device": used, "callbacks": callbacks, "cache": cache_folder()}
         options["extractors"] = extractors
-        return train(run, models, folder, free_memory=lambda: free_memory(device.device), **options)
+        return train(run, models, folder, free_memory=lambda: free_memory(device), **options)
 
 
 def load_extractors(run: Run, notify) -> None:

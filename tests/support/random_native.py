@@ -132,6 +132,8 @@ CHROMA = {
 FLUX2 = {
     **FLUX,
     "image_model": "flux2",
+    "depth": 1,  # its text is padded to 512 tokens
+    "depth_single_blocks": 1,
     "in_channels": 128,
     "out_channels": 128,
     "vec_in_dim": None,

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from personalize.nodes.host import sampler
 from personalize.nodes.host.session import operations_with_gradients
 from personalize.tests.support import random_native
 from personalize.trainers.formats import kohya
@@ -48,6 +49,12 @@ def test_the_gradient_is_right_and_a_fixed_batch_is_learned(models):
     losses = fit(models, params, steps=8)
     assert losses[-1] < 0.97 * losses[0], losses
     used_whole(models)
+
+
+def test_images_start_from_latents_of_the_familys_shape(models):
+    sizes = {"Flux.2": (1, 128, 4, 8), "Qwen-Image": (1, 16, 1, 8, 16), "Krea 2": (1, 16, 1, 8, 16)}
+    found = sampler.empty_latents(models.network.patcher, 64, 128).shape
+    assert found == sizes.get(models.family.name, (1, 16, 8, 16))
 
 
 def used_whole(models):
