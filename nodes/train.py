@@ -60,7 +60,8 @@ class Train(io.ComfyNode):
                 seed_input(),
                 io.String.Input(
                     "preview_prompts", default=PREVIEW_PROMPTS, multiline=True, advanced=True,
-                    tooltip="Prompts of the preview images, one per line; {} is your subject.",
+                    tooltip="Prompts of the preview images, one per line; {} is your subject. Other than in the graph, "
+                    "parentheses and weights are read as text, and only the first 75 tokens.",
                 ),
                 io.Int.Input(
                     "preview_every", default=50, min=0, max=100_000, advanced=True,
@@ -186,6 +187,7 @@ def find_or_train(
         warn(sentence)
     fingerprint = weights.fingerprint(graph)
     folder = runs_folder() / run.digest(fingerprint)
+    RunFolder(folder).check_path()
     finished = RunFolder(folder).result()
     if finished and fits(model, clip, finished):  # a damaged one is trained again
         return finished
@@ -209,7 +211,8 @@ def check(graph: GraphModels, clip, run: Run, previews: Iterable[str] = ()) -> l
     run.recipe.check(concept, known=known)
     tokenizers = [weights.tokenizer_of(clip, name) for name in graph.family.text_encoders]
     for tokenizer in tokenizers:
-        check_words(tokenizer, concept.placeholder_token, concept.initializer, concept.class_word)
+        for one in concept.members:
+            check_words(tokenizer, one.placeholder_token, one.initializer, one.class_word)
     vectors = max(map(len, known.get(concept.placeholder_token, {}).values()), default=0)
     return check_lengths(run, previews, tokenizers, vectors)
 

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from .. import files
 from ..digest import digest_of
-from ..images import cut, pixels, to_pil
+from ..images import check_pixels, cut, pixels, to_pil
 from ..models import sampler
 from ..models.diffusion import Models
 from ..models.fingerprint import fingerprint
@@ -86,18 +86,21 @@ class PriorPreservation:
 def class_images_of(
     models: Models, concept: Concept, context: Context, *, seed: int, count: int, steps: int, guidance: float = 7.5
 ) -> ClassImages:
-    """Encode the concept's class images; where it has none, generate `count` in `steps` sampler steps.
+    """Encode the concept's class images; where it has none, generate `count` of each class in `steps`
+    sampler steps.
 
     Call it before anything of the models changes. The images depend on `seed`, not on a generator's state.
     """
     images, prompts = concept.class_images, concept.class_prompts()
-    if not images:
-        size = (concept.at_resolution(models.resolution),) * 2
-        images = ClassImageGenerator(
-            models=models, context=context, prompt=concept.class_prompt, size=size, seed=seed, count=count,
-            steps=steps, guidance=guidance,
+    size = (concept.at_resolution(models.resolution),) * 2
+    classes = dict.fromkeys(member.class_prompt for member in concept.members) if not images else ()
+    check_pixels(count * len(classes) * size[0] * size[1], f"The {count * len(classes)} class images to generate")
+    for prompt in classes:
+        images += ClassImageGenerator(
+            models=models, context=context, prompt=prompt, size=size, seed=seed, count=count, steps=steps,
+            guidance=guidance,
         )()  # fmt: skip
-        prompts = [concept.class_prompt] * count
+        prompts += [prompt] * count
     encoded = {}
     for size in dict.fromkeys(concept.sizes(models.resolution)):
         context.notice(f"encoding {len(images)} class images")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..device import is_out_of_memory
+from ..images import check_pixels
 from .diffusion import Models
 from .flow import FlowModels
 
@@ -52,6 +53,7 @@ def sample_ids(
     """Generate images as `sample` does, from prompts as ids `[n, E, 77]`, such as those of training batches."""
     if len(input_ids) != len(seeds):
         raise ValueError(f"{len(input_ids)} prompts but {len(seeds)} seeds: give one seed for each image.")
+    check_pixels(len(seeds) * size[0] * size[1], f"The {len(seeds)} images to generate at once")
     parts = [slice(start, start + batch_size) for start in range(0, len(seeds), batch_size)]
     return torch.cat([_sample_chunk(models, input_ids[part], seeds[part], size, steps, guidance) for part in parts])
 

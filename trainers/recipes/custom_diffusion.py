@@ -109,12 +109,11 @@ class CustomDiffusion:
     def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
         """Yield the only stage; generate class images before it where none are given."""
         classes = part(PriorPreservation, self).images(models, concept, generator, context)
-        words = [(concept.placeholder_token, concept.initializer)]
-        rows = [trainables.add_tokens(encoder, words).rows for encoder in models.text_encoders]
+        rows = [trainables.add_tokens(encoder, concept.words).rows for encoder in models.text_encoders]
         augment = augmentation.resized if self.random_size else augmentation.random_flip
         views = PairedViews(
             templates=(choose(TEMPLATES[self.templates], generator),),
-            subject=self.subject(concept),
+            subjects=concept.subjects(with_class_word=True),
             augment=partial(augment, p=self.flip_p),
             pool=self.views,
             batch_size=self.batch_size,

@@ -71,6 +71,7 @@ class TLoRA:
     def check(self, concept: Concept, known: Collection[str] = ()) -> None:
         """Raise `ValueError` where the rank would grow with the noise, or the optimizer is missing."""
         optimizers.check(self.optimizer)
+        concept.check_single("T-LoRA")
         if self.min_rank > self.lora_rank:
             raise ValueError(
                 f"The min_rank of T-LoRA, {self.min_rank}, is above its lora_rank, {self.lora_rank}: lower it."
@@ -83,7 +84,7 @@ class TLoRA:
             trainables.add_tokens(encoder, words)
         views = PairedViews(
             templates=TEMPLATES,
-            subject=self.subject(concept),
+            subjects=concept.subjects(with_class_word=True),
             augment=partial(augmentation.random_flip, p=self.flip_p),
             pool=self.views,
             batch_size=self.batch_size,

@@ -94,6 +94,7 @@ class TextBoost2026:
     def check(self, concept: Concept, known: Collection[str] = ()) -> None:
         """Raise `ValueError` where these settings cannot learn this concept, or not on this machine."""
         optimizers.check(self.optimizer)
+        concept.check_single("TextBoost's 2026 revision")
         self._views(concept).check(concept)
 
     def _views(self, concept: Concept) -> PairedViews:

@@ -113,7 +113,8 @@ def check_lengths(run: Run, previews: Iterable[str], tokenizers: Iterable[Tokeni
     sentences = []
     for tokenizer in tokenizers:
         own = Tokenizer(tokenizer.encode_words)
-        own.add_placeholder(concept.placeholder_token, max(vectors, len(initializer_ids(own, concept.initializer))))
+        for token, initializer in concept.words:
+            own.add_placeholder(token, max(vectors, len(initializer_ids(own, initializer))))
         sentences += [cut_off(own, name, text.replace(SUBJECT, subject), before) for name, text, before in prompts]
     sentences, more = (
         [*dict.fromkeys(filter(None, sentences))],

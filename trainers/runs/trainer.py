@@ -102,7 +102,8 @@ class Trainer:
         elif known := self.folder.info():
             continued = known.continued_from
         self.source = source
-        origin = metadata.origin(self.models, len(concept.images), concept.at_resolution(self.models.resolution))
+        subject, size = self.run.recipe.subject(concept), concept.at_resolution(self.models.resolution)
+        origin = metadata.origin(self.models, subject, len(concept.images), size)
         self.info = RunInfo(
             settings=settings, dataset=self.run.dataset(), model=self.model, lineage=lineage, origin=origin,
             continued_from=continued,
@@ -166,9 +167,10 @@ class Trainer:
 
     def _watch(self, stage: Stage, generator: torch.Generator, begin: StageState) -> None:
         """Set the monitors on a stage, and let them see it before its first step."""
+        concept = self.run.concept.members[0]  # the one that prompts with {} are about
         stage_context = StageContext(
-            models=self.models, stage=stage, concept=self.run.concept, device=self.device, generator=generator,
-            subject=self.run.recipe.subject(self.run.concept), context=self.context,
+            models=self.models, stage=stage, concept=concept, device=self.device, generator=generator,
+            subject=self.run.recipe.subject(concept), context=self.context,
         )  # fmt: skip
         state.restore(begin, stage.parameters(), generator)
         self.watch = StageMonitors(self.run.stopper, stage_context, self._entries(), begin.best)
