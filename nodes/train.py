@@ -11,7 +11,6 @@ from PIL import Image
 
 from ..trainers.data.concept import Concept
 from ..trainers.data.prompts import placeholder_advice
-from ..trainers.device import SingleDevice
 from ..trainers.evaluation.scorer import described
 from ..trainers.runs import pick
 from ..trainers.runs.callbacks import Callbacks
@@ -249,10 +248,13 @@ def _train(
             on_warning=warn,
             finish=view.finish,
         )
-        # A transformer of the host's looks at values while it runs, which a CUDA graph cannot.
-        used = SingleDevice(device=device, dtype=run.dtype, graph=not graph.flow)
-        options |= {"model": model_fingerprint, "device": used, "callbacks": callbacks, "cache": cache_folder()}
-        options["extractors"] = extractors
+        options |= {
+            "model": model_fingerprint,
+            "device": weights.device_of(graph, device, run.dtype),
+            "callbacks": callbacks,
+            "cache": cache_folder(),
+            "extractors": extractors,
+        }
         return train(run, models, folder, free_memory=lambda: free_memory(device), **options)
 
 

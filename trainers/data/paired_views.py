@@ -53,9 +53,12 @@ class PairedViews:
 
     def all_prompts(self, concept: Concept) -> list[str]:
         """Return every prompt of the batches, without what names an operation."""
-        texts = [concept.caption(i) for i in range(len(concept.images))]
-        texts += self.templates if not all(texts) else ()
-        return [text.replace("{}", self.subject) for text in dict.fromkeys(texts) if text]
+        texts = [
+            text.replace("{}", subject)
+            for i, subject in enumerate(self.subjects)
+            for text in ([concept.caption(i)] if concept.caption(i) else self.templates)
+        ]
+        return [*dict.fromkeys(texts)]
 
     def pools(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Latents]:
         """Yield encoded views for one step after the other, all of one size: a pool for each size, or fresh ones.
