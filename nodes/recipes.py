@@ -76,6 +76,14 @@ NODES = (
         search_aliases=("t-lora", "tlora", "lora", "dreambooth", *TRAIN),
         presets="single image: the authors' settings.",
     ),
+    Method(
+        node_id="PersonalizeLoRA",
+        name="LoRA",
+        description="Settings of LoRA, which adapts the diffusion model alone: Z-Image, Qwen-Image, Krea 2, Flux and "
+        "others, and Stable Diffusion.",
+        search_aliases=("lora", "dreambooth", "flux", "z-image", "qwen", "krea", *TRAIN, "fine-tune"),
+        presets="full: 1000 steps; short: 300 steps at three times the learning rate.",
+    ),
 )
 
 
@@ -92,7 +100,9 @@ def recipe_node(method: Method) -> type[io.ComfyNode]:
                 description=method.description,
                 search_aliases=[*method.search_aliases],
                 inputs=preset_inputs(METHODS[method.name], method.presets, SHOWN),
-                outputs=[RecipeSocket.Output(display_name="recipe")],
+                outputs=[
+                    RecipeSocket.Output(display_name="recipe", tooltip="For Train or Compare Methods: how to learn.")
+                ],
             )
 
         @classmethod
@@ -143,8 +153,7 @@ def with_extractors(settings):
     Raises:
         ValueError: a metric model that they name cannot be found.
     """
-    for extractor in extractor_configs(settings, ()):
-        extractors.check(extractor)
+    extractors.check(*extractor_configs(settings, ()))
     return settings
 
 

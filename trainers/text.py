@@ -27,6 +27,8 @@ def remedy(error: Exception) -> str:
         return "allow ComfyUI to write there"
     if number in (errno.ENOENT, errno.ENOTDIR):
         return "put the folder back that was moved or deleted"
+    if number == errno.ENAMETOOLONG:
+        return "use a shorter name, or move ComfyUI to a folder with a shorter path"
     return "make room on that disk"
 
 
@@ -57,6 +59,12 @@ def _number_in(message: str) -> int | None:
     """Find the system's error number that safetensors puts into its text: '... (os error 27)'."""
     number = message.partition("(os error ")[2].partition(")")[0]
     return int(number) if number.isdigit() else None
+
+
+def joined(sentences: Iterable[str]) -> str:
+    """Return sentences as one, with semicolons between them."""
+    first, *others = (sentence.removesuffix(".") for sentence in sentences)
+    return "; ".join([first, *(other[:1].lower() + other[1:] for other in others)]) + "."
 
 
 def as_lines(texts: Sequence[str]) -> str:

@@ -6,22 +6,26 @@ from pathlib import Path
 
 from ..data.concept import Concept
 from ..data.joint import joined
-from ..images import find_images, read_folder, read_images
+from ..images import read_folder
 from ..settings import checked
 from ..text import quoted, text_of
+from .options import Say
 
 FOLDERS = ("images", "class_images")
 OF_EACH = ("class_word", "placeholder_token", "initializer_token")  # a subject's own words; the others hold for all
 
 
-def read(folder: Path, class_folder: Path | None, words: Mapping) -> Concept:
+def read(folder: Path, class_folder: Path | None, words: Mapping, say: Say) -> Concept:
     """Return the concept of a folder of images, with class images if there is a folder of them.
+
+    Args:
+        say: told of files that are left out.
 
     Raises:
         ValueError: an image or a word cannot be used.
     """
-    images, captions, masks = read_images(find_images(folder)[0])
-    class_images, class_captions = read_folder(class_folder) if class_folder else ((), ())
+    images, captions, masks = read_folder(folder, say)
+    class_images, class_captions, _ = read_folder(class_folder, say) if class_folder else ((), (), None)
     return Concept(
         images=images,
         masks=masks,
@@ -32,7 +36,7 @@ def read(folder: Path, class_folder: Path | None, words: Mapping) -> Concept:
     )
 
 
-def joined_with(file: Path, first: Concept) -> Concept:
+def joined_with(file: Path, first: Concept, say: Say) -> Concept:
     """Return a concept joined with those that a file lists, which have its resolution and crop.
 
     The file is JSON, a list with an object for each concept: its folders "images" and, if it has class images,
@@ -52,10 +56,10 @@ def joined_with(file: Path, first: Concept) -> Concept:
             '"placeholder_token": "<cat>"}].'
         )
     common = {"resolution": first.resolution, "crop": first.crop}
-    return joined([first, *(_of(entry, common, file.name) for entry in entries)])
+    return joined([first, *(_of(entry, common, file.name, say) for entry in entries)])
 
 
-def _of(entry: Mapping, common: Mapping, name: str) -> Concept:
+def _of(entry: Mapping, common: Mapping, name: str, say: Say) -> Concept:
     """Return the concept of an entry of the file `name`."""
     if wrong := [key for key in entry if key not in (*FOLDERS, *OF_EACH)]:
         raise ValueError(f"A concept in {quoted(name)} has {quoted(wrong[0])}: use {', '.join((*FOLDERS, *OF_EACH))}.")
@@ -67,4 +71,4 @@ def _of(entry: Mapping, common: Mapping, name: str) -> Concept:
             raise ValueError(f"The folder {quoted(folder)} of {quoted(name)} does not exist: correct its path.")
     words = checked(Concept, {key: entry[key] for key in OF_EACH if key in entry}, "a concept")
     classes = Path(folders["class_images"]) if "class_images" in folders else None
-    return read(Path(folders["images"]), classes, {**common, **words})
+    return read(Path(folders["images"]), classes, {**common, **words}, say)

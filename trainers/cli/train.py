@@ -24,6 +24,7 @@ from . import concepts, wandb_log
 from .options import (
     METHOD_NAMES,
     WORDS,
+    Say,
     extractor_cache,
     loader,
     method_flags,
@@ -98,16 +99,19 @@ def rerun_main(arguments: Sequence[str]) -> None:
     run_training(given, replay.read(given.run if given.run.suffix == ".json" else given.run / "run.json"))
 
 
-def run_of(given: argparse.Namespace) -> Run:
+def run_of(given: argparse.Namespace, say: Say = print) -> Run:
     """Return the run that the flags of `train` describe.
+
+    Args:
+        say: told of files that are left out.
 
     Raises:
         ValueError: an image, a setting or a word cannot be used.
     """
     words = {word.name: getattr(given, word.name) for word in WORDS}
-    concept = concepts.read(given.images, given.class_images, words)
+    concept = concepts.read(given.images, given.class_images, words, say)
     return Run(
-        concept=concepts.joined_with(given.concepts, concept) if given.concepts else concept,
+        concept=concepts.joined_with(given.concepts, concept, say) if given.concepts else concept,
         recipe=recipe_of(given.method, given.preset, given.set),
         stopper=replay.monitors(json.loads(given.stopper)),
         seed=given.seed,

@@ -51,6 +51,14 @@ class PairedViews:
             if token in dict(self.tokens):
                 raise ValueError(f"The placeholder {token} is the token of an augmentation: choose another one.")
 
+    def all_prompts(self, concept: Concept) -> list[str]:
+        """Return every prompt of the batches, without what names an operation."""
+        prompts: list[str] = []
+        for i, subject in enumerate(self.subjects):
+            caption = concept.caption(i)
+            prompts += [text.replace("{}", subject) for text in ([caption] if caption else self.templates)]
+        return [*dict.fromkeys(prompts)]
+
     def pools(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Latents]:
         """Yield encoded views for one step after the other, all of one size: a pool for each size, or fresh ones.
 

@@ -159,6 +159,8 @@ class AttnDreamBooth:
     class_images: int = same(PriorPreservation, "class_images")
     class_image_steps: int = same(PriorPreservation, "class_image_steps")
 
+    needs = "a token embedding that trains and a U-Net's cross-attention"
+
     @property
     def steps(self) -> int:
         """Optimizer steps of all stages that run."""

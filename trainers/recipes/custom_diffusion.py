@@ -96,6 +96,8 @@ class CustomDiffusion:
     lr_warmup_steps: int = same(Optimization, "lr_warmup_steps")
     noise_offset: float = same(Noise, "noise_offset")
 
+    needs = "a token embedding that trains and a U-Net's cross-attention"
+
     def subject(self, concept: Concept) -> str:
         """Return what `{}` in a prompt stands for: `V C`."""
         return concept.subject(with_class_word=True)

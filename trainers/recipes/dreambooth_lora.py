@@ -69,6 +69,8 @@ class DreamBoothLoRA:
     lr_warmup_steps: int = same(Optimization, "lr_warmup_steps")
     noise_offset: float = same(Noise, "noise_offset")
 
+    needs = "a token embedding that trains"
+
     def subject(self, concept: Concept) -> str:
         """Return what `{}` in a prompt stands for: `V`."""
         return concept.subject(with_class_word=False)

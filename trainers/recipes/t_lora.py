@@ -62,6 +62,8 @@ class TLoRA:
     lr_warmup_steps: int = same(Optimization, "lr_warmup_steps")
     noise_offset: float = same(Noise, "noise_offset")
 
+    needs = "the layers and the timesteps of a U-Net"
+
     def subject(self, concept: Concept) -> str:
         """Return what `{}` in a prompt stands for: `V C`."""
         return concept.subject(with_class_word=True)

@@ -229,6 +229,8 @@ class TextBoost:
     class_images: int = same(PriorPreservation, "class_images")
     class_image_steps: int = same(PriorPreservation, "class_image_steps")
 
+    needs = "a text encoder that trains"
+
     def subject(self, concept: Concept) -> str:
         """Return what `{}` in a prompt stands for: `V`, or `V C` with the class word C."""
         return concept.subject(self.with_class_word)

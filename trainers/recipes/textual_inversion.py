@@ -74,6 +74,8 @@ class TextualInversion:
     lr_warmup_steps: int = same(Optimization, "lr_warmup_steps")
     noise_offset: float = same(Noise, "noise_offset")
 
+    needs = "a token embedding that trains"
+
     @property
     def clip(self) -> ClipConfig | None:
         """The CLIP that chooses the initializer by score; `None` where the strategy needs none."""

@@ -12,7 +12,9 @@ from ..data.concept import Concept
 from ..data.prompts import SUBJECT, cut_off
 from ..digest import digest_of
 from ..metrics.clip import ExtractorConfig
+from ..models.families import Family
 from ..models.tokenizer import Tokenizer
+from ..recipes import METHODS
 from ..recipes.base import Recipe
 from ..settings import decisive, part
 from ..stopping.monitor import Monitor
@@ -75,6 +77,14 @@ class Run:
             return ""
         endless = dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, steps=0))
         return "steps " + endless.digest(model)
+
+
+def check_family(recipe: Recipe, family: Family) -> None:
+    """Raise `ValueError` where a recipe needs what only Stable Diffusion has here."""
+    if recipe.needs and not family.text_encoders:
+        method = next(name for name, presets in METHODS.items() if type(recipe) in map(type, presets.values()))
+        others = " or ".join(name for name, presets in METHODS.items() if not next(iter(presets.values())).needs)
+        raise ValueError(f"{method} needs {recipe.needs}, which {family.name} models do not have here: use {others}.")
 
 
 def extractor_configs(recipe: Recipe, stopper: Iterable[Monitor]) -> list[ExtractorConfig]:

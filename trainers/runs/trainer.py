@@ -102,7 +102,8 @@ class Trainer:
         elif known := self.folder.info():
             continued = known.continued_from
         self.source = source
-        origin = metadata.origin(self.models, len(concept.images), concept.at_resolution(self.models.resolution))
+        subject, size = self.run.recipe.subject(concept), concept.at_resolution(self.models.resolution)
+        origin = metadata.origin(self.models, subject, len(concept.images), size)
         self.info = RunInfo(
             settings=settings, dataset=self.run.dataset(), model=self.model, lineage=lineage, origin=origin,
             continued_from=continued,
@@ -130,7 +131,8 @@ class Trainer:
 
     def _warn_of_unknown(self) -> None:
         """Say which words of the preview's prompts look like placeholder tokens and are none of this training."""
-        known = self.models.text_encoders[0].tokenizer.placeholders
+        encoders = self.models.text_encoders
+        known = encoders[0].tokenizer.placeholders if encoders else {}
         for prompt in self.preview.used_prompts if known else ():
             for word, nearest in unknown_tokens(prompt, known).items():
                 self.callbacks.on_warning(
