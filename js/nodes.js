@@ -2,7 +2,8 @@
 // sentences of a node stand on it, and sockets of one type have one color.
 import { app } from "../../scripts/app.js";
 
-const COLORS = { CONCEPT: "#e8a33d", RECIPE: "#5fb3a1", RESULT: "#7fc25a", STOPPER: "#d9697a", REPORT: "#8f8fe0" };
+const COLORS = { CONCEPT: "#e8a33d", RECIPE: "#5fb3a1", RESULT: "#7fc25a", STOPPER: "#d9697a", REPORT: "#8f8fe0",
+  METRIC_MODELS: "#4fa8c9" };
 const STYLE = `
 .personalize-text { display: flex; gap: 6px; align-items: flex-start; box-sizing: border-box; height: 100%;
   padding: 6px 10px; border-radius: 8px; overflow: auto; font: 12px/1.4 Inter, system-ui, sans-serif;

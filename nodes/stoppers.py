@@ -7,11 +7,12 @@ from ..trainers.stopping.clip_early_stopping import ClipEarlyStopping
 from ..trainers.stopping.dvar import DVAR
 from ..trainers.stopping.monitor import FixedSteps
 from ..trainers.stopping.pick_by_score import PickByScore
-from .host.folders import fingerprint
-from .recipes import chosen, preset_input, with_extractors
+from .evaluation.metric_models import SETTINGS, metric_models_input, values_for
+from .recipes import chosen, preset_inputs, with_extractors
 from .schema import checked, filled, valid, widgets
 from .sockets import STOPPING_FOLDER, StopperSocket
 
+SHOWN = ("text_weight", "every", "prompts")  # of Pick by Score, without opening the advanced settings
 CHAINED = "Another monitor to run as well; the first that fires ends the stage."
 
 
@@ -30,20 +31,16 @@ def monitor_node(
                 description=description,
                 search_aliases=["early stopping", "monitor", *search_aliases],
                 inputs=[
-                    preset_input(presets, tooltip),
+                    *preset_inputs(presets, tooltip),
                     StopperSocket.Input("stopper", optional=True, tooltip=CHAINED),
                 ],
                 outputs=[StopperSocket.Output(display_name="stopper")],
             )
 
         @classmethod
-        def fingerprint_inputs(cls, preset: dict | None = None, **others) -> str:
-            return fingerprint(preset or {})
-
-        @classmethod
         @checked
-        def execute(cls, preset: dict | None = None, stopper: tuple = ()) -> io.NodeOutput:
-            return io.NodeOutput((*stopper, chosen(name, presets, preset)))
+        def execute(cls, preset: dict | None = None, stopper: tuple = (), metric_models=None) -> io.NodeOutput:
+            return io.NodeOutput((*stopper, chosen(name, presets, preset, metric_models)))
 
     Stopper.__doc__ = f"Settings of {name}."
     Stopper.__name__ = Stopper.__qualname__ = node_id.removeprefix("Personalize") + "Stopper"
@@ -109,7 +106,11 @@ class PickByScoreStopper(io.ComfyNode):
                 "dino",
                 "early stopping",
             ],
-            inputs=[*widgets(PickByScore()), StopperSocket.Input("stopper", optional=True, tooltip=CHAINED)],
+            inputs=[
+                *widgets(PickByScore(), SHOWN, SETTINGS),
+                metric_models_input(),
+                StopperSocket.Input("stopper", optional=True, tooltip=CHAINED),
+            ],
             outputs=[StopperSocket.Output(display_name="stopper")],
         )
 
@@ -118,10 +119,7 @@ class PickByScoreStopper(io.ComfyNode):
         return valid(lambda given: PickByScore(prompts=given), prompts)
 
     @classmethod
-    def fingerprint_inputs(cls, **values) -> str:
-        return fingerprint(values)
-
-    @classmethod
     @checked
-    def execute(cls, stopper: tuple = (), **settings) -> io.NodeOutput:
+    def execute(cls, stopper: tuple = (), metric_models=None, **settings) -> io.NodeOutput:
+        settings |= values_for(PickByScore, metric_models)
         return io.NodeOutput((*stopper, with_extractors(filled(PickByScore(), settings))))

@@ -167,8 +167,8 @@ def test_captions_follow_their_images(load_references, tmp_path):
 
 def test_texts_of_a_list_stay_with_their_images(load_references):
     """One element is one caption, also one of several lines; core's dataset nodes return such lists."""
+    from personalize.nodes.evaluation.score_images import prompts_for
     from personalize.nodes.load_references import LoadReferences
-    from personalize.nodes.score_images import prompts_for
 
     shown = {
         i.id: [i.default] for i in LoadReferences.define_schema().inputs if getattr(i, "default", None) is not None

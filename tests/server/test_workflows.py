@@ -177,7 +177,6 @@ def compared(server, object_info):
     """The API prompt of workflows/compare_methods.json with the demo's image, each method cut to a few steps."""
     prompt = to_api(show.read_json(ROOT / "workflows" / "compare_methods.json"), object_info)
     metric_models = evaluating.write_for_server(server.base / "models" / "clip_vision")
-    files = {"CLIP file": metric_models.pop("clip_weights"), "DINO file": metric_models.pop("dino_weights")}
     stages = {f"preset.{name}_{stage}": 2 for name in ("steps", "batch_size") for stage in (1, 2, 3)}
     return override(prompt, {
         **{kind: host.demo_overrides()[kind] for kind in ("CheckpointLoaderSimple", "LoadImage")},
@@ -185,29 +184,30 @@ def compared(server, object_info):
         **{f"Personalize{name}": SHORT for name in ("TextBoost", "TextualInversion", "DreamBoothLoRA")},
         "PersonalizeCustomDiffusion": SHORT | {"preset.class_images": 2, "preset.class_image_steps": 2},
         "PersonalizeAttnDreamBooth": {**stages, "preset.views": 4},
-        **{name: {"value": file} for name, file in files.items()},
-        "PersonalizeEvaluate": {**metric_models, "steps": 2},
-        "Prompts": {"value": "a photo of a {} on the beach\na sketch of a {}"},
+        "PersonalizeMetricModels": metric_models,
+        "PersonalizeCompareMethods": {"prompts": "a photo of a {} on the beach\na sketch of a {}", "steps": 2},
     })  # fmt: skip
 
 
-def beside_each_other(server, prompt):
-    """The scatter, the grid, and the folder of the report."""
-    history = server.run(prompt)
-    images = server.images(history)
-    told = "\n".join(history["outputs"][show.node_titled(prompt, "Report")]["text"])
-    folder = server.base / "output" / Path(told.split("\n")[0]).parent
-    return *(images[show.node_titled(prompt, title)][0] for title in ("Scatter", "Grid")), folder
+def comparison(server, prompt):
+    """What the node shows, table, scatter and grid, and the folder of its files."""
+    history, (node,) = server.run(prompt), [k for k, n in prompt.items() if n["class_type"].endswith("CompareMethods")]
+    told = "\n".join(history["outputs"][node]["text"])
+    return server.images(history)[node], server.base / "output" / Path(told.split("\n")[0]).parent
 
 
-def test_five_methods_in_one_queue(server, compared):
+def reports(folder):
+    return show.read_json(folder / "report.json")["reports"]
+
+
+def test_five_methods_in_one_node(server, compared):
     earlier = logs(server)
-    scatter, grid, folder = beside_each_other(server, compared)
+    shown, folder = comparison(server, compared)
     trained = logs(server)
     assert len(trained.keys() - earlier.keys()) == 5
     files = {"report.csv", "report.json", "report.html", "table.png", "grid.png", "scatter.png"}
     assert {each.name for each in folder.iterdir()} == files and folder.parent.name == "reports"
-    told = show.read_json(folder / "report.json")["reports"]
+    told = reports(folder)
     assert [each["label"] for each in told] == ["untrained", *METHODS] and told[0]["role"] == "floor"
     subjects = ["dog", "<concept>", "<concept> dog", "<concept>", "<concept>", "<concept> dog"]
     assert [each["prompts"][1]["prompt"] for each in told] == [f"a sketch of a {subject}" for subject in subjects]
@@ -215,26 +215,36 @@ def test_five_methods_in_one_queue(server, compared):
     means = [row for row in csv.DictReader(io.StringIO((folder / "report.csv").read_text())) if row["of"] == "mean"]
     assert [row["report"] for row in means] == ["untrained (floor)", *METHODS]
     # Six rows, one of which learned nothing; two prompts of two seeds, 128 pixels each.
+    grid = shown[2]
     assert grid.size[1] == 34 + 6 * (128 + 6) and grid.size[0] > 4 * 128
     rows = [grid.crop((grid.size[0] - 134, 34 + 134 * i, grid.size[0] - 20, 34 + 134 * i + 128)) for i in range(6)]
     assert len({row.tobytes() for row in rows}) == 6
-    for name, shown in (("scatter", scatter), ("grid", grid)):
+    for name, image in zip(("table", "scatter", "grid"), shown, strict=True):
         with Image.open(folder / f"{name}.png") as kept:
-            assert kept.convert("RGB").tobytes() == shown.convert("RGB").tobytes()
+            assert kept.convert("RGB").tobytes() == image.convert("RGB").tobytes()
 
-    # Another prompt, and the first method left out as a muted Evaluate leaves it out.
-    other = override(compared, {"Prompts": {"value": "a photo of a {} at night"}})
-    del other[show.node_titled(other, "Evaluate: TextBoost")]
-    del other[show.node_titled(other, "Report")]["inputs"]["reports.report0"]
-    elsewhere = beside_each_other(server, other)[2]
-    assert [each["label"] for each in show.read_json(elsewhere / "report.json")["reports"]] == [
-        "untrained",
-        *METHODS[1:],
-    ]
-    # The host has forgotten, the folders of the runs have not.
+    # Another prompt, without the first method, and the last one twice: nothing is trained again but what is new.
     server.client.post("/free", {"unload_models": True, "free_memory": True})
-    assert beside_each_other(server, compared)[2].parent == folder.parent
-    assert logs(server) == trained
+    other = override(compared, {"PersonalizeCompareMethods": {"prompts": "a photo of a {} at night"}})
+    (node,) = (each for each in other.values() if each["class_type"] == "PersonalizeCompareMethods")
+    (custom,) = (each for each in other.values() if each["class_type"] == "PersonalizeCustomDiffusion")
+    other["again"] = {**custom, "inputs": custom["inputs"] | {"preset.class_image_steps": 3}}
+    node["inputs"]["recipes.recipe0"] = ["again", 0]
+    assert [each["label"] for each in reports(comparison(server, other)[1])] == [
+        "untrained", "Custom Diffusion, own settings 1", *METHODS[1:4], "Custom Diffusion, own settings 2",
+    ]  # fmt: skip
+    assert len(logs(server).keys() - trained.keys()) == 1 and trained.items() <= logs(server).items()
+
+
+def test_what_a_comparison_cannot_do_is_said_before_the_first_training(server, compared):
+    before = logs(server)
+    stage = {"PersonalizeAttnDreamBooth": {"preset.run_stages": "3"}, "PersonalizeCompareMethods": {"seed": 3}}
+    with pytest.raises(api.HostError, match="AttnDreamBooth: Stage 3 continues from a learned placeholder token"):
+        server.run(override(compared, stage))
+    missing = {"PersonalizeMetricModels": {"dino_weights": "none.safetensors"}}
+    with pytest.raises(api.HostError, match="There are no DINO weights 'none.safetensors'"):
+        server.run(override(compared, stage | missing | {"PersonalizeAttnDreamBooth": {}}))
+    assert logs(server) == before
 
 
 def test_every_workflow_has_its_image_and_all_but_the_first_a_note():

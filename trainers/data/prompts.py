@@ -1,9 +1,14 @@
 """Prompts from lines of text, with the subject in its place, and what a text encoder reads of them."""
 
+import difflib
+import re
+from collections.abc import Sequence
+
 from ..models.tokenizer import ROOM, Tokenizer
-from ..text import captions_of, quoted
+from ..text import any_of, captions_of, quoted, unknown_tokens
 
 SUBJECT = "{}"
+ALIKE = 0.7  # similarity of two words, by `difflib`, from which one may be a typing error of the other
 
 
 def prompts_of(text: str, subject: str, first: int = 0) -> list[str]:
@@ -43,3 +48,38 @@ def cut_off(tokenizer: Tokenizer, name: str, prompt: str, reserved: int = 0) -> 
                 "before it."
             )
     return f"The {name} {quoted(prompt)} has {len(ids)} tokens, of which the first {room} are read: shorten it."
+
+
+def placeholder_advice(prompts: Sequence[str | None], token: str, subject: str) -> list[str]:
+    """Return sentences about prompts that will not show the subject, or not as it is learned; each kind once.
+
+    Args:
+        prompts: those that a training's text encoder will read; `None` for one that is not known yet.
+        token: the placeholder token.
+        subject: what stood for the subject while it was learned: `<dog>`, or `<dog> dog`.
+    """
+    known = [prompt for prompt in prompts if prompt and prompt.strip()]
+    for prompt in known:
+        for word in unknown_tokens(prompt, [token]):
+            if _alike(token, [word]):
+                return [f"The prompt {quoted(prompt)} has {word}, which is no placeholder: write {token}."]
+    if known and None not in prompts and not any(re.search(any_of([token]), prompt) for prompt in known):
+        words = [word for prompt in known for word in re.findall(r"[\w<>*-]+", prompt)]
+        near = _alike(token, words)
+        where = f"in place of {quoted(near)}" if near else f"where it should be, as in 'a photo of {token}'"
+        return [f"No prompt has the placeholder {token}, so no image will show your subject: write it {where}."]
+    following = r"\s+".join(map(re.escape, subject.removeprefix(token).split()))
+    alone = rf"(?:{any_of([token])})(?!\s+(?i:{following})(?!\w))"
+    for prompt in known if following else ():
+        if re.search(alone, prompt):
+            return [
+                f"The prompt {quoted(prompt)} has {token} alone, but this training learns {quoted(subject)}: write "
+                "that in prompts, or connect the output subject of Train."
+            ]
+    return []
+
+
+def _alike(token: str, words: Sequence[str]) -> str:
+    """Return the word that is nearest to a placeholder token, "" where none looks like it."""
+    spellings = {word.lower(): word for word in words}
+    return next((spellings[near] for near in difflib.get_close_matches(token.lower(), spellings, 1, ALIKE)), "")

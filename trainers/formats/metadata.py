@@ -18,8 +18,12 @@ BASES = {
         "epsilon": ("sd_v2", "stable-diffusion-v2-512"),
         "v_prediction": ("sd_v2_v", "stable-diffusion-v2-768-v"),
     },
+    "Flux.1": {"flow": ("flux1", "flux-1")},
+    "SD 3": {"flow": ("sd3", "stable-diffusion-3")},
+    "Lumina Image 2": {"flow": ("lumina2", "lumina-2")},
     "SDXL": dict.fromkeys(("epsilon", "v_prediction"), ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base")),
 }
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # modelspec's names
 PRECISIONS = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
 # A recipe's field -> sd-scripts' name of it.
 FIELDS = {
@@ -78,7 +82,7 @@ def origin(models: Models, subject: str, images: int, size: int) -> dict[str, st
         images: number of reference images.
         size: side of the square training images in pixels.
     """
-    layer = models.text_encoders[0].layer
+    layer = models.text_encoders[0].layer if models.text_encoders else models.family.layer
     usual = layer == models.family.layer
     facts = {
         "ss_num_train_images": str(images),
@@ -86,8 +90,9 @@ def origin(models: Models, subject: str, images: int, size: int) -> dict[str, st
         "modelspec.trigger_phrase": subject,
         "ss_clip_skip": "None" if usual else str(-(layer or -1)),
         "modelspec.resolution": f"{size}x{size}",
-        "modelspec.prediction_type": {"epsilon": "epsilon", "v_prediction": "v"}[models.prediction_type],
     }
+    if models.prediction_type in PREDICTIONS:
+        facts["modelspec.prediction_type"] = PREDICTIONS[models.prediction_type]
     if models.family.name in BASES:
         version, architecture = BASES[models.family.name][models.prediction_type]
         facts |= {"ss_base_model_version": version, "modelspec.architecture": architecture}

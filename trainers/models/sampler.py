@@ -8,6 +8,7 @@ from torch import Tensor
 from ..device import is_out_of_memory
 from ..images import check_pixels
 from .diffusion import Models
+from .flow import FlowModels
 
 LEAST_ALPHA = 2**-25  # below what ComfyUI (4.9e-8) and diffusers (6e-8) put in the place of zero
 
@@ -72,6 +73,9 @@ def sample_as_fits(
 
 
 def _sample_chunk(models, input_ids, seeds, size: tuple[int, int], steps: int, guidance: float) -> Tensor:
+    if isinstance(models, FlowModels):  # whoever hands over the transformer brings its sampler
+        prompts = models.prompts_of(input_ids)
+        return models.network.generate(prompts, seeds, size=size, steps=steps, guidance=guidance)
     shape = 4, size[0] // 8, size[1] // 8
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     latents = torch.stack(noise).to(models.device)

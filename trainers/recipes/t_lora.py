@@ -8,7 +8,7 @@ teaches at high noise is its own layout and background; so the rank falls from `
 
 on queries, keys, values and outputs of self- and cross-attention. Prompt "a photo of a V C"; V is a rare word that
 does not train; denoising loss; 1 image per step, 800 steps, rank 64, r_min 32, A, S and B at 1e-4, as the authors'
-command for SDXL. `weight_decay` is declared by TextBoost; settings of the names that DreamBooth-LoRA has, there
+command for SDXL. Settings of the names that DreamBooth-LoRA, the optimizer and the noise have are declared there
 (`same`).
 
 The MODEL keeps the schedule when it generates. A LoRA file cannot: stock loaders apply all ranks at every timestep.
@@ -30,12 +30,13 @@ from ..data.concept import Concept
 from ..data.context import Context
 from ..data.paired_views import PairedViews
 from ..models.diffusion import Models
-from ..settings import same, setting
-from ..training import losses, timesteps, trainables
+from ..models.timestep_lora import RankSchedule, add_timestep_lora
+from ..settings import part, same, setting
+from ..training import losses, optimizers, timesteps, trainables
+from ..training.optimizers import Optimization
 from ..training.stage import Stage
-from ..training.timestep_lora import RankSchedule, add_timestep_lora
+from ..training.step_inputs import Noise
 from .dreambooth_lora import ATTENTION, DreamBoothLoRA
-from .textboost import TextBoost
 
 TEMPLATES = ("a photo of a {}",)
 RARE_WORD = "sks"
@@ -55,14 +56,22 @@ class TLoRA:
     flip_p: float = same(DreamBoothLoRA, "flip_p", 0.0)
     views: int = same(DreamBoothLoRA, "views", 16)
     max_grad_norm: float = same(DreamBoothLoRA, "max_grad_norm")
-    weight_decay: float = same(TextBoost, "weight_decay")
+    weight_decay: float = same(Optimization, "weight_decay")
+    optimizer: str = same(Optimization, "optimizer")
+    lr_scheduler: str = same(Optimization, "lr_scheduler")
+    lr_warmup_steps: int = same(Optimization, "lr_warmup_steps")
+    noise_offset: float = same(Noise, "noise_offset")
+
+    needs = "the layers and the timesteps of a U-Net"
 
     def subject(self, concept: Concept) -> str:
         """Return what `{}` in a prompt stands for: `V C`."""
         return concept.subject(with_class_word=True)
 
     def check(self, concept: Concept, known: Collection[str] = ()) -> None:
-        """Raise `ValueError` where the rank would grow with the noise."""
+        """Raise `ValueError` where the rank would grow with the noise, or the optimizer is missing."""
+        optimizers.check(self.optimizer)
+        concept.check_single("T-LoRA")
         if self.min_rank > self.lora_rank:
             raise ValueError(
                 f"The min_rank of T-LoRA, {self.min_rank}, is above its lora_rank, {self.lora_rank}: lower it."
@@ -75,7 +84,7 @@ class TLoRA:
             trainables.add_tokens(encoder, words)
         views = PairedViews(
             templates=TEMPLATES,
-            subject=self.subject(concept),
+            subjects=concept.subjects(with_class_word=True),
             augment=partial(augmentation.random_flip, p=self.flip_p),
             pool=self.views,
             batch_size=self.batch_size,
@@ -88,7 +97,8 @@ class TLoRA:
             steps=self.steps,
             batch_size=self.batch_size,
             params=[{"params": lora, "lr": self.learning_rate, "max_grad_norm": self.max_grad_norm}],
-            weight_decay=self.weight_decay,
+            optimization=part(Optimization, self),
+            noise=part(Noise, self),
             batches=views.batches(models, concept, pools, generator),
             first=partial(views.first, models, concept, generator),
             templates=TEMPLATES,

@@ -185,7 +185,7 @@ class RunFolder:
             place = self._of_step(step) if step else self.path
             lora, learned = (files.tensors(place / f"{name}.safetensors")[0] for name in ("lora", "clip"))
             result = RunResult.read(info, lora, learned, self.path, self.history(info.steps))
-            return replace(result, picked=step) if result.tokens else None
+            return replace(result, picked=step) if result.tokens or result.lora else None
         except (OSError, SafetensorError, LookupError, TypeError, ValueError):
             return None
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from personalize.trainers.data.concept import Concept
+from personalize.trainers.data.prompts import placeholder_advice
 
 
 def concept(*sizes, **values):
@@ -34,3 +35,36 @@ def concept(*sizes, **values):
 )  # fmt: skip
 def test_what_is_said(given, resolution, tokens, expected):
     assert given.advice(resolution, tokens) == expected
+
+
+NONE = "No prompt has the placeholder <concept>, so no image will show your subject: write it {}."
+WITHOUT = (
+    "The prompt {!r} has <concept> alone, but this training learns '<concept> dog': write that in prompts, or connect "
+    "the output subject of Train."
+)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "subject", "expected"),
+    [
+        ([], "<concept>", []),  # nothing is generated
+        (["a photo of <concept>", "blurry"], "<concept>", []),  # a negative prompt need not have it
+        (["a photo of a dog"], "<concept>", [NONE.format("where it should be, as in 'a photo of <concept>'")]),
+        (["a photo of a concept on grass"], "<concept>", [NONE.format("in place of 'concept'")]),
+        (["a photo of a dog", None], "<concept>", []),  # a text that another node makes may have it
+        (
+            ["a <concpt>", None], "<concept>",
+            ["The prompt 'a <concpt>' has <concpt>, which is no placeholder: write <concept>."],
+        ),
+        (
+            ["a (<Concept>:1.2)"], "<concept>",
+            ["The prompt 'a (<Concept>:1.2)' has <Concept>, which is no placeholder: write <concept>."],
+        ),
+        (["<concept> on the <left>"], "<concept>", []),  # a token of an augmentation
+        (["a <concept>  Dog, <concept> dog"], "<concept> dog", []),
+        (["a <concept> on grass", "<concept> dogs"], "<concept> dog", [WITHOUT.format("a <concept> on grass")]),
+        (["a <concept> dog, and a <concept>"], "<concept> dog", [WITHOUT.format("a <concept> dog, and a <concept>")]),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_prompts(prompts, subject, expected):
+    assert placeholder_advice(prompts, "<concept>", subject) == expected

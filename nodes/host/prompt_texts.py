@@ -1,0 +1,85 @@
+"""Finds the prompts that a graph will encode with a CLIP, as far as they are known before anything has run."""
+
+from collections.abc import Iterator
+
+from ...trainers.data.prompts import prompts_of
+from . import internals
+
+# Nodes whose text follows from their inputs alone. Everything else has to run first.
+TEXT_NODES = (
+    "PrimitiveString", "PrimitiveStringMultiline", "StringConcatenate", "StringReplace", "StringTrim",
+)  # fmt: skip
+Source = tuple[str, int]  # a node's id and the number of one of its outputs
+
+
+def encoded(prompt: dict, clip: Source, known: dict[Source, str]) -> list[str | None]:
+    """Return the texts that are encoded with the CLIP of an output, also behind nodes that pass it on.
+
+    Args:
+        prompt: the graph as it was queued, `{id: {"class_type", "inputs"}}`; nodes that are not executed may be odd.
+        known: texts of outputs that are known already.
+
+    Returns:
+        `None` stands for texts that only the run itself knows.
+    """
+    found, sources, done = [], [clip], set()
+    while sources:
+        source = sources.pop()
+        for name in _readers(prompt, source):
+            kind = internals.node_class(prompt[name]["class_type"])
+            outputs = [*getattr(kind, "RETURN_TYPES", ())]
+            if "CONDITIONING" in outputs and name not in done:
+                for text in _strings(kind, prompt[name]["inputs"]):
+                    found += _texts(prompt, text, known)
+            if "CLIP" in outputs and name not in done:
+                sources.append((name, outputs.index("CLIP")))
+            done.add(name)
+    return found
+
+
+def _readers(prompt: dict, source: Source) -> list[str]:
+    return [name for name, node in prompt.items() if [*source] in _inputs(node).values()]
+
+
+def _inputs(node) -> dict:
+    inputs = node.get("inputs") if isinstance(node, dict) else None
+    return inputs if isinstance(inputs, dict) else {}
+
+
+def _strings(kind, inputs: dict) -> Iterator[object]:
+    declared = kind.INPUT_TYPES()
+    for name, (io_type, *_) in {**declared.get("required", {}), **declared.get("optional", {})}.items():
+        if io_type == "STRING" and name in inputs:
+            yield inputs[name]
+
+
+def _texts(prompt: dict, value, known: dict[Source, str]) -> list[str | None]:
+    """Return the texts of an input: its own, or those that a link brings."""
+    if not isinstance(value, list):
+        return [str(value)]
+    if len(value) != 2 or not isinstance(value[0], str):
+        return [None]
+    if tuple(value) in known:
+        return [known[value[0], value[1]]]
+    node = prompt.get(value[0])
+    kind = node.get("class_type") if isinstance(node, dict) else ""
+    rest = {name: other for name, other in prompt.items() if name != value[0]}  # what is not executed may have cycles
+    try:
+        if kind in TEXT_NODES:
+            named = {name: _first(rest, each, known) for name, each in _inputs(node).items()}
+            return [*internals.node_class(kind).execute(**named).args]
+        if kind == "PersonalizePromptList":
+            lines, file, subject = (
+                _first(rest, node["inputs"][name], known) for name in ("prompts", "prompt_file", "subject")
+            )
+            return [*prompts_of(lines, subject), *([None] if file else [])]
+    except (LookupError, TypeError, ValueError):  # not known yet; or odd, and then its node says so
+        pass
+    return [None]
+
+
+def _first(prompt: dict, value, known: dict[Source, str]) -> str:
+    text = _texts(prompt, value, known)[0]
+    if text is None:
+        raise LookupError
+    return text
