@@ -222,10 +222,6 @@ def _train(
 ) -> RunResult:  # fmt: skip
     load_extractors(run, notify)
     models = weights.read_models(graph, run.dtype, notify)
-    encoders = models.text_encoders[:1]
-    class_tokens = sum(len(encoder.tokenizer.words(run.concept.class_word)) for encoder in encoders)
-    for sentence in run.concept.advice(models.resolution, class_tokens):
-        warn(sentence)
     progress = internals.ProgressBar(run.recipe.steps)
 
     def on_step(report) -> None:
