@@ -100,7 +100,9 @@ def recipe_node(method: Method) -> type[io.ComfyNode]:
                 description=method.description,
                 search_aliases=[*method.search_aliases],
                 inputs=preset_inputs(METHODS[method.name], method.presets, SHOWN),
-                outputs=[RecipeSocket.Output(display_name="recipe")],
+                outputs=[
+                    RecipeSocket.Output(display_name="recipe", tooltip="For Train or Compare Methods: how to learn.")
+                ],
             )
 
         @classmethod
@@ -151,8 +153,7 @@ def with_extractors(settings):
     Raises:
         ValueError: a metric model that they name cannot be found.
     """
-    for extractor in extractor_configs(settings, ()):
-        extractors.check(extractor)
+    extractors.check(*extractor_configs(settings, ()))
     return settings
 
 
