@@ -224,9 +224,6 @@ def _train(
 ) -> RunResult:  # fmt: skip
     load_extractors(run, notify)
     models = weights.read_models(graph, run.dtype, notify)
-    class_tokens = sum(len(each.tokenizer.words(run.concept.class_word)) for each in models.text_encoders[:1])
-    for sentence in run.concept.advice(models.resolution, class_tokens):
-        warn(sentence)
     progress = internals.ProgressBar(run.recipe.steps)
 
     def on_step(report) -> None:
