@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from .. import files
 from ..data.concept import Concept
+from ..stopping.monitor import STOPPED_BY_USER
 from ..text import quoted
 from ..training import state
 from ..training.state import StageState
@@ -182,9 +183,43 @@ class RunFolder:
         except (OSError, SafetensorError, LookupError, TypeError, ValueError):
             return None
 
+    def can_go_on(self) -> bool:
+        """Whether a complete run was ended by its user within the last stage, and its last state is there."""
+        info = self.info()
+        ended = {stop.get("step") for stop in info.stops if stop.get("monitor") == STOPPED_BY_USER} if info else set()
+        return bool(info and info.complete and info.steps in ended and self.has("last.safetensors"))
+
+    def reopen(self) -> None:
+        """Let such a run go on when it is queued again, from its last state with new optimizer moments.
+
+        Raises:
+            RuntimeError: it is training, or cannot go on.
+            OSError: it cannot be written.
+        """
+        with self.lock():
+            info = self.info()
+            if not info or not self.can_go_on():
+                raise RuntimeError(f"The run {self.path.name} cannot train on: only one that Finish now ended can.")
+            replace(info, complete=False).write(self.path)
+
     def size(self) -> int:
         """Bytes on disk."""
-        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+        return files.size(self.path)
+
+    def note(self, **changes) -> None:
+        """Write other values of fields into run.json that decide nothing: its name, or its checkpoint.
+
+        Its time stays that of the training.
+
+        Raises:
+            RuntimeError: the run is training, or a link leads out of it.
+            OSError: it cannot be written.
+        """
+        with self.lock():
+            if info := RunInfo.read(self.path):
+                times = (self.path / "run.json").stat()
+                replace(info, **changes).write(self.path)
+                os.utime(self.path / "run.json", ns=(times.st_atime_ns, times.st_mtime_ns))
 
     def delete(self) -> None:
         """Raises RuntimeError while the run is training, and where a link leads out of it."""

@@ -7,7 +7,13 @@ from pathlib import Path
 
 from .. import files
 
-OWN = ("model", "lineage", "continued_from")  # what a run's folder says of it, and no file that leaves the folder
+OWN = (
+    "model",
+    "lineage",
+    "continued_from",
+    "name",
+    "checkpoint",
+)  # what a run's folder says of it, and no file that leaves the folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +32,8 @@ class RunInfo:
         seconds: of training.
         steps: that led to what was learned.
         stops: where monitors fired; see `monitor.stops`.
+        name: what its user calls it; may be empty.
+        checkpoint: name of the file that the model was loaded from, where that is known.
     """
 
     settings: dict
@@ -39,6 +47,8 @@ class RunInfo:
     seconds: float = 0.0
     steps: int = 0
     stops: list = field(default_factory=list)
+    name: str = ""
+    checkpoint: str = ""
 
     @property
     def placeholder_token(self) -> str:
