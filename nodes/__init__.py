@@ -5,6 +5,7 @@ from typing_extensions import override
 
 from .apply import Apply
 from .evaluate import Evaluate
+from .host import routes  # noqa: F401 - what the scripts in the editor ask for
 from .load_files import LoadFiles
 from .load_references import LoadReferences
 from .plot_history import PlotHistory

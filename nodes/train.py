@@ -1,5 +1,6 @@
 """Train: turns MODEL, CLIP, VAE, CONCEPT and RECIPE into a MODEL and a CLIP that have learned the concept."""
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -21,11 +22,10 @@ from ..trainers.runs.train import train
 from ..trainers.training.memory import MemoryPlan
 from ..trainers.training.trainables import check_words
 from .apply import FULL_PRECISION, apply, fits
-from .host import clip_attachment, internals, weights
+from .host import clip_attachment, internals, live, weights
 from .host.folders import cache_folder, runs_folder
-from .host.live import Live
 from .host.models import GraphModels
-from .host.prompt_texts import encoded
+from .host.prompt_texts import checkpoint, encoded
 from .host.session import check_interrupted, extractors, free_memory, notices, training_dtype, training_session
 from .host.unsupported import warning
 from .schema import checked
@@ -109,6 +109,11 @@ class Train(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs) -> int:
+        """Return another number once a run of this node is to train on."""
+        return live.REOPENED[str(cls.hidden.unique_id)]
+
+    @classmethod
     @checked
     def execute(
         cls, model, clip, vae, concept, recipe, seed, preview_prompts, preview_every, previews_per_prompt,
@@ -134,6 +139,7 @@ class Train(io.ComfyNode):
         def warn(sentence: str) -> None:
             logging.warning(sentence)
             warnings.append(sentence)
+            live.warn(cls.hidden, warnings)
             notify(sentence)
 
         subject = recipe.subject(concept)
@@ -141,6 +147,7 @@ class Train(io.ComfyNode):
             if sentence:
                 warn(sentence)
         result = find_or_train(model, clip, vae, run, notify, hidden=cls.hidden, warn=warn, **options)
+        note_checkpoint(RunFolder(result.folder), checkpoint(cls.hidden.prompt or {}, str(cls.hidden.unique_id)))
         result = pick.chosen(result, stopper)
         end = f"run {result.folder.name}: {result.stop_reason}, {result.seconds / 60:.1f} minutes of training"
         end += f". In prompts write {subject}"  # some presets learn it with the class word
@@ -160,6 +167,14 @@ def of_prompts(hidden, concept: Concept, subject: str) -> list[str]:
         case [str(references), int()]:
             known[references, PLACEHOLDER_OUTPUT] = concept.placeholder_token
     return placeholder_advice(encoded(prompt, (node_id, CLIP_OUTPUT), known), concept.placeholder_token, subject)
+
+
+def note_checkpoint(folder: RunFolder, name: str) -> None:
+    """Write the checkpoint's file name into a run, for lists of runs alone: where that fails the run is as good."""
+    info = folder.info()
+    if name and info and info.checkpoint != name:
+        with contextlib.suppress(OSError, RuntimeError):
+            folder.note(checkpoint=name)
 
 
 def find_or_train(
@@ -210,7 +225,7 @@ def _train(
         notify(sentence)
         check_interrupted()
 
-    with Live(folder, run.recipe.steps, hidden) as view:
+    with live.Live(folder, run.recipe.steps, hidden) as view:
         callbacks = Callbacks(
             on_step=on_step,
             on_preview=on_preview,

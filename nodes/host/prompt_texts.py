@@ -1,4 +1,4 @@
-"""Finds the prompts that a graph will encode with a CLIP, as far as they are known before anything has run."""
+"""Reads the graph that was queued: the prompts that it will encode with a CLIP, and where a MODEL came from."""
 
 from collections.abc import Iterator
 
@@ -35,6 +35,22 @@ def encoded(prompt: dict, clip: Source, known: dict[Source, str]) -> list[str | 
                 sources.append((name, outputs.index("CLIP")))
             done.add(name)
     return found
+
+
+def checkpoint(prompt: dict, node_id: str) -> str:
+    """Return the name of the file from which a node's MODEL was loaded, by the graph; "" where that does not tell."""
+    while inputs := _inputs(prompt.get(node_id)):
+        prompt = {
+            name: node for name, node in prompt.items() if name != node_id
+        }  # what is not executed may have cycles
+        named = [inputs[name] for name in ("ckpt_name", "unet_name") if isinstance(inputs.get(name), str)]
+        if named:
+            return named[0]
+        match inputs.get("model"):
+            case [str(node_id), int()]:
+                continue
+        break
+    return ""
 
 
 def _readers(prompt: dict, source: Source) -> list[str]:
