@@ -146,7 +146,8 @@ def pytest(comfyui, python, arguments):
     options = ["-c", "tests/pytest.ini", "--rootdir", ".", "--import-mode=importlib"]
     if not any(Path(a.split("::")[0]).exists() for a in arguments if not a.startswith("-")):
         arguments = ["tests", *arguments]
-        options += ["-n", str(WORKERS), "--dist", "loadfile"]  # each with a server of its own
+        # Each with a server of its own; in the order of tests/conftest.py, slow files first.
+        options += ["-n", str(WORKERS), "--dist", "loadfile", "--no-loadscope-reorder"]
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
     return watch([python, "-m", "pytest", *options, *arguments], comfyui)
 

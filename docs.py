@@ -5,6 +5,7 @@ A test fails while a page has another table than this would write.
 
 import html
 import re
+from collections.abc import Collection
 from dataclasses import MISSING, fields
 from importlib import import_module
 from pathlib import Path
@@ -14,27 +15,31 @@ BEGIN, END = "<!-- settings: written by python dev.py docs -->", "<!-- end of se
 
 
 def page(node: str) -> Path:
-    """Return the help page of a recipe's or a monitor's node, by its display name."""
+    """Return the help page of a node with a table, by its display name."""
     words = re.findall(r"[A-Za-z]+", node)
     return PAGES / "".join(["Personalize", *(word[0].upper() + word[1:] for word in words)]) / "en.md"
 
 
-def filled(text: str, presets: dict) -> str:
-    """Return a help page's text with the table of its presets between the two marks."""
+def filled(text: str, table: str) -> str:
+    """Return a help page's text with the table of its settings between the two marks."""
     before, _, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
         raise ValueError(f"The help page lacks its marks: write {BEGIN} and {END} where the table belongs.")
-    return f"{before}{BEGIN}\n\n{table(presets)}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
 
 
-def table(presets: dict) -> str:
-    """Return one row per field of any preset; cells after the first preset with it are empty if they are equal."""
+def table(presets: dict, without: Collection[str] = ()) -> str:
+    """Return one row per field of any preset; cells after the first preset with it are empty if they are equal.
+
+    Args:
+        without: names of fields that stand on another node.
+    """
     rows = [["setting", *presets, "meaning"], ["---"] * (len(presets) + 2)]
     every = {}
     for field in (field for preset in presets.values() for field in fields(preset)):
         every.setdefault(field.name, field)
-    for field in every.values():
+    for field in (field for name, field in every.items() if name not in without):
         values = [getattr(preset, field.name, MISSING) for preset in presets.values()]
         first = next(value for value in values if value is not MISSING)
         begin = values.index(first)
@@ -55,16 +60,17 @@ def shown(value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).replace("\n", "<br>") or "empty"
 
 
-def nodes(trainers: str) -> dict[str, dict]:
-    """Return display name -> presets of every recipe's and monitor's node.
+def nodes(trainers: str) -> dict[str, str]:
+    """Return display name -> table of settings of Metric Models and of every recipe's and monitor's node.
 
     Args:
         trainers: the name that the package `trainers` is imported by.
     """
-    recipes, dvar, clip, monitor, scores = (
+    recipes, scorer, dvar, clip, monitor, scores = (
         import_module(f"{trainers}.{name}")
         for name in (
             "recipes",
+            "evaluation.scorer",
             "stopping.dvar",
             "stopping.clip_early_stopping",
             "stopping.monitor",
@@ -73,10 +79,15 @@ def nodes(trainers: str) -> dict[str, dict]:
     )
     with_presets = {dvar.DVAR.name: dvar.PRESETS, clip.ClipEarlyStopping.name: clip.PRESETS}
     without = {kind.name: {"default": kind()} for kind in (monitor.FixedSteps, scores.PickByScore)}
-    return {**recipes.METHODS, **with_presets, **without}
+    presets = {**recipes.METHODS, **with_presets, **without}
+    metric_models = {field.name for field in fields(scorer.ScorerConfig)}
+    return {
+        "Metric Models": table({"default": scorer.ScorerConfig()}),
+        **{node: table(values, metric_models) for node, values in presets.items()},
+    }
 
 
 if __name__ == "__main__":
-    for node, presets in nodes("trainers").items():
+    for node, settings in nodes("trainers").items():
         file = page(node)
-        file.write_text(filled(file.read_text(encoding="utf-8"), presets), encoding="utf-8")
+        file.write_text(filled(file.read_text(encoding="utf-8"), settings), encoding="utf-8")

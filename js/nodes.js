@@ -3,7 +3,8 @@
 import { app } from "../../scripts/app.js";
 import { t } from "./texts.mjs";
 
-const COLORS = { CONCEPT: "#e8a33d", RECIPE: "#5fb3a1", RESULT: "#7fc25a", STOPPER: "#d9697a", REPORT: "#8f8fe0" };
+const COLORS = { CONCEPT: "#e8a33d", RECIPE: "#5fb3a1", RESULT: "#7fc25a", STOPPER: "#d9697a", REPORT: "#8f8fe0",
+  METRIC_MODELS: "#4fa8c9" };
 const STYLE = `
 .personalize-text { display: flex; gap: 6px; align-items: flex-start; box-sizing: border-box; height: 100%;
   padding: 6px 10px; border-radius: 8px; overflow: auto; font: 12px/1.4 Inter, system-ui, sans-serif;

@@ -165,7 +165,7 @@ class View {
   }
 
   async finish() {
-    const { run, digest } = this, body = JSON.stringify({ run: digest });
+    const { run, digest } = this, body = JSON.stringify({ run: digest, client: api.clientId });
     run.finishing = run.stage;
     this.update();
     const answer = await api.fetchApi("/personalize/finish", { method: "POST", body });

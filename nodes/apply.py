@@ -10,7 +10,7 @@ from ..trainers.text import quoted
 from .host import causal_adapters, clip_attachment, full_precision, internals, models
 from .host.causal_adapters import WordAdapters
 from .schema import checked
-from .sockets import CATEGORY, ResultSocket
+from .sockets import CATEGORY, ResultSocket, learned_outputs
 
 FULL_PRECISION = (
     "Add the learned weights in full precision at every use instead of merging them into half-precision weights; "
@@ -43,7 +43,7 @@ class Apply(io.ComfyNode):
                 ),
                 io.Boolean.Input("full_precision", default=False, advanced=True, optional=True, tooltip=FULL_PRECISION),
             ],
-            outputs=[io.Model.Output(display_name="model"), io.Clip.Output(display_name="clip")],
+            outputs=learned_outputs(),
         )  # fmt: skip
 
     @classmethod
@@ -66,9 +66,9 @@ def apply(
         ValueError: the result does not fit this MODEL and CLIP.
     """
     encoders, unet_keys, text_keys = check(model, clip, result)
-    if in_full_precision:
+    if in_full_precision or result.rank_schedule:  # weights that depend on the timestep cannot be merged
         patched, patched_clip = model.clone(), clip.clone()
-        full_precision.add(patched, result.lora, unet_keys, strength_unet)
+        full_precision.add(patched, result.lora, unet_keys, strength_unet, result.rank_schedule)
         full_precision.add(patched_clip.patcher, result.lora, text_keys, strength_text_encoder)
     else:
         lora, strengths = result.lora, (strength_unet, strength_text_encoder)

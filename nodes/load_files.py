@@ -12,14 +12,14 @@ from ..trainers import files
 from ..trainers.data.concept import check_word
 from ..trainers.formats import foreign
 from ..trainers.runs.result import RunResult, from_other_programs, read_complete
-from ..trainers.text import quoted, reason
+from ..trainers.text import quoted, reason, text_of
 from ..trainers.training.trainables import check_placeholder
 from .apply import FULL_PRECISION, apply
 from .host import folders, weights
 from .host.models import family_of
 from .host.session import notices
 from .schema import checked, valid
-from .sockets import CATEGORY, ResultSocket
+from .sockets import CATEGORY, learned_outputs, result_output
 
 NONE = "none"
 KINDS = {"personalized": "personalize", "lora": "loras", "embedding": "embeddings"}  # input -> kind of folder
@@ -64,9 +64,8 @@ class LoadFiles(io.ComfyNode):
                 io.Boolean.Input("full_precision", default=False, advanced=True, optional=True, tooltip=FULL_PRECISION),
             ],
             outputs=[
-                io.Model.Output(display_name="model"),
-                io.Clip.Output(display_name="clip"),
-                ResultSocket.Output(display_name="result"),
+                *learned_outputs(),
+                result_output(),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
@@ -83,8 +82,8 @@ class LoadFiles(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, personalized: str = NONE, lora: str = NONE, embedding: str = NONE, **others) -> str:
         chosen = {"personalized": personalized, "lora": lora, "embedding": embedding}
-        paths = [path_of(name, value) for name, value in chosen.items() if value is not None]
-        return folders.digest_of_files(*filter(None, paths))
+        paths = [path for name, value in chosen.items() if value is not None and (path := path_of(name, value))]
+        return folders.digest_of_files(*paths, *filter(Path.is_file, map(_adapter_config, paths)))
 
     @classmethod
     @checked
@@ -141,15 +140,29 @@ def read(paths: dict[str, Path], encoders: tuple[str, ...], clip, token: str) ->
     contents = {kind: _contents(path) for kind, path in paths.items()}
     if "personalized" in contents:
         return read_complete(*contents["personalized"], paths["personalized"])
-    lora = foreign.lora(*contents["lora"]) if "lora" in contents else {}
-    vectors = ()
-    if "embedding" in contents:
-        check_word(token)
-        check_placeholder(weights.tokenizer_of(clip, encoders[0]), token)
-        vectors = foreign.embedding(contents["embedding"][0], _widths(clip, encoders))
-    header = contents["lora"][1] if "lora" in contents else {}
-    name = " + ".join(path.stem for path in paths.values())
-    return from_other_programs(name, lora, header, token if vectors else "", vectors)
+    embeddings = {token: contents["embedding"][0]} if "embedding" in contents else {}
+    lora, header = {}, {}
+    if "lora" in contents:
+        tensors, header = contents["lora"]
+        tensors, bundled = foreign.unbundled(tensors)
+        lora = foreign.lora(tensors, header, _settings(paths["lora"])) if tensors or not bundled else {}
+        embeddings = embeddings | {word: bundled[word] for word in bundled.keys() - embeddings.keys()}
+    tokens = {}
+    for word, state in embeddings.items():
+        check_word(word)
+        check_placeholder(weights.tokenizer_of(clip, encoders[0]), word)
+        tokens[word] = foreign.embedding(state, _widths(clip, encoders))
+    return from_other_programs(" + ".join(path.stem for path in paths.values()), lora, header, tokens)
+
+
+def _adapter_config(path: Path) -> Path:
+    """Return the settings that PEFT writes next to a LoRA."""
+    return path.with_name("adapter_config.json")
+
+
+def _settings(path: Path) -> str:
+    config = _adapter_config(path)
+    return text_of(config, f"The file {quoted(config.name)}", "download it again") if config.is_file() else ""
 
 
 def _contents(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -3,15 +3,13 @@
 from comfy_api.latest import io
 
 from ..trainers.data.concept import Concept, check_class_word, check_word
-from ..trainers.images import ImageFile
-from ..trainers.text import as_lines, quoted
+from ..trainers.images import ImageFile, left_out
+from ..trainers.text import as_lines
 from .host import models, session
 from .host.folders import fingerprint
 from .reference_images import captions_for, chosen, connected, files_in, masked, of_class
 from .schema import checked, valid
 from .sockets import CATEGORY, ConceptSocket
-
-NAMED = 5  # files that are left out, in messages; the others are counted
 
 
 class LoadReferences(io.ComfyNode):
@@ -123,11 +121,13 @@ class LoadReferences(io.ComfyNode):
                 ),
             ],
             outputs=[
-                ConceptSocket.Output(display_name="concept"),
-                io.Image.Output(display_name="first image"),
-                io.String.Output(display_name="placeholder"),
-                io.Int.Output(display_name="width"),
-                io.Int.Output(display_name="height"),
+                ConceptSocket.Output(
+                    display_name="concept", tooltip="Your subject, for Train, Evaluate and Compare Methods."
+                ),
+                io.Image.Output(display_name="first image", tooltip="The first reference image, as it is trained."),
+                io.String.Output(display_name="placeholder", tooltip="The placeholder token, to put into prompts."),
+                io.Int.Output(display_name="width", tooltip="Width in pixels at which the first image is trained."),
+                io.Int.Output(display_name="height", tooltip="Height in pixels at which the first image is trained."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -154,7 +154,7 @@ class LoadReferences(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         references = connected(images)
         texts = captions_for(as_lines(captions), len(references))
-        (files, left_out), (class_files, more) = _files(*folder), _files(*class_folder)
+        (files, others), (class_files, more) = _files(*folder), _files(*class_folder)
         masks = [m for batch in mask or [] for m in batch.reshape(-1, *batch.shape[-2:])]
         references, masks, texts = chosen(
             references, texts, files, masks, max_images[0], select_images[0], inverted=invert_mask[0]
@@ -172,10 +172,8 @@ class LoadReferences(io.ComfyNode):
             class_images=tuple(of_its_class),
             class_captions=tuple(class_captions),
         )
-        if names := left_out + more:
-            rest = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
-            listed = ", ".join(map(quoted, names[:NAMED]))
-            session.notices(cls.hidden.unique_id if cls.hidden else "")(f"left out: {listed}{rest}")
+        if names := others + more:
+            session.notices(cls.hidden.unique_id if cls.hidden else "")(left_out(names))
         height, width = concept.sizes(models.resolution_of(model[0]) if model else 512)[0]
         first = concept.images[0].movedim(0, -1)[None]
         shown = session.preview(masked(first, concept.masks[0]), cls) if concept.masks else None

@@ -1,13 +1,15 @@
 """Generates one node per method from its recipe: presets, each with its own settings."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from comfy_api.latest import io
 
+from ..trainers.evaluation.scorer import ScorerConfig
 from ..trainers.recipes import METHODS
 from ..trainers.runs.run import extractor_configs
 from ..trainers.text import captions_of
+from .evaluation.metric_models import SETTINGS, metric_models_input, values_for
 from .host.folders import fingerprint, text_in_input
 from .host.session import extractors
 from .schema import checked, filled, widgets
@@ -67,6 +69,21 @@ NODES = (
         search_aliases=("custom diffusion", "prior preservation", *TRAIN, "fine-tune"),
         presets=SHORT,
     ),
+    Method(
+        node_id="PersonalizeTLoRA",
+        name="T-LoRA",
+        description="Settings of T-LoRA, which learns from one image with a LoRA whose rank falls with the noise.",
+        search_aliases=("t-lora", "tlora", "lora", "dreambooth", *TRAIN),
+        presets="single image: the authors' settings.",
+    ),
+    Method(
+        node_id="PersonalizeLoRA",
+        name="LoRA",
+        description="Settings of LoRA, which adapts the diffusion model alone: Z-Image, Qwen-Image, Krea 2, Flux and "
+        "others, and Stable Diffusion.",
+        search_aliases=("lora", "dreambooth", "flux", "z-image", "qwen", "krea", *TRAIN, "fine-tune"),
+        presets="full: 1000 steps; short: 300 steps at three times the learning rate.",
+    ),
 )
 
 
@@ -82,32 +99,41 @@ def recipe_node(method: Method) -> type[io.ComfyNode]:
                 category=METHOD_FOLDER,
                 description=method.description,
                 search_aliases=[*method.search_aliases],
-                inputs=[preset_input(METHODS[method.name], method.presets, SHOWN)],
-                outputs=[RecipeSocket.Output(display_name="recipe")],
+                inputs=preset_inputs(METHODS[method.name], method.presets, SHOWN),
+                outputs=[
+                    RecipeSocket.Output(display_name="recipe", tooltip="For Train or Compare Methods: how to learn.")
+                ],
             )
 
         @classmethod
-        def fingerprint_inputs(cls, preset: dict | None = None) -> str:
+        def fingerprint_inputs(cls, preset: dict | None = None, **others) -> str:
             return fingerprint(preset or {})
 
         @classmethod
         @checked
-        def execute(cls, preset: dict | None = None) -> io.NodeOutput:
-            return io.NodeOutput(chosen(method.name, METHODS[method.name], preset))
+        def execute(cls, preset: dict | None = None, metric_models=None) -> io.NodeOutput:
+            return io.NodeOutput(chosen(method.name, METHODS[method.name], preset, metric_models))
 
     Recipe.__doc__ = f"Settings of {method.name}."
     Recipe.__name__ = Recipe.__qualname__ = method.node_id.removeprefix("Personalize") + "Recipe"
     return Recipe
 
 
-def preset_input(presets: dict, tooltip: str, shown: Collection[str] | None = None) -> io.Input:
-    """Return a choice among presets, each with widgets for its own settings; see `widgets` for `shown`."""
-    options = [io.DynamicCombo.Option(name, widgets(settings, shown)) for name, settings in presets.items()]
-    return io.DynamicCombo.Input("preset", options=options, tooltip=tooltip)
+def preset_inputs(presets: dict, tooltip: str, shown: Collection[str] | None = None) -> list[io.Input]:
+    """Return a choice among presets, each with widgets for its own settings, and the socket for those that measure.
+
+    See `widgets` for `shown`.
+    """
+    options = [io.DynamicCombo.Option(name, widgets(settings, shown, SETTINGS)) for name, settings in presets.items()]
+    measuring = any(field.name in SETTINGS for settings in presets.values() for field in fields(settings))
+    return [
+        io.DynamicCombo.Input("preset", options=options, tooltip=tooltip),
+        *([metric_models_input()] if measuring else []),
+    ]
 
 
-def chosen(method: str, presets: dict, preset: dict | None):
-    """Return the settings that a preset's widgets describe.
+def chosen(method: str, presets: dict, preset: dict | None, metric_models: ScorerConfig | None = None):
+    """Return the settings that a preset's widgets describe, with the connected metric models.
 
     Raises:
         ValueError: the preset does not exist, its captions cannot be read, or its metric model cannot be found.
@@ -118,7 +144,7 @@ def chosen(method: str, presets: dict, preset: dict | None):
         raise ValueError(f"The preset of {method} does not exist: choose one of {', '.join(presets)}.")
     if values.get("captions") is not None:
         values["captions"] = captions_of(text_in_input(values["captions"], "captions", "caption"))
-    return with_extractors(filled(presets[name], values))
+    return with_extractors(filled(presets[name], values | values_for(presets[name], metric_models)))
 
 
 def with_extractors(settings):

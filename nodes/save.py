@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Callable
+from functools import partial
 from itertools import count
 
 from comfy_api.latest import io, ui
@@ -10,17 +12,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..trainers.evaluation.prompt_folders import is_name
-from ..trainers.files import replaced
+from ..trainers.files import check_length, replaced
 from ..trainers.formats import kohya
 from ..trainers.runs.result import complete
 from ..trainers.text import quoted, reason, remedy
-from .host import folders
+from .host import folders, weights
+from .host.models import GraphModels
 from .schema import checked, valid
 from .sockets import CATEGORY, ResultSocket
 
+KINDS = ("loras", "embeddings", "personalize", "checkpoints")  # of folders
+WHOLE_MODEL = "Connect Train's model and clip, and the VAE, to also save a checkpoint, which any program loads."
+
 
 class Save(io.ComfyNode):
-    """Writes a RESULT as <name>.safetensors in models/loras, models/embeddings and models/personalize."""
+    """Writes a RESULT as <name>.safetensors in models/loras, embeddings and personalize, its model in checkpoints."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -42,10 +48,16 @@ class Save(io.ComfyNode):
                     "complete_file", default=True, optional=True, advanced=True,
                     tooltip="Also save everything that was learned in one file, for Load Personalized Files.",
                 ),
+                io.Model.Input("model", optional=True, tooltip=WHOLE_MODEL),
+                io.Clip.Input("clip", optional=True, tooltip=WHOLE_MODEL),
+                io.Vae.Input("vae", optional=True, tooltip=WHOLE_MODEL),
             ],
             outputs=[
-                io.String.Output(display_name="lora name"),
-                io.String.Output(display_name="embedding"),
+                io.String.Output(display_name="lora name", tooltip="File name for Load LoRA; empty if there is none."),
+                io.String.Output(
+                    display_name="embedding",
+                    tooltip="Text that stands for the subject in prompts, such as embedding:name.",
+                ),
             ],
         )  # fmt: skip
 
@@ -56,27 +68,38 @@ class Save(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, result, name, overwrite, complete_file=True) -> io.NodeOutput:
-        name, files, known = _named(result, _file_name(name), complete_file, overwrite)
+    def execute(
+        cls, result, name, overwrite, complete_file=True, model=None, clip=None, vae=None
+    ) -> io.NodeOutput:  # fmt: skip
+        connected = [each is not None for each in (model, clip, vae)]
+        graph = GraphModels.of(model, clip, vae) if all(connected) else None
+        name, files, known = _named(result, _file_name(name), complete_file, overwrite, graph)
         for kind, (tensors, header) in files.items():
             if not known:
-                _write(tensors, _path(kind, name), header)
+                _write(tensors(), _path(kind, name), header)
         lora = f"{name}.safetensors" if "loras" in files else ""
         embedding = f"embedding:{name}" if "embeddings" in files else ""
-        return io.NodeOutput(lora, embedding, ui=ui.PreviewText(_sentence(result, name, [*files])))
+        return io.NodeOutput(lora, embedding, ui=ui.PreviewText(_sentence(result, name, [*files], any(connected))))
 
 
-Files = dict[str, tuple[dict[str, Tensor], dict[str, str]]]  # tensors and header, by the kind of folder
+# What makes the tensors, and the header, by the kind of folder.
+Files = dict[str, tuple[Callable[[], dict[str, Tensor]], dict[str, str]]]
 
 
-def _named(result, name: str, complete_file: bool, overwrite: bool) -> tuple[str, Files, bool]:
+def _named(
+    result, name: str, complete_file: bool, overwrite: bool, graph: GraphModels | None
+) -> tuple[str, Files, bool]:
     """Return the name to save under, its files, and whether they exist already.
 
     Without `overwrite` it is the first of name, name_2, name_3 ... that is free or holds this very result.
     """
+    model = weights.fingerprint(graph) if graph else ""
     for number in count(1):
         numbered = name if number == 1 else f"{name}_{number}"
         files = _files(result, numbered, complete_file)
+        if graph:
+            header = result.metadata(numbered, kind="") | {"personalize_model": model}
+            files["checkpoints"] = partial(weights.checkpoint, graph), header
         found = {kind: _header(_path(kind, numbered)) for kind in files}
         known = found == {kind: header for kind, (_, header) in files.items()}
         if overwrite or known or not any(header is not None for header in found.values()):
@@ -97,19 +120,24 @@ def _header(path: str) -> dict[str, str] | None:
 def _files(result, name: str, complete_file: bool) -> Files:
     files, token = {}, result.placeholder_token
     if result.lora:
-        files["loras"] = result.lora, result.metadata(name)
+        files["loras"] = lambda: result.lora, result.metadata(name)
     if token in result.tokens:
         embedding = kohya.embedding(token, result.tokens[token])
-        files["embeddings"] = embedding, result.metadata(name, "textual-inversion")
+        files["embeddings"] = lambda: embedding, result.metadata(name, "textual-inversion")
     if complete_file:
-        files["personalize"] = complete(result, name)
+        tensors, header = complete(result, name)
+        files["personalize"] = lambda: tensors, header
     return files
 
 
-def _sentence(result, name: str, kinds: list[str]) -> str:
+def _sentence(result, name: str, kinds: list[str], wants_checkpoint: bool) -> str:
     where = " and ".join(f"in {kind}" for kind in kinds)
     use = f"; write embedding:{name} in prompts" if "embeddings" in kinds else "; no placeholder token was learned"
     lora = "" if "loras" in kinds else f", and no LoRA: {_instead(result, kinds)}"
+    if wants_checkpoint and "checkpoints" not in kinds:
+        use += "; no checkpoint, which needs model, clip and vae"
+    elif "checkpoints" not in kinds and any(key.endswith(".diff") for key in result.lora):
+        use += "; diffusers cannot read this LoRA's whole weights: connect model, clip and vae for a checkpoint"
     return (
         f"Saved {name}.safetensors {where}{lora}{use}."
         if kinds
@@ -131,6 +159,8 @@ def _file_name(name: str) -> str:
         raise ValueError(f"{quoted(name)} cannot be a file name: use 1 to 60 letters, digits, - and _ only.")
     if not is_name(name):
         raise ValueError(f"{quoted(name)} is a device of Windows and cannot be a file name there: choose another one.")
+    for kind in KINDS:
+        check_length(_path(kind, name), f"the file {name}.safetensors in {kind}")
     return name
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..trainers.data.concept import Concept
 from ..trainers.evaluation.report import Report
+from ..trainers.evaluation.scorer import ScorerConfig
 from ..trainers.runs.result import RunResult
 from ..trainers.text import quoted
 
@@ -27,6 +28,7 @@ SOCKETS = {
     "PERSONALIZE_CONCEPT": lambda value: isinstance(value, Concept),
     "PERSONALIZE_RECIPE": lambda value: hasattr(value, "stages"),
     "PERSONALIZE_RESULT": lambda value: isinstance(value, RunResult),
+    "PERSONALIZE_METRIC_MODELS": lambda value: isinstance(value, ScorerConfig),
     "PERSONALIZE_REPORT": lambda value: isinstance(value, Report),
     "PERSONALIZE_STOPPER": lambda value: isinstance(value, tuple) and all(hasattr(one, "evaluator") for one in value),
 }
@@ -35,15 +37,17 @@ CHANGING = ("run", "personalized", "lora", "embedding")
 WIDGETS = {"STRING": str, "INT": int, "FLOAT": (int, float), "BOOLEAN": int}
 
 
-def widgets(settings, shown: Collection[str] | None = None) -> list[io.Input]:
+def widgets(settings, shown: Collection[str] | None = None, without: Collection[str] = ()) -> list[io.Input]:
     """Return one widget per field of a dataclass of settings, with that instance's values as defaults.
 
     All are optional, so that a prompt saved before a field existed still runs.
 
     Args:
         shown: names of the fields that are not advanced; None leaves that to the fields.
+        without: names of fields that another input fills.
     """
-    found = [_widget(field, getattr(settings, field.name)) for field in dataclasses.fields(settings)]
+    fields = [field for field in dataclasses.fields(settings) if field.name not in without]
+    found = [_widget(field, getattr(settings, field.name)) for field in fields]
     for widget in found if shown is not None else ():
         widget.advanced = widget.id not in shown or None
     return found

@@ -7,18 +7,20 @@ from ..trainers.stopping.clip_early_stopping import ClipEarlyStopping
 from ..trainers.stopping.dvar import DVAR
 from ..trainers.stopping.monitor import FixedSteps
 from ..trainers.stopping.pick_by_score import PickByScore
-from .host.folders import fingerprint
-from .recipes import chosen, preset_input, with_extractors
+from .evaluation.metric_models import SETTINGS, metric_models_input, values_for
+from .recipes import chosen, preset_inputs, with_extractors
 from .schema import checked, filled, valid, widgets
-from .sockets import STOPPING_FOLDER, StopperSocket
+from .sockets import STOPPING_FOLDER, StopperSocket, stopper_output
 
+SHOWN = ("text_weight", "every", "prompts")  # of Pick by Score, without opening the advanced settings
 CHAINED = "Another monitor to run as well; the first that fires ends the stage."
 
 
 def monitor_node(
-    node_id: str, name: str, presets: dict, *, description: str, search_aliases: list[str], tooltip: str
-) -> type[io.ComfyNode]:
-    """Return the node class of a monitor with presets, which `tooltip` tells apart."""
+    node_id: str, name: str, presets: dict, *, description: str, search_aliases: list[str], tooltip: str,
+    shown: tuple[str, ...],
+) -> type[io.ComfyNode]:  # fmt: skip
+    """Return the node class of a monitor with presets, which `tooltip` tells apart; see `widgets` for `shown`."""
 
     class Stopper(io.ComfyNode):
         @classmethod
@@ -30,20 +32,16 @@ def monitor_node(
                 description=description,
                 search_aliases=["early stopping", "monitor", *search_aliases],
                 inputs=[
-                    preset_input(presets, tooltip),
+                    *preset_inputs(presets, tooltip, shown),
                     StopperSocket.Input("stopper", optional=True, tooltip=CHAINED),
                 ],
-                outputs=[StopperSocket.Output(display_name="stopper")],
+                outputs=[stopper_output()],
             )
 
         @classmethod
-        def fingerprint_inputs(cls, preset: dict | None = None, **others) -> str:
-            return fingerprint(preset or {})
-
-        @classmethod
         @checked
-        def execute(cls, preset: dict | None = None, stopper: tuple = ()) -> io.NodeOutput:
-            return io.NodeOutput((*stopper, chosen(name, presets, preset)))
+        def execute(cls, preset: dict | None = None, stopper: tuple = (), metric_models=None) -> io.NodeOutput:
+            return io.NodeOutput((*stopper, chosen(name, presets, preset, metric_models)))
 
     Stopper.__doc__ = f"Settings of {name}."
     Stopper.__name__ = Stopper.__qualname__ = node_id.removeprefix("Personalize") + "Stopper"
@@ -58,6 +56,7 @@ DVARStopper = monitor_node(
     search_aliases=["convergence", "variance", "fixed batch"],
     tooltip="Window and threshold for a method: the last three presets are the paper's, the three before them evaluate "
     "every 8th step only, both for full-length trainings; the others are this pack's, for short ones.",
+    shown=("window", "threshold"),
 )
 CLIPEarlyStoppingStopper = monitor_node(
     "PersonalizeCLIPEarlyStopping",
@@ -67,6 +66,7 @@ CLIPEarlyStoppingStopper = monitor_node(
     search_aliases=["clip score", "patience", "plateau"],
     tooltip="Patience and threshold for a method: the first three presets are the paper's, for full-length trainings, "
     "the others are this pack's, for short ones.",
+    shown=("patience", "min_delta"),
 )
 
 
@@ -82,7 +82,7 @@ class FixedStepsStopper(io.ComfyNode):
             description="Early stopping: ends a training, or one stage of it, after a fixed number of steps.",
             search_aliases=["early stopping", "max steps", "limit"],
             inputs=[*widgets(FixedSteps()), StopperSocket.Input("stopper", optional=True, tooltip=CHAINED)],
-            outputs=[StopperSocket.Output(display_name="stopper")],
+            outputs=[stopper_output()],
         )
 
     @classmethod
@@ -109,8 +109,12 @@ class PickByScoreStopper(io.ComfyNode):
                 "dino",
                 "early stopping",
             ],
-            inputs=[*widgets(PickByScore()), StopperSocket.Input("stopper", optional=True, tooltip=CHAINED)],
-            outputs=[StopperSocket.Output(display_name="stopper")],
+            inputs=[
+                *widgets(PickByScore(), SHOWN, SETTINGS),
+                metric_models_input(),
+                StopperSocket.Input("stopper", optional=True, tooltip=CHAINED),
+            ],
+            outputs=[stopper_output()],
         )
 
     @classmethod
@@ -118,10 +122,7 @@ class PickByScoreStopper(io.ComfyNode):
         return valid(lambda given: PickByScore(prompts=given), prompts)
 
     @classmethod
-    def fingerprint_inputs(cls, **values) -> str:
-        return fingerprint(values)
-
-    @classmethod
     @checked
-    def execute(cls, stopper: tuple = (), **settings) -> io.NodeOutput:
+    def execute(cls, stopper: tuple = (), metric_models=None, **settings) -> io.NodeOutput:
+        settings |= values_for(PickByScore, metric_models)
         return io.NodeOutput((*stopper, with_extractors(filled(PickByScore(), settings))))

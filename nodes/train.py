@@ -1,7 +1,7 @@
 """Train: turns MODEL, CLIP, VAE, CONCEPT and RECIPE into a MODEL and a CLIP that have learned the concept."""
 
-import contextlib
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -9,29 +9,26 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 
-from ..trainers.data.concept import Concept
-from ..trainers.data.prompts import placeholder_advice
+from ..trainers.device import SingleDevice
 from ..trainers.evaluation.scorer import described
 from ..trainers.runs import pick
 from ..trainers.runs.callbacks import Callbacks
 from ..trainers.runs.folder import RunFolder
 from ..trainers.runs.preview import Preview
 from ..trainers.runs.result import RunResult
-from ..trainers.runs.run import Run, check_lengths, extractor_configs
+from ..trainers.runs.run import Run, check_family, check_lengths, extractor_configs
 from ..trainers.runs.train import train
 from ..trainers.training.memory import MemoryPlan
 from ..trainers.training.trainables import check_words
 from .apply import FULL_PRECISION, apply, fits
-from .host import clip_attachment, internals, live, weights
+from .host import clip_attachment, internals, live, prompt_texts, run_list, weights
 from .host.folders import cache_folder, runs_folder
 from .host.models import GraphModels
-from .host.prompt_texts import checkpoint, encoded
 from .host.session import check_interrupted, extractors, free_memory, notices, training_dtype, training_session
 from .host.unsupported import warning
 from .schema import checked
-from .sockets import CATEGORY, ConceptSocket, RecipeSocket, ResultSocket, StopperSocket
+from .sockets import CATEGORY, ConceptSocket, RecipeSocket, StopperSocket, learned_outputs, result_output
 
-CLIP_OUTPUT, SUBJECT_OUTPUT, PLACEHOLDER_OUTPUT = 1, 4, 2  # of Train, and of Load References
 PREVIEW_PROMPTS = "a photo of {}\na painting of {}"
 
 
@@ -55,13 +52,11 @@ class Train(io.ComfyNode):
                 io.Vae.Input("vae"),
                 ConceptSocket.Input("concept"),
                 RecipeSocket.Input("recipe"),
-                io.Int.Input(
-                    "seed", default=0, min=0, max=2**63 - 1, control_after_generate=io.ControlAfterGenerate.fixed,
-                    advanced=True, tooltip="Seed of the training: another seed trains again, so leave it fixed.",
-                ),
+                seed_input(),
                 io.String.Input(
                     "preview_prompts", default=PREVIEW_PROMPTS, multiline=True, advanced=True,
-                    tooltip="Prompts of the preview images, one per line; {} is your subject.",
+                    tooltip="Prompts of the preview images, one per line; {} is your subject. Other than in the graph, "
+                    "parentheses and weights are read as text, and only the first 75 tokens.",
                 ),
                 io.Int.Input(
                     "preview_every", default=50, min=0, max=100_000, advanced=True,
@@ -79,18 +74,7 @@ class Train(io.ComfyNode):
                     "preview_cfg", default=7.5, min=1.0, max=30.0, step=0.5, advanced=True,
                     tooltip="Guidance scale (CFG) of the preview images.",
                 ),
-                io.Combo.Input(
-                    "precision", options=["auto", "bfloat16", "float16", "float32"], advanced=True,
-                    tooltip="Training precision; auto is bfloat16 if the device supports it, else float16 or float32.",
-                ),
-                io.Int.Input(
-                    "micro_batch_size", default=0, min=0, max=512, advanced=True,
-                    tooltip="Images per forward pass: fewer take less memory, with equal results; 0 = as many as fit.",
-                ),
-                io.Int.Input(
-                    "checkpoint_every", default=50, min=0, max=100_000, advanced=True, optional=True,
-                    tooltip="Steps between checkpoints, at most lost if ComfyUI is killed; 0 = only when cancelled.",
-                ),
+                *memory_inputs(),
                 io.Boolean.Input(
                     "full_precision", default=False, advanced=True, optional=True, tooltip=FULL_PRECISION,
                 ),
@@ -99,11 +83,14 @@ class Train(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model"),
-                io.Clip.Output(display_name="clip"),
-                ResultSocket.Output(display_name="result"),
-                io.Image.Output(display_name="previews"),
-                io.String.Output(display_name="subject"),
+                *learned_outputs(),
+                result_output(),
+                io.Image.Output(
+                    display_name="previews", tooltip="Images generated during training, in the order of their steps.",
+                ),
+                io.String.Output(
+                    display_name="subject", tooltip="Your subject as prompts name it, in the way it was learned.",
+                ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo, io.Hidden.prompt],
         )  # fmt: skip
@@ -143,11 +130,11 @@ class Train(io.ComfyNode):
             notify(sentence)
 
         subject = recipe.subject(concept)
-        for sentence in [warning(model, clip), *of_prompts(cls.hidden, concept, subject)]:
+        for sentence in [warning(model, clip), *prompt_texts.advice(cls.hidden, concept, recipe)]:
             if sentence:
                 warn(sentence)
         result = find_or_train(model, clip, vae, run, notify, hidden=cls.hidden, warn=warn, **options)
-        note_checkpoint(RunFolder(result.folder), checkpoint(cls.hidden.prompt or {}, str(cls.hidden.unique_id)))
+        run_list.note_checkpoint(result.folder.name, prompt_texts.checkpoint(cls.hidden))
         result = pick.chosen(result, stopper)
         end = f"run {result.folder.name}: {result.stop_reason}, {result.seconds / 60:.1f} minutes of training"
         end += f". In prompts write {subject}"  # some presets learn it with the class word
@@ -159,22 +146,30 @@ class Train(io.ComfyNode):
         return io.NodeOutput(trained_model, trained_clip, result, images, subject, ui=shown)
 
 
-def of_prompts(hidden, concept: Concept, subject: str) -> list[str]:
-    """Return what is to be said of the prompts that the graph encodes with this node's CLIP, before it trains."""
-    node_id, prompt = str(hidden.unique_id), hidden.prompt or {}
-    known = {(node_id, SUBJECT_OUTPUT): subject}
-    match prompt.get(node_id, {}).get("inputs", {}).get("concept"):
-        case [str(references), int()]:
-            known[references, PLACEHOLDER_OUTPUT] = concept.placeholder_token
-    return placeholder_advice(encoded(prompt, (node_id, CLIP_OUTPUT), known), concept.placeholder_token, subject)
+def seed_input() -> io.Input:
+    """Return the widget of the training's seed."""
+    return io.Int.Input(
+        "seed", default=0, min=0, max=2**63 - 1, control_after_generate=io.ControlAfterGenerate.fixed, advanced=True,
+        tooltip="Seed of the training: another seed trains again, so leave it fixed.",
+    )  # fmt: skip
 
 
-def note_checkpoint(folder: RunFolder, name: str) -> None:
-    """Write the checkpoint's file name into a run, for lists of runs alone: where that fails the run is as good."""
-    info = folder.info()
-    if name and info and info.checkpoint != name:
-        with contextlib.suppress(OSError, RuntimeError):
-            folder.note(checkpoint=name)
+def memory_inputs() -> list[io.Input]:
+    """Return the widgets of precision, memory and checkpoints."""
+    return [
+        io.Combo.Input(
+            "precision", options=["auto", "bfloat16", "float16", "float32"], advanced=True,
+            tooltip="Training precision; auto is bfloat16 if the device supports it, else float16 or float32.",
+        ),
+        io.Int.Input(
+            "micro_batch_size", default=0, min=0, max=512, advanced=True,
+            tooltip="Images per forward pass: fewer take less memory, with equal results; 0 = as many as fit.",
+        ),
+        io.Int.Input(
+            "checkpoint_every", default=50, min=0, max=100_000, advanced=True, optional=True,
+            tooltip="Steps between checkpoints, at most lost if ComfyUI is killed; 0 = only when cancelled.",
+        ),
+    ]  # fmt: skip
 
 
 def find_or_train(
@@ -182,16 +177,12 @@ def find_or_train(
 ) -> RunResult:
     """Return the finished run with these inputs if there is one, else train, resuming an interrupted run."""
     preview = preview or Preview()
-    graph, concept, known = GraphModels.of(model, clip, vae), run.concept, clip_attachment.of(clip).tokens
-    run.recipe.check(concept, known=known)
-    tokenizers = [weights.tokenizer_of(clip, name) for name in graph.family.text_encoders]
-    for tokenizer in tokenizers:
-        check_words(tokenizer, concept.placeholder_token, concept.initializer, concept.class_word)
-    vectors = max(map(len, known.get(concept.placeholder_token, {}).values()), default=0)
-    for sentence in check_lengths(run, preview.used_prompts, tokenizers, vectors):
+    graph = GraphModels.of(model, clip, vae)
+    for sentence in check(graph, clip, run, preview.used_prompts):
         warn(sentence)
     fingerprint = weights.fingerprint(graph)
     folder = runs_folder() / run.digest(fingerprint)
+    RunFolder(folder).check_path()
     finished = RunFolder(folder).result()
     if finished and fits(model, clip, finished):  # a damaged one is trained again
         return finished
@@ -201,12 +192,33 @@ def find_or_train(
         return _train(graph, run, device, folder, notify, model_fingerprint=fingerprint, **options)
 
 
+def check(graph: GraphModels, clip, run: Run, previews: Iterable[str] = ()) -> list[str]:
+    """Return sentences about prompts that are too long, before anything is loaded.
+
+    Args:
+        previews: the preview's prompts, with `{}` for the subject.
+
+    Raises:
+        ValueError: the recipe cannot learn this concept with these models.
+    """
+    concept, known = run.concept, clip_attachment.of(clip).tokens
+    check_family(run.recipe, graph.family)
+    run.recipe.check(concept, known=known)
+    tokenizers = [weights.tokenizer_of(clip, name) for name in graph.family.text_encoders]
+    for tokenizer in tokenizers:
+        for one in concept.members:
+            check_words(tokenizer, one.placeholder_token, one.initializer, one.class_word)
+    vectors = max(map(len, known.get(concept.placeholder_token, {}).values()), default=0)
+    return check_lengths(run, previews, tokenizers, vectors)
+
+
 def _train(
     graph: GraphModels, run: Run, device, folder, notify, *, model_fingerprint: str, hidden, warn, **options,
 ) -> RunResult:  # fmt: skip
     load_extractors(run, notify)
     models = weights.read_models(graph, run.dtype, notify)
-    class_tokens = len(models.text_encoders[0].tokenizer.words(run.concept.class_word))
+    encoders = models.text_encoders[:1]
+    class_tokens = sum(len(encoder.tokenizer.words(run.concept.class_word)) for encoder in encoders)
     for sentence in run.concept.advice(models.resolution, class_tokens):
         warn(sentence)
     progress = internals.ProgressBar(run.recipe.steps)
@@ -233,9 +245,11 @@ def _train(
             on_warning=warn,
             finish=view.finish,
         )
+        # A transformer of the host's looks at values while it runs, which a CUDA graph cannot.
+        device = SingleDevice(device=device, dtype=run.dtype, graph=not graph.flow)
         options |= {"model": model_fingerprint, "device": device, "callbacks": callbacks, "cache": cache_folder()}
         options["extractors"] = extractors
-        return train(run, models, folder, free_memory=lambda: free_memory(device), **options)
+        return train(run, models, folder, free_memory=lambda: free_memory(device.device), **options)
 
 
 def load_extractors(run: Run, notify) -> None:

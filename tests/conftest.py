@@ -73,7 +73,14 @@ def pytest_configure(config):
         logging.getLogger(name).addHandler(DeprecationsRaise())
 
 
+def slow_files_first(items):
+    """Files with slow tests before the others, so that no process is left with a long one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)  # stable: the order within a file stays
+
+
 def pytest_collection_modifyitems(items):
+    slow_files_first(items)
     reasons = {"gpu": None if has_accelerator() else "no accelerator", "comfy": None, "browser": None}
     if not (COMFYUI / "main.py").exists():
         reasons["comfy"] = f"no ComfyUI in {COMFYUI}"
@@ -115,7 +122,7 @@ def model_folders(tmp_path, monkeypatch):
 
     from personalize.nodes.host import folders  # noqa: F401 - adds models/personalize
 
-    made = {kind: tmp_path / "models" / kind for kind in ("loras", "embeddings", "personalize")}
+    made = {kind: tmp_path / "models" / kind for kind in ("loras", "embeddings", "personalize", "checkpoints")}
     for kind, folder in made.items():
         folder.mkdir(parents=True)
         known = folder_paths.folder_names_and_paths[kind][1]

@@ -39,7 +39,7 @@ from trainers.stopping import dvar
 from trainers.stopping.monitor import StageContext
 from trainers.training.loop import forward_backward, train_stage
 from trainers.training.objective import Objective
-from trainers.training.optimizers import adamw
+from trainers.training.optimizers import optimizer_of
 from trainers.training.stage import freeze_all_but
 
 BEGAN = time.perf_counter()
@@ -223,7 +223,7 @@ def profile(stage, generator, objective, device):
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiled
 
-    optimizer = adamw(stage.params, stage.weight_decay)
+    optimizer = optimizer_of(stage.params, stage.optimization)
 
     def step():
         forward_backward(stage, objective, device, generator, 0)
@@ -260,7 +260,7 @@ def waits(stage, generator, objective, device):
         where = " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in stack[-2:][::-1])
         found[where] = found.get(where, 0) + 1
 
-    optimizer = adamw(stage.params, stage.weight_decay)
+    optimizer = optimizer_of(stage.params, stage.optimization)
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings():

@@ -7,17 +7,39 @@ import comfy.model_management as mm
 import torch
 from torch import Tensor
 
+from ...trainers.models.timestep_lora import RankSchedule
+from . import internals
+
 SMALL = 16 * 1024  # bytes, as in the host
 
 
-class LowRank:
-    """Adds `scale * up @ down` to a weight whenever the host casts it for use."""
+KEY = "personalize ranks"
 
-    def __init__(self, up: Tensor, down: Tensor, scale: float):
-        self.up, self.down, self.scale = up, down, scale
+
+class CurrentMask:
+    """Holds which ranks of a T-LoRA act at the timestep that a MODEL computes."""
+
+    def __init__(self, schedule: RankSchedule):
+        self.masks = schedule.masks()  # [T, 2 rank]
+        self.mask = self.masks[0]
+
+    def __call__(self, executor, x, timesteps, *args, **kwargs):
+        """Wrap the U-Net. All samples of a call have one timestep."""
+        self.masks = self.masks.to(timesteps.device)
+        self.mask = self.masks[timesteps[0].round().long()]
+        return executor(x, timesteps, *args, **kwargs)
+
+
+class LowRank:
+    """Adds `scale * up @ down` to a weight whenever the host casts it for use; of a T-LoRA the ranks that act."""
+
+    def __init__(self, up: Tensor, down: Tensor, scale: float, current: CurrentMask | None = None):
+        self.up, self.down, self.scale, self.current = up, down, scale, current
 
     def __call__(self, weight: Tensor) -> Tensor:
         up, down = (part.to(weight.device, torch.float32).flatten(1) for part in (self.up, self.down))
+        if self.current:
+            up = up * self.current.mask.to(up)
         return weight + (self.scale * up @ down).view(weight.shape).to(weight.dtype)
 
     def move_to(self, device: torch.device) -> int:
@@ -41,17 +63,23 @@ class Difference:
         return self.difference.nbytes
 
 
-def add(patcher, lora: dict[str, Tensor], keys: dict[str, str], strength: float) -> int:
+def add(
+    patcher, lora: dict[str, Tensor], keys: dict[str, str], strength: float, schedule: RankSchedule | None = None
+) -> int:
     """Add the layers of a kohya LoRA that belong to this patcher; return their number.
 
     Args:
         keys: name of a layer in the file -> the host's name of the weight.
+        schedule: of a T-LoRA, whose ranks depend on the timestep.
     """
+    current = CurrentMask(schedule) if schedule else None
+    if current:
+        patcher.add_wrapper_with_key(internals.WrappersMP.DIFFUSION_MODEL, KEY, current)
     parts = [key.split(".", 1) for key in sorted(lora)]
     parts = [(name, part) for name, part in parts if name in keys and part in ("lora_up.weight", "diff", "diff_b")]
     for name, part in parts:
         weight = keys[name] if part != "diff_b" else bias_of(keys[name])
-        _put(patcher, weight, _adding(lora, name, part, strength))
+        _put(patcher, weight, _adding(lora, name, part, strength, current))
     return len(parts)
 
 
@@ -70,11 +98,13 @@ def _is_merged_anyway(patcher, weight: str) -> bool:
     return mm.module_size(patcher.model.get_submodule(weight.rpartition(".")[0])) <= SMALL
 
 
-def _adding(lora: dict[str, Tensor], name: str, part: str, strength: float) -> LowRank | Difference:
+def _adding(
+    lora: dict[str, Tensor], name: str, part: str, strength: float, current: CurrentMask | None
+) -> LowRank | Difference:
     if part != "lora_up.weight":
         return Difference(lora[f"{name}.{part}"], strength)
     up, down = lora[f"{name}.lora_up.weight"], lora[f"{name}.lora_down.weight"]
-    return LowRank(up, down, strength * float(lora[f"{name}.alpha"]) / len(down))
+    return LowRank(up, down, strength * float(lora[f"{name}.alpha"]) / len(down), current)
 
 
 def bias_of(weight: str) -> str:

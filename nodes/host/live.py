@@ -19,6 +19,7 @@ EVENT, WARNINGS = "personalize.step", "personalize.warnings"
 INTERVAL = 0.2  # seconds between two events of a training
 MOST = 1000  # points of a history that are sent, and as many more that have measurements
 NEWEST = 8  # names of previews in an event
+AWAY = 60.0  # seconds that a client may be away, as while its page is reloaded
 RUNNING: dict[str, "Live"] = {}  # the trainings of this process, by run digest
 REOPENED: Counter[str] = Counter()  # node id -> how often its user had an ended run train on
 
@@ -41,6 +42,8 @@ class Live:
         self.last: dict = {}  # the last line of the log
         self.sent, self.began, self.pace = -math.inf, (0.0, 0), 0.0  # began: time, and step of the stage
         self.finishing = False
+        self.client = getattr(_server(), "client_id", None)  # who queued it; None: everybody
+        self.seen = time.monotonic()  # when that client was last connected
 
     def __enter__(self) -> "Live":
         RUNNING[self.folder.name] = self
@@ -91,24 +94,40 @@ class Live:
         return f"{entry['stage']}: step {entry['stage_step']} of {entry['steps']}, loss {entry['loss']:.4f}{soon}"
 
     def send(self, running: bool = True) -> None:
-        """Send what is new to every open editor; an editor opened later asks for the rest."""
+        """Send what is new to the editor that queued the training; one opened later asks for the rest."""
         entry, entries = self.last, self.entries
         self.entries, self.sent = [], time.monotonic()
         stage = {"stage": entry["stage"], "stage_step": entry["stage_step"], "stage_steps": entry["steps"]}
         event = self.prompt | stage | {"step": entry["step"], "steps": self.steps(), "entries": entries}
         event |= {"seconds": entry["seconds"], "seconds_left": self.seconds_left(), "running": running}
-        _send(EVENT, event | {"previews": previews(self.folder)[-NEWEST:]})
+        _send(EVENT, event | {"previews": previews(self.folder)[-NEWEST:]}, self.owner())
+
+    def owner(self) -> str | None:
+        """Return the client whose training it is; `None` where it is everybody's.
+
+        A browser that is closed and opened again is another client to the host. With only one user, a training whose
+        client has been away for a minute is everybody's from then on.
+        """
+        server = _server()
+        if server is None or self.client in server.sockets:
+            self.seen = time.monotonic()
+        elif not internals.args.multi_user and time.monotonic() - self.seen > AWAY:
+            self.client = None
+        return self.client
+
+
+def _server():
+    return getattr(PromptServer, "instance", None)  # a test imports the nodes without a server
 
 
 def warn(hidden, sentences: list[str]) -> None:
-    """Show sentences on a node in every open editor, in place of earlier ones, until the next graph runs."""
-    _send(WARNINGS, _place(hidden) | {"sentences": sentences})
+    """Show sentences on a node in the editor that queued it, in place of earlier ones, until its next graph runs."""
+    _send(WARNINGS, _place(hidden) | {"sentences": sentences}, getattr(_server(), "client_id", None))
 
 
-def _send(event: str, data: dict) -> None:
-    server = getattr(PromptServer, "instance", None)
-    if server:
-        server.send_sync(event, data, None)
+def _send(event: str, data: dict, client: str | None) -> None:
+    if server := _server():
+        server.send_sync(event, data, client)
 
 
 def _place(hidden) -> dict[str, str | None]:
@@ -145,7 +164,7 @@ def history(digest: str) -> dict | None:
         "stops": info.stops,
         "stop_reason": "" if view else info.stop_reason,
         "running": view is not None,
-        "can_go_on": view is None and RunFolder(folder).can_go_on(),
+        "can_go_on": view is None and info.ended_by_user and (folder / "last.safetensors").is_file(),
         "previews": previews(folder),
     }
 

@@ -37,13 +37,18 @@ def _listed() -> dict:
 
 
 async def post_finish(request: web.Request) -> web.Response:
-    """Answer POST /personalize/finish {"run": digest}: end the run's current stage after the next step."""
-    asked = await _asked(request, "run")
+    """Answer POST /personalize/finish {"run": digest, "client": id}: end the run's stage after the next step.
+
+    The client is the one that queued the training; a program that queued it without an id sends none here either.
+    """
+    asked = await _asked(request, "run", "client") or await _asked(request, "run")
     if asked is None:
         return _refused(400, 'The request is not valid: send {"run": "..."} with the 16 hexadecimal digits of a run.')
     view = live.RUNNING.get(asked["run"])
     if view is None:
         return _refused(404, "The run is not training: there is nothing to finish.")
+    if view.owner() not in (None, asked.get("client")):
+        return _refused(403, "The run was queued by another client: finish it in the editor that queued it.")
     view.finishing = True
     return web.json_response({"run": asked["run"]})
 

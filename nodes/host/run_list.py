@@ -94,6 +94,15 @@ def rename(digest: str, name: str) -> None:
     find(digest).note(name=name)
 
 
+def note_checkpoint(digest: str, name: str) -> None:
+    """Write the file name of its checkpoint into a run, for lists of runs; where that fails the run is as good."""
+    folder = RunFolder(runs_folder() / digest)
+    info = folder.info()
+    if name and info and info.checkpoint != name:
+        with contextlib.suppress(OSError, RuntimeError):
+            folder.note(checkpoint=name)
+
+
 def reopen(digest: str, node_id: str) -> None:
     """Let a run that its user ended train on when a Train node is queued again.
 

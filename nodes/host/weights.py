@@ -15,7 +15,7 @@ from ...trainers.models.diffusion import Models, build_unet
 from ...trainers.models.families import Family
 from ...trainers.models.text_encoder import TextEncoder, build_text_encoder
 from ...trainers.models.tokenizer import Tokenizer
-from . import clip_attachment, internals
+from . import clip_attachment, internals, native
 from .models import GraphModels
 from .session import check_interrupted, training_device
 
@@ -69,6 +69,26 @@ def _unpatched(patcher, key: str, parameter: Tensor, dtype: torch.dtype = torch.
     return weight.detach().to(device="cpu", dtype=dtype, copy=True)
 
 
+def checkpoint(graph: GraphModels) -> dict[str, Tensor]:
+    """Return a graph's models as one checkpoint's tensors, in the names of Stable Diffusion's own files.
+
+    Every patch is merged, also those that the host's own saving leaves out because they act at use. The numbers have
+    the U-Net's precision, float16 for those of less than two bytes.
+    """
+    model, clip, vae = graph.model, graph.clip, graph.vae
+    stored = next(model.model.diffusion_model.parameters()).dtype
+    dtype = stored if stored in (torch.float32, torch.bfloat16) else torch.float16
+    with torch.inference_mode(False):
+        unet = effective_state_dict(model, "diffusion_model.", dtype)
+        others = [effective_state_dict(each.patcher, "", dtype) for each in (clip, vae)]
+    state = internals.part(model.model, "state_dict_for_saving")(unet, *others)
+    if graph.prediction == "v_prediction":
+        state["v_pred"] = torch.tensor([])
+    if getattr(model.get_model_object("model_sampling"), "zsnr", False):
+        state["ztsnr"] = torch.tensor([])
+    return {name: tensor.contiguous() for name, tensor in state.items()}
+
+
 def fingerprint(graph: GraphModels) -> str:
     """Return a digest of what a training starts from: samples of the weights as they act in the graph."""
     model, clip, vae = graph.model, graph.clip, graph.vae
@@ -76,6 +96,7 @@ def fingerprint(graph: GraphModels) -> str:
     tensors = [graph.alphas_cumprod]
     # Only the parts of the text encoders that are used: the host leaves their projections uninitialized.
     encoders = [(clip.patcher, f"{name}.transformer.text_model.") for name in graph.family.text_encoders]
+    encoders = encoders or [(clip.patcher, "")]
     for patcher, prefix in ((model, "diffusion_model."), *encoders, (vae.patcher, "")):
         tensors += [_sampled(patcher, k, p) for k, p in patcher.model.named_parameters() if k.startswith(prefix)]
     earlier = clip_attachment.of(clip)
@@ -104,6 +125,8 @@ def read_models(
         notify: given sentences about the progress.
     """
     model, clip, vae, family = graph.model, graph.clip, graph.vae, graph.family
+    if graph.flow:
+        return native.read_models(graph, notify)
     return Models(
         family=family,
         text_encoders=tuple(_text_encoder(clip, name, family) for name in family.text_encoders),

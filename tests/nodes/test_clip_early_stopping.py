@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from personalize.tests.support import world_clip
+from personalize.tests.support import evaluating, world_clip
 from personalize.trainers.metrics.clip import ClipConfig
 from personalize.trainers.stopping.clip_early_stopping import PRESETS, ClipEarlyStopping
 from personalize.trainers.stopping.monitor import FixedSteps
@@ -34,7 +34,9 @@ def clip_vision(tmp_path, monkeypatch, model_folders):
 def chosen(preset="TextBoost", stopper=(), **values):
     from personalize.nodes.stoppers import CLIPEarlyStoppingStopper
 
-    return CLIPEarlyStoppingStopper.execute({"preset": preset, **values}, stopper).result[0]
+    given = evaluating.connected(values)
+    metric_models = given.pop("metric_models")
+    return CLIPEarlyStoppingStopper.execute({"preset": preset, **given}, stopper, metric_models).result[0]
 
 
 def test_each_preset_is_its_settings(clip_vision):
@@ -44,7 +46,7 @@ def test_each_preset_is_its_settings(clip_vision):
     assert [option.key for option in options] == [*PRESETS]
     for option in options:
         shown = {widget.id: widget.default for widget in option.inputs}
-        assert shown.pop("clip_model") == "ViT-B-32" and shown.pop("clip_weights") == ""
+        assert not any(name.startswith("clip_") for name in shown)
         assert all(widget.optional and widget.tooltip.endswith(".") for widget in option.inputs)
         assert chosen(option.key, **shown, **WORLD) == (replace(PRESETS[option.key], **WORLD),)
         assert chosen(option.key, **WORLD) == chosen(option.key, **shown, **WORLD)

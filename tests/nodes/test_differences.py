@@ -12,15 +12,20 @@ KINDS = ("SD 1.x", "SD 2.x v", "SDXL")
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def graph(tmp_path_factory, request):
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory, kind):
     """MODEL, CLIP, VAE of a random checkpoint."""
     from personalize.tests.support import random_sd
 
-    return random_sd.graph(tmp_path_factory.mktemp("random"), request.param)
+    return random_sd.graph(tmp_path_factory.mktemp("random"), kind)
 
 
 def result_of(lora):
-    return from_other_programs("theirs", lora, {}, "", ())
+    return from_other_programs("theirs", lora, {}, {})
 
 
 @pytest.fixture
@@ -117,3 +122,48 @@ def test_a_difference_that_does_not_fit_is_refused(graph, name):
     lora, sentence = WRONG[name]
     with pytest.raises(ValueError, match=sentence):
         apply(*graph[:2], result_of(lora))
+
+
+@pytest.mark.parametrize("full_precision", [False, True])
+def test_a_checkpoint_is_the_whole_model_with_what_was_learned(kind, graph, model_folders, differences, full_precision):
+    """In the host's own names, and read by the host and by this pack as the models that it was saved of."""
+    from personalize.nodes.apply import apply
+    from personalize.nodes.host import session, weights
+    from personalize.tests.support import random_sd
+    from personalize.trainers.models.checkpoint import load_models
+
+    result, vae = result_of(differences), graph[2]
+    model, clip = apply(*graph[:2], result, in_full_precision=full_precision)
+    said = str(save(result, model=model, clip=clip, vae=vae).ui.as_dict())
+    assert "in loras and in personalize and in checkpoints" in said and "diffusers" not in said
+    file = model_folders["checkpoints"] / "mine.safetensors"
+    if not full_precision:  # with that the host's own saving fails
+        with torch.inference_mode():
+            theirs = graph[0].state_dict_for_saving(graph[1].state_dict_for_saving(), vae.get_sd())
+        assert load_file(file).keys() ^ theirs.keys() <= {key for key in theirs if key.endswith("position_ids")}
+    loaded = random_sd.load(file, kind)
+    assert (unet(loaded[0]) - unet(model)).abs().max() < 0.02 < 0.05 < (unet(graph[0]) - unet(model)).abs().max()
+    assert (words(loaded[1]) - words(clip)).abs().max() < 0.02
+    ours = load_models(file, random_sd.layout(kind)[0], random_sd.HEADS)
+    with session.training_session():
+        of_graph = weights.read_models(weights.GraphModels.of(model, clip, vae), torch.float32)
+    for name, value in of_graph.unet.state_dict().items():
+        assert torch.allclose(ours.unet.state_dict()[name].float(), value, rtol=1e-3, atol=1e-4), name
+    assert ours.prediction_type == of_graph.prediction_type
+
+
+def test_save_says_which_program_does_not_read_whole_weights(graph, model_folders, differences):
+    sentence = "diffusers cannot read this LoRA's whole weights: connect model, clip and vae for a checkpoint."
+    assert sentence in str(save(result_of(differences)).ui.as_dict())
+    assert "no checkpoint, which needs model, clip and vae." in str(
+        save(result_of(differences), vae=graph[2]).ui.as_dict()
+    )
+
+
+def test_a_checkpoint_of_another_model_gets_another_name(graph, model_folders, differences):
+    from personalize.nodes.apply import apply
+
+    result = result_of(differences)
+    for strength, name in ((1.0, "mine"), (0.5, "mine_2"), (1.0, "mine")):
+        model, clip = apply(*graph[:2], result, strength, strength)
+        assert save(result, model=model, clip=clip, vae=graph[2]).result[0] == f"{name}.safetensors"

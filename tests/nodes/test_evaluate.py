@@ -61,7 +61,7 @@ def concept():
 @pytest.fixture
 def evaluate(graph, concept, folders):
     """`evaluate(**inputs)`: what the node gives of two prompts, two seeds and four steps."""
-    from personalize.nodes.evaluate import Evaluate
+    from personalize.nodes.evaluation.evaluate import Evaluate
 
     shown = {i.id: i.default for i in Evaluate.define_schema().inputs if getattr(i, "default", None) is not None}
     shown |= (
@@ -72,7 +72,7 @@ def evaluate(graph, concept, folders):
     def go(**inputs):
         with torch.inference_mode():
             given = shown | {"model": model, "clip": clip, "vae": vae, "concept": concept} | inputs
-            return Evaluate.execute(**given).result
+            return Evaluate.execute(**evaluating.connected(given)).result
 
     return go
 
@@ -196,6 +196,7 @@ def test_the_untrained_model_reads_the_class_word(evaluate, graph):
         ({"dino_weights": "", "dino_model": "vit_small_patch16_224.dino"}, "and dino_download is off"),
         ({"dino_model": "vit_small_patch16_224"}, "are not those of 'vit_small_patch16_224'"),
         ({"width": 8}, "The image size 8 is not possible"),
+        ({"seeds": 256, "width": 4096, "height": 4096}, "The 512 images to generate have 8589 million pixels together"),
         ({"cfg": float("nan")}, "The value of cfg is nan"),
         ({"scheduler": "best"}, "The value of scheduler is 'best'"),
     ],
@@ -217,10 +218,15 @@ def test_a_word_that_the_clip_never_learned_is_refused(evaluate, graph, concept)
 
 
 def test_what_is_wrong_is_known_before_the_graph_runs(folders):
-    from personalize.nodes.evaluate import Evaluate
+    from personalize.nodes.evaluation.evaluate import Evaluate
+    from personalize.nodes.evaluation.score_images import ScoreImages
 
     good = {"prompt_set": "own", "prompts": "a {}", "prompt_file": "", "token_format": "V"}
-    assert Evaluate.validate_inputs(**good) is True and Evaluate.validate_inputs() is True
+    linked = {"metric_models": None}
+    assert Evaluate.validate_inputs(**good | linked) is True and Evaluate.validate_inputs(**linked) is True
+    assert "clip_download is off" in Evaluate.validate_inputs(**good)  # without a link they are the published ones
+    assert "clip_download is off" in ScoreImages.validate_inputs() and ScoreImages.validate_inputs(metric_models=[None])
+    good |= linked
     for name, value in (("prompts", ""), ("prompt_file", "../x"), ("token_format", ""), ("prompt_set", "none")):
         assert isinstance(Evaluate.validate_inputs(**good | {name: value}), str), name
     assert Evaluate.validate_inputs(**good | {"prompt_set": "Textual Inversion", "prompts": ""}) is True
@@ -254,13 +260,14 @@ def test_it_can_be_interrupted_and_leaves_nothing(evaluate, monkeypatch, when):
 
 @pytest.fixture
 def score(concept, folders):
-    from personalize.nodes.score_images import ScoreImages
+    from personalize.nodes.evaluation.score_images import ScoreImages
 
     shown = {i.id: i.default for i in ScoreImages.define_schema().inputs if getattr(i, "default", None) is not None}
     shown |= {"compare_with": "class word", "diversity": "DINO encoder"} | evaluating.WORLD
 
     def go(images, **inputs):
-        values = {name: [value] for name, value in (shown | {"concept": concept} | inputs).items()}
+        given = evaluating.connected(shown | {"concept": concept} | inputs)
+        values = {name: [value] for name, value in given.items()}
         for name in ("prompts", "mask", "held_out"):
             if isinstance(inputs.get(name), list):
                 values[name] = inputs[name]
@@ -280,7 +287,7 @@ def test_images_are_scored_as_evaluate_scores_them(evaluate, score):
 
 
 def test_prompts_belong_to_images_batches_or_all(score):
-    from personalize.nodes.score_images import prompts_for
+    from personalize.nodes.evaluation.score_images import prompts_for
 
     assert prompts_for(["a\nb\n", "c"], [2, 1]) == ["a", "b", "c"]
     assert prompts_for(["a", "b"], [2, 1]) == ["a", "a", "b"]
@@ -303,7 +310,7 @@ def test_a_mask_hides_the_rest_of_an_image_from_identity_only(score):
 
 
 def written(report, folders, **inputs):
-    from personalize.nodes.report import WriteReport
+    from personalize.nodes.evaluation.report import WriteReport
 
     values = {"prefix": "personalize/reports", "reports": {"report0": report}} | inputs
     result = WriteReport.execute(**values).result
@@ -399,7 +406,7 @@ def test_the_page_needs_nothing_else_and_runs_nothing(evaluate, graph, folders):
 
 @pytest.mark.parametrize("prefix", ["../away", "/etc", "a//b", ""])
 def test_nothing_is_written_outside_the_output_folder(evaluate, folders, prefix):
-    from personalize.nodes.report import WriteReport
+    from personalize.nodes.evaluation.report import WriteReport
 
     with pytest.raises(ValueError, match="cannot be a folder of the output folder"):
         written(evaluate(seeds=1, first=1)[0], folders, prefix=prefix)
@@ -408,7 +415,7 @@ def test_nothing_is_written_outside_the_output_folder(evaluate, folders, prefix)
 
 @pytest.mark.parametrize("reports", [None, {}, {"report0": None}, {"report0": "none"}])
 def test_a_report_without_reports_says_so(folders, reports):
-    from personalize.nodes.report import WriteReport
+    from personalize.nodes.evaluation.report import WriteReport
 
     with pytest.raises(ValueError, match="There is no report to write|received no PERSONALIZE_REPORT"):
         WriteReport.execute(prefix="personalize/reports", reports=reports)

@@ -3,13 +3,15 @@
 Adapters on random models in the real layout, written by diffusers' and PEFT's own functions in every spelling.
 """
 
+import re
+
 import diffusers
 import pytest
 import torch
 from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
-from personalize.tests.support.saved import load, save, stock, unet, words
+from personalize.tests.support.saved import load, same, save, stock, unet, words
 from personalize.tests.trainers.formats.test_kohya import pipeline
 
 pytestmark = pytest.mark.comfy
@@ -219,6 +221,54 @@ def test_a_loaded_lora_is_saved_for_the_stock_loader(graph, model_folders, adapt
     (theirs, their_clip), used = stock(graph, state)
     assert used == set(state)
     assert torch.equal(unet(model), unet(theirs)) and torch.equal(words(clip), words(their_clip))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's
+@pytest.mark.parametrize("component", ["unet", "text_encoder"])
+def test_a_lora_that_peft_itself_saved(graph, model_folders, fresh, component):
+    """`save_pretrained` writes one component, and its scale into a file of its own."""
+    from peft import LoraConfig, get_peft_model
+
+    pipe, folder, g = fresh(), model_folders["loras"] / "theirs", torch.Generator().manual_seed(3)
+    base = outputs(pipe)
+    targets = UNET if component == "unet" else TEXT
+    adapted = get_peft_model(getattr(pipe, component), LoraConfig(r=3, lora_alpha=6, target_modules=targets))
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, generator=g) * (0.05 if ".conv" in name else 0.15)
+    adapted.save_pretrained(folder)
+    made = outputs(pipe)
+    model, clip, _ = load(graph, lora="theirs/adapter_model.safetensors", full_precision=True)
+    for ours, theirs in zip((unet(model), words(clip, PROMPT)), made, strict=True):
+        assert (ours - theirs).abs().max() < 1e-4
+    assert max((theirs - before).abs().max() for theirs, before in zip(made, base, strict=True)) > 0.3
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(ValueError, match=r"has its scale in adapter_config\.json: copy that file"):
+        load(graph, lora="theirs/adapter_model.safetensors")
+
+
+def test_names_of_adapters_are_left_out(graph, model_folders, adapted):
+    """As a module names its adapter "default", and its file does not."""
+    state = write(model_folders["loras"], **plain(adapted(**AS_RANKS)))
+    named = {re.sub(r"(lora_[AB])\.", r"\1.default.", key): value for key, value in state.items()}
+    assert sum(".default.weight" in key for key in named) == len(named)
+    save_file(named, model_folders["loras"] / "named.safetensors")
+    assert same(load(graph, lora="named.safetensors")[2].lora, load(graph, lora="theirs.safetensors")[2].lora)
+
+
+@pytest.mark.parametrize("name, part", [("<my dog>", "clip_l"), ("ohwx", "string_to_param.*"), ("a.b", "emb_params")])
+def test_embeddings_inside_of_a_lora_are_read_too(graph, model_folders, adapted, name, part):
+    """As OneTrainer bundles them; one that is chosen beside it comes first."""
+    state, rows = write(model_folders["loras"], **plain(adapted(**AS_RANKS))), torch.randn(2, 64)
+    save_file(state | {f"bundle_emb.{name}.{part}": rows}, model_folders["loras"] / "bundled.safetensors")
+    save_file({"x": rows[:1]}, model_folders["embeddings"] / "chosen.safetensors")
+    word = {"<my dog>": "<my_dog>", "ohwx": "<ohwx>", "a.b": "<a_b>"}[name]
+    _, clip, alone = load(graph, lora="bundled.safetensors")
+    (chunks,) = clip.tokenize(f"a photo of {word}").values()
+    assert torch.equal(torch.stack([token for token, _ in chunks[0] if torch.is_tensor(token)]), rows)
+    assert alone.placeholder_token == word and len(alone.lora) > 100
+    both = load(graph, lora="bundled.safetensors", embedding="chosen.safetensors", placeholder_token="<mine>")[2]
+    assert both.placeholder_token == "<mine>" and [*both.tokens] == ["<mine>", word]
 
 
 # -- embeddings

@@ -61,7 +61,11 @@ def test_every_widget_explains_itself():
     for field in (field for recipe in recipes for field in dataclasses.fields(recipe)):
         assert field.metadata["help"].endswith(".") and len(field.metadata["help"]) > 15
     for node in nodes():
-        assert node.define_schema().description.endswith(".")
+        schema = node.define_schema()
+        assert schema.description.endswith(".")
+        texts = [each for each in schema.inputs if getattr(each, "multiline", False)]
+        for each in (*schema.outputs, *texts):
+            assert (each.tooltip or "").endswith("."), f"{schema.node_id}: {each.id}"
         page = Path(__file__).parents[2] / "js" / "docs" / node.define_schema().node_id / "en.md"
         assert page.read_text(encoding="utf-8").startswith(f"# {node.define_schema().display_name}")
 
@@ -167,8 +171,8 @@ def test_captions_follow_their_images(load_references, tmp_path):
 
 def test_texts_of_a_list_stay_with_their_images(load_references):
     """One element is one caption, also one of several lines; core's dataset nodes return such lists."""
+    from personalize.nodes.evaluation.score_images import prompts_for
     from personalize.nodes.load_references import LoadReferences
-    from personalize.nodes.score_images import prompts_for
 
     shown = {
         i.id: [i.default] for i in LoadReferences.define_schema().inputs if getattr(i, "default", None) is not None

@@ -48,8 +48,8 @@ def test_the_table_of_settings_is_that_of_the_dataclasses(node):
 
 @pytest.mark.comfy
 def test_every_node_with_settings_has_their_table():
-    """Whatever Train takes as a recipe or as a monitor is made by a node whose page has a table."""
-    kinds = ("PERSONALIZE_RECIPE", "PERSONALIZE_STOPPER")
+    """Recipes, monitors and metric models are made by nodes whose pages have a table."""
+    kinds = ("PERSONALIZE_RECIPE", "PERSONALIZE_STOPPER", "PERSONALIZE_METRIC_MODELS")
     made = {schema.display_name for schema in schemas() if schema.outputs[0].get_io_type() in kinds}
     assert made == docs.nodes("personalize.trainers").keys()
 

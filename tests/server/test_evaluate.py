@@ -9,6 +9,7 @@ from PIL import Image
 
 from personalize.demo import show
 from personalize.demo.client import HostError
+from personalize.demo.workflow import override
 from personalize.tests.support import browser, evaluating, prompts
 
 pytestmark = [pytest.mark.slow, pytest.mark.comfy]
@@ -30,11 +31,17 @@ def build(server, object_info, metric_models):
 
     def go(recipe=None, **changes):
         recipe = {"preset": "benchmark", "preset.steps": 2, "preset.batch_size": 2, "preset.views": 4} | (recipe or {})
-        shared = metric_models | {"vae": ["checkpoint", 2], "concept": ["references", 0], "prompt_set": "own"}
+        shared = {
+            "metric_models": ["metric models", 0],
+            "vae": ["checkpoint", 2],
+            "concept": ["references", 0],
+            "prompt_set": "own",
+        }
         shared |= {"compare_with": "class word", "prompts": LINES, "seeds": 2, "steps": 4, "cfg": 4.0} | changes
         untrained = {"model": ["checkpoint", 0], "clip": ["checkpoint", 1], "token_format": "C", "label": "base"}
         trained = {"model": ["train", 0], "clip": ["train", 1], "label": "TextBoost"}
         return {
+            "metric models": node("PersonalizeMetricModels", **metric_models),
             "checkpoint": node("CheckpointLoaderSimple", ckpt_name=server.checkpoint),
             "picture": node("LoadImage", image=show.REFERENCE),
             "references": node(
@@ -94,3 +101,13 @@ def test_a_word_that_was_not_learned_stops_before_anything_is_drawn(server, buil
     prompt["report"]["inputs"].pop("reports.report1")
     with pytest.raises(HostError, match="This CLIP has not learned <concept>"):
         server.run(prompt)
+
+
+def test_a_metric_model_that_is_missing_is_said_before_the_training(server, build):
+    prompt = build()
+    del prompt["base"], prompt["report"]["inputs"]["reports.report0"]
+    prompt["metric models"]["inputs"]["dino_weights"] = "none.safetensors"
+    before = {*(server.base / "output").glob("personalize/runs/*")}
+    with pytest.raises(HostError, match="There are no DINO weights 'none.safetensors'"):
+        server.run(override(prompt, {"PersonalizeTrain": {"seed": 18}}))
+    assert {*(server.base / "output").glob("personalize/runs/*")} == before

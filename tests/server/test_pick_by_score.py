@@ -17,7 +17,6 @@ STEPS, EVERY, SEED = 6, 2, 1130
 def build(server, object_info):
     """`build(text_weight)`: an API prompt from one image to a saved file of what was picked."""
     metric_models = evaluating.write_for_server(server.base / "models" / "clip_vision")
-    metric_models = {name: value for name, value in metric_models.items() if name != "diversity"}
 
     def node(kind, **inputs):
         return {"class_type": kind, "inputs": prompts.defaults(object_info[kind]["input"]) | inputs}
@@ -25,8 +24,14 @@ def build(server, object_info):
     def go(text_weight, **changes):
         recipe = {"preset": "benchmark", "preset.steps": STEPS, "preset.batch_size": 2, "preset.views": 4}
         recipe |= {"preset.lora_learning_rate": 0.01, "preset.embedding_learning_rate": 0.05}
-        picker = metric_models | {"every": EVERY, "sampler_steps": 2, "prompts": "a {} on the beach\na {} in the snow"}
+        picker = {
+            "metric_models": ["metric models", 0],
+            "every": EVERY,
+            "sampler_steps": 2,
+            "prompts": "a {} on the beach\na {} in the snow",
+        }
         return {
+            "metric models": node("PersonalizeMetricModels", **metric_models),
             "checkpoint": node("CheckpointLoaderSimple", ckpt_name=server.checkpoint),
             "picture": node("LoadImage", image=show.REFERENCE),
             "references": node(

@@ -35,6 +35,32 @@ def pictures(server, prompt):
     return [images[show.node_titled(prompt, title)][0].tobytes() for title in (show.UNTRAINED, show.TRAINED)]
 
 
+def shared():
+    """The demo's values for the templates of other methods, and of the first one, which have one prompt."""
+    others = ("PersonalizeTextBoost", "Untrained: prompt", "Trained: prompt")
+    return {kind: inputs for kind, inputs in host.demo_overrides().items() if kind not in others}
+
+
+def without_training(prompt):
+    """The prompt with the checkpoint's model and text encoder in place of the trained ones."""
+    (loader,) = (number for number, node in prompt.items() if node["class_type"] == "CheckpointLoaderSimple")
+    trained = [number for number, node in prompt.items() if node["class_type"] == "PersonalizeTrain"]
+    kept = {
+        k: node for k, node in prompt.items() if node["class_type"] not in ("PersonalizeSave", "PersonalizePlotHistory")
+    }
+    links = {(number, slot): [loader, slot] for number in trained for slot in (0, 1)}
+
+    def source(value):
+        return links.get(tuple(value), value) if isinstance(value, list) else value
+
+    return {k: {**node, "inputs": {name: source(v) for name, v in node["inputs"].items()}} for k, node in kept.items()}
+
+
+def new_images(server, prompt):
+    """The image of a template without and with the training."""
+    return [one_picture(server, each, "New images") for each in (without_training(prompt), prompt)]
+
+
 def logs(server):
     """{log of a training: when it was last written}"""
     return {log: log.stat().st_mtime_ns for log in (server.base / "output").glob("personalize/runs/*/steps.jsonl")}
@@ -53,7 +79,7 @@ def test_training_changes_the_trained_image_only_and_happens_once(server, textbo
     server.run(override(alone, {"KSampler": {"cfg": 7.0}}))
     assert one_picture(server, alone, show.UNTRAINED) == untrained
 
-    other = override(textboost, {"Prompt": {"value": "a sketch of a {} at night"}})
+    other = override(textboost, {"Trained: prompt": {"text": "a sketch of a <concept> at night"}})
     assert pictures(server, other)[1] != trained
     # Back again: the host has forgotten, the folder of the run has not.
     server.client.post("/free", {"unload_models": True, "free_memory": True})
@@ -73,8 +99,9 @@ def attndreambooth(object_info):
     prompt = to_api(show.read_json(ROOT / "workflows" / "attndreambooth.json"), object_info)
     small = {f"preset.{name}_{stage}": 2 for name in ("steps", "batch_size") for stage in (1, 2, 3)}
     quick = {**host.QUICK, "PersonalizeAttnDreamBooth": {**small, "preset.views": 8}}
-    values = {kind: inputs for kind, inputs in host.demo_overrides().items() if kind != "PersonalizeTextBoost"}
-    return override(override(prompt, values), {kind: v for kind, v in quick.items() if kind != "PersonalizeTextBoost"})
+    return override(
+        override(prompt, shared()), {kind: v for kind, v in quick.items() if kind != "PersonalizeTextBoost"}
+    )
 
 
 def stages(log):
@@ -85,12 +112,12 @@ def stages(log):
 def test_three_stages_train_and_draw(server, attndreambooth, weights):
     earlier = logs(server)
     prompt = override(attndreambooth, {"PersonalizeAttnDreamBooth": {"preset.fine_tuning": weights}})
-    untrained, trained = pictures(server, prompt)
+    untrained, trained = new_images(server, prompt)
     assert untrained != trained
     (log,) = logs(server).keys() - earlier.keys()
     assert stages(log) == [f"attndreambooth {stage}" for stage in (1, 1, 2, 2, 3, 3)]
-    (encode,) = (n for n in prompt.values() if n.get("_meta", {}).get("title") == "Prompt, placeholder")
-    assert encode["inputs"]["replace"][0] == show.node_titled(prompt, "Placeholder and class word")
+    (encode,) = (n for n in prompt.values() if n["class_type"] == "CLIPTextEncode" and n["inputs"]["text"])
+    assert "<concept> dog" in encode["inputs"]["text"]  # as this method trains it
 
 
 def test_stages_chained_through_a_graph(server, attndreambooth):
@@ -107,7 +134,7 @@ def test_stages_chained_through_a_graph(server, attndreambooth):
                 node["inputs"][name] = ["second", link[1]]
     prompt["second"] = {"class_type": "PersonalizeTrain", "inputs": inputs}
     earlier = logs(server)
-    untrained, trained = pictures(server, prompt)
+    untrained, trained = new_images(server, prompt)
     assert untrained != trained
     runs = sorted(stages(log) for log in logs(server).keys() - earlier.keys())
     assert runs == [["attndreambooth 1"] * 2, [f"attndreambooth {stage}" for stage in (2, 2, 3, 3)]]
@@ -123,16 +150,15 @@ def test_a_later_stage_alone_says_that_it_needs_the_word(server, attndreambooth)
 def dvar(object_info):
     """The API prompt of workflows/dvar.json with the demo's values and a window of three steps."""
     prompt = to_api(show.read_json(ROOT / "workflows" / "dvar.json"), object_info)
-    values = {kind: inputs for kind, inputs in host.demo_overrides().items() if kind != "PersonalizeTextBoost"}
     quick = {kind: inputs for kind, inputs in host.QUICK.items() if kind != "PersonalizeTextBoost"}
     quick["PersonalizeDreamBoothLoRA"] = {"preset.steps": 12, "preset.views": 8}
     quick["PersonalizeDVAR"] = {"preset.window": 3, "preset.every": 1, "preset.threshold": 1.0, "preset.min_steps": 4}
-    return override(override(prompt, values), quick)
+    return override(override(prompt, shared()), quick)
 
 
 def test_a_monitor_ends_the_training_and_the_graph_goes_on(server, dvar):
     earlier = logs(server)
-    untrained, trained = pictures(server, dvar)
+    untrained, trained = new_images(server, dvar)
     assert untrained != trained
     (log,) = logs(server).keys() - earlier.keys()
     entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
@@ -145,23 +171,17 @@ def test_a_monitor_ends_the_training_and_the_graph_goes_on(server, dvar):
 
 def test_a_preference_picks_a_state_without_another_training(server, object_info):
     prompt = to_api(show.read_json(ROOT / "workflows" / "pick_by_score.json"), object_info)
-    values = {kind: inputs for kind, inputs in host.demo_overrides().items() if kind != "PersonalizeTextBoost"}
     quick = {kind: inputs for kind, inputs in host.QUICK.items() if kind != "PersonalizeTextBoost"}
     metric_models = evaluating.write_for_server(server.base / "models" / "clip_vision")
-    metric_models = {name: value for name, value in metric_models.items() if name != "diversity"}
+    quick["PersonalizeMetricModels"] = metric_models
     quick["PersonalizeDreamBoothLoRA"] = {"preset.steps": 6, "preset.views": 8, "preset.learning_rate": 0.002}
-    quick["PersonalizePickByScore"] = metric_models | {
-        "every": 2,
-        "sampler_steps": 2,
-        "seeds": 1,
-        "prompts": "a {} on grass",
-    }
-    prompt = override(override(prompt, values), quick)
+    quick["PersonalizePickByScore"] = {"every": 2, "sampler_steps": 2, "seeds": 1, "prompts": "a {} on grass"}
+    prompt = override(override(prompt, shared()), quick)
     earlier = logs(server)
     drawn = {}
     for weight in (0.0, 0.5, 1.0):
         asked = override(prompt, {"PersonalizePickByScore": {"text_weight": weight}})
-        untrained, trained = pictures(server, asked)
+        untrained, trained = new_images(server, asked)
         ((log, _),) = logs(server).items() - earlier.items()
         step = preferred(RunFolder(log.parent).history(6), weight).step
         assert trained != untrained and drawn.setdefault(step, trained) == trained
@@ -177,7 +197,6 @@ def compared(server, object_info):
     """The API prompt of workflows/compare_methods.json with the demo's image, each method cut to a few steps."""
     prompt = to_api(show.read_json(ROOT / "workflows" / "compare_methods.json"), object_info)
     metric_models = evaluating.write_for_server(server.base / "models" / "clip_vision")
-    files = {"CLIP file": metric_models.pop("clip_weights"), "DINO file": metric_models.pop("dino_weights")}
     stages = {f"preset.{name}_{stage}": 2 for name in ("steps", "batch_size") for stage in (1, 2, 3)}
     return override(prompt, {
         **{kind: host.demo_overrides()[kind] for kind in ("CheckpointLoaderSimple", "LoadImage")},
@@ -185,29 +204,30 @@ def compared(server, object_info):
         **{f"Personalize{name}": SHORT for name in ("TextBoost", "TextualInversion", "DreamBoothLoRA")},
         "PersonalizeCustomDiffusion": SHORT | {"preset.class_images": 2, "preset.class_image_steps": 2},
         "PersonalizeAttnDreamBooth": {**stages, "preset.views": 4},
-        **{name: {"value": file} for name, file in files.items()},
-        "PersonalizeEvaluate": {**metric_models, "steps": 2},
-        "Prompts": {"value": "a photo of a {} on the beach\na sketch of a {}"},
+        "PersonalizeMetricModels": metric_models,
+        "PersonalizeCompareMethods": {"prompts": "a photo of a {} on the beach\na sketch of a {}", "steps": 2},
     })  # fmt: skip
 
 
-def beside_each_other(server, prompt):
-    """The scatter, the grid, and the folder of the report."""
-    history = server.run(prompt)
-    images = server.images(history)
-    told = "\n".join(history["outputs"][show.node_titled(prompt, "Report")]["text"])
-    folder = server.base / "output" / Path(told.split("\n")[0]).parent
-    return *(images[show.node_titled(prompt, title)][0] for title in ("Scatter", "Grid")), folder
+def comparison(server, prompt):
+    """What the node shows, table, scatter and grid, and the folder of its files."""
+    history, (node,) = server.run(prompt), [k for k, n in prompt.items() if n["class_type"].endswith("CompareMethods")]
+    told = "\n".join(history["outputs"][node]["text"])
+    return server.images(history)[node], server.base / "output" / Path(told.split("\n")[0]).parent
 
 
-def test_five_methods_in_one_queue(server, compared):
+def reports(folder):
+    return show.read_json(folder / "report.json")["reports"]
+
+
+def test_five_methods_in_one_node(server, compared):
     earlier = logs(server)
-    scatter, grid, folder = beside_each_other(server, compared)
+    shown, folder = comparison(server, compared)
     trained = logs(server)
     assert len(trained.keys() - earlier.keys()) == 5
     files = {"report.csv", "report.json", "report.html", "table.png", "grid.png", "scatter.png"}
     assert {each.name for each in folder.iterdir()} == files and folder.parent.name == "reports"
-    told = show.read_json(folder / "report.json")["reports"]
+    told = reports(folder)
     assert [each["label"] for each in told] == ["untrained", *METHODS] and told[0]["role"] == "floor"
     subjects = ["dog", "<concept>", "<concept> dog", "<concept>", "<concept>", "<concept> dog"]
     assert [each["prompts"][1]["prompt"] for each in told] == [f"a sketch of a {subject}" for subject in subjects]
@@ -215,33 +235,41 @@ def test_five_methods_in_one_queue(server, compared):
     means = [row for row in csv.DictReader(io.StringIO((folder / "report.csv").read_text())) if row["of"] == "mean"]
     assert [row["report"] for row in means] == ["untrained (floor)", *METHODS]
     # Six rows, one of which learned nothing; two prompts of two seeds, 128 pixels each.
+    grid = shown[2]
     assert grid.size[1] == 34 + 6 * (128 + 6) and grid.size[0] > 4 * 128
     rows = [grid.crop((grid.size[0] - 134, 34 + 134 * i, grid.size[0] - 20, 34 + 134 * i + 128)) for i in range(6)]
     assert len({row.tobytes() for row in rows}) == 6
-    for name, shown in (("scatter", scatter), ("grid", grid)):
+    for name, image in zip(("table", "scatter", "grid"), shown, strict=True):
         with Image.open(folder / f"{name}.png") as kept:
-            assert kept.convert("RGB").tobytes() == shown.convert("RGB").tobytes()
+            assert kept.convert("RGB").tobytes() == image.convert("RGB").tobytes()
 
-    # Another prompt, and the first method left out as a muted Evaluate leaves it out.
-    other = override(compared, {"Prompts": {"value": "a photo of a {} at night"}})
-    del other[show.node_titled(other, "Evaluate: TextBoost")]
-    del other[show.node_titled(other, "Report")]["inputs"]["reports.report0"]
-    elsewhere = beside_each_other(server, other)[2]
-    assert [each["label"] for each in show.read_json(elsewhere / "report.json")["reports"]] == [
-        "untrained",
-        *METHODS[1:],
-    ]
-    # The host has forgotten, the folders of the runs have not.
+    # Another prompt, without the first method, and the last one twice: nothing is trained again but what is new.
     server.client.post("/free", {"unload_models": True, "free_memory": True})
-    assert beside_each_other(server, compared)[2].parent == folder.parent
-    assert logs(server) == trained
+    other = override(compared, {"PersonalizeCompareMethods": {"prompts": "a photo of a {} at night"}})
+    (node,) = (each for each in other.values() if each["class_type"] == "PersonalizeCompareMethods")
+    (custom,) = (each for each in other.values() if each["class_type"] == "PersonalizeCustomDiffusion")
+    other["again"] = {**custom, "inputs": custom["inputs"] | {"preset.class_image_steps": 3}}
+    node["inputs"]["recipes.recipe0"] = ["again", 0]
+    assert [each["label"] for each in reports(comparison(server, other)[1])] == [
+        "untrained", "Custom Diffusion, own settings 1", *METHODS[1:4], "Custom Diffusion, own settings 2",
+    ]  # fmt: skip
+    assert len(logs(server).keys() - trained.keys()) == 1 and trained.items() <= logs(server).items()
 
 
-def test_every_workflow_has_its_image_and_all_but_the_first_a_note():
+def test_what_a_comparison_cannot_do_is_said_before_the_first_training(server, compared):
+    before = logs(server)
+    stage = {"PersonalizeAttnDreamBooth": {"preset.run_stages": "3"}, "PersonalizeCompareMethods": {"seed": 3}}
+    with pytest.raises(api.HostError, match="AttnDreamBooth: Stage 3 continues from a learned placeholder token"):
+        server.run(override(compared, stage))
+    missing = {"PersonalizeMetricModels": {"dino_weights": "none.safetensors"}}
+    with pytest.raises(api.HostError, match="There are no DINO weights 'none.safetensors'"):
+        server.run(override(compared, stage | missing | {"PersonalizeAttnDreamBooth": {}}))
+    assert logs(server) == before
+
+
+def test_every_workflow_has_its_image():
     for path in (ROOT / "workflows").glob("*.json"):
-        kinds = [node["type"] for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]]
         assert path.with_suffix(".jpg").exists()
-        assert ("MarkdownNote" in kinds) == (path.stem != "learn_one_picture")
 
 
 def test_the_first_graph_learns_draws_and_saves(server, object_info):
@@ -249,8 +277,7 @@ def test_the_first_graph_learns_draws_and_saves(server, object_info):
     before = logs(server)
     folders = [server.base / "models" / kind for kind in ("loras", "embeddings", "personalize")]
     prompt = to_api(show.read_json(ROOT / "workflows" / "learn_one_picture.json"), object_info)
-    values = {kind: inputs for kind, inputs in host.demo_overrides().items() if kind not in ("Class word", "Prompt")}
-    prompt = override(override(prompt, values), host.QUICK)
+    prompt = override(override(prompt, shared()), host.QUICK)
     size = {
         "EmptyLatentImage": {"width": 128, "height": 128, "batch_size": 4},
         "Keeps what it learned": {"name": "one"},

@@ -17,6 +17,15 @@ WORLD = {
 }
 
 
+def connected(inputs):
+    """A node's inputs, of which those that Metric Models has become what that node returns."""
+    from personalize.nodes.evaluation.metric_models import SETTINGS, MetricModels
+
+    own = {name: value for name, value in inputs.items() if name not in SETTINGS}
+    (metric_models,) = MetricModels.execute(**{name: inputs[name] for name in inputs.keys() - own.keys()}).result
+    return own | {"metric_models": metric_models}
+
+
 def write(folder):
     """Both metric models' files in a folder, and `Backbones` that look there."""
     shelf = world_clip.write(folder)

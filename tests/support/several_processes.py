@@ -72,7 +72,10 @@ def main():
         for name in given.names:
             folder = SharedFolder(given.out / name)
             many = ManyDevices(device=device)
-            train(name, folder, device=many, callbacks=training.Callbacks(on_step=on_step))
+            try:
+                train(name, folder, device=many, callbacks=training.Callbacks(on_step=on_step))
+            except ValueError as error:
+                print(f"{name}: {error}", flush=True)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def method_flags(command: argparse._ActionsContainer) -> None:
     """Add the flags of a method, its monitors, seed and precision."""
     command.add_argument("--preset", help="settings to start from; by default the method's first preset")
     command.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the method; may be repeated"
+        "--set", action="extend", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the method"
     )
     command.add_argument(
         "--stopper", default="[]", metavar="JSON", help='monitors, such as [{"monitor": "DVAR", "window": 80}]'

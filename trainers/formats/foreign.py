@@ -26,16 +26,20 @@ OTHERS = {
     ".lokr_": "a LoKr",
     ".lora_mid.": "a LoCon in Tucker's form",
     ".oft_": "an OFT",
-    "bundle_emb.": "a LoRA with embeddings inside",
 }
+BUNDLED = "bundle_emb."  # before the embeddings that OneTrainer puts into a LoRA
+PEFT = "base_model.model."  # before the names of PEFT's `save_pretrained`
 STOCK = "use ComfyUI's own Load LoRA for this one"
 NO_SCALE = f"This LoRA's description of its scale cannot be read: {STOCK}."
 NOT_WHOLE = "The layer {} of this LoRA is incomplete: download or save the file again."
 DAMAGED = "This file of Save Personalized is incomplete: save the result again."
 
 
-def lora(state: dict[str, Tensor], header: dict[str, str]) -> dict[str, Tensor]:
+def lora(state: dict[str, Tensor], header: dict[str, str], adapter_config: str = "") -> dict[str, Tensor]:
     """Convert a LoRA to kohya's names with an alpha for every layer, from kohya's, diffusers' or PEFT's names.
+
+    Args:
+        adapter_config: the text of adapter_config.json, which PEFT's `save_pretrained` writes next to the file.
 
     Raises:
         ValueError: the file holds something else, or more.
@@ -43,8 +47,29 @@ def lora(state: dict[str, Tensor], header: dict[str, str]) -> dict[str, Tensor]:
     for mark, kind in OTHERS.items():
         if any(mark in key for key in state):
             raise ValueError(f"This LoRA is {kind}, which cannot be read here: {STOCK}.")
-    known = any(key.startswith(KOHYA) for key in state)
-    return _whole(dict(state) if known else _from_diffusers(state, header))
+    if any(key.startswith(KOHYA) for key in state):
+        return _whole(dict(state))
+    # PEFT's module names hold the adapter's own name; its files leave it out.
+    state = {re.sub(r"\.(lora_[AB])\.default\.", r".\1.", key): value for key, value in state.items()}
+    if any(key.startswith(PEFT) for key in state):
+        state, header = _from_peft(state, adapter_config)
+    return _whole(_from_diffusers(state, header))
+
+
+def _from_peft(state: dict[str, Tensor], adapter_config: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return a file of `save_pretrained` in diffusers' names, and its settings in diffusers' header."""
+    if not adapter_config:
+        raise ValueError(
+            "This LoRA of PEFT has its scale in adapter_config.json: copy that file of its folder next to it."
+        )
+    layers = {key.removeprefix(PEFT): value for key, value in state.items()}
+    component = "unet" if any(key.startswith(UNET_PARTS) for key in layers) else "text_encoder"
+    config = _config({"lora_adapter_metadata": adapter_config})
+    ranks = {len(value) for key, value in layers.items() if ".lora_A." in key}
+    if not config.get("rank_pattern") and config.get("r") not in ranks:
+        raise ValueError("The adapter_config.json next to this LoRA is another one's: copy its own there.")
+    header = json.dumps({f"{component}.{name}": value for name, value in config.items()})
+    return {f"{component}.{key}": value for key, value in layers.items()}, {"lora_adapter_metadata": header}
 
 
 def _whole(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -78,8 +103,8 @@ def _refuse_unknown(unknown: list[str], state: dict[str, Tensor]) -> None:
 
 
 def _from_diffusers(state: dict[str, Tensor], header: dict[str, str]) -> dict[str, Tensor]:
-    if all(key.startswith(UNET_PARTS) for key in state):  # diffusers' oldest files, of the U-Net alone
-        state = {f"unet.{key}": value for key, value in state.items()}
+    # diffusers' oldest files are of the U-Net alone and do not say so.
+    state = {f"unet.{key}" if key.startswith(UNET_PARTS) else key: value for key, value in state.items()}
     _refuse_unknown([key for key in state if key.partition(".")[0] not in COMPONENTS], state)
     config = _config(header)
     found: dict[str, Tensor] = {}
@@ -89,6 +114,7 @@ def _from_diffusers(state: dict[str, Tensor], header: dict[str, str]) -> dict[st
         named = _in_pefts_names(part, component)
         if len(named) < len(part):
             raise ValueError(f"This LoRA contains a layer twice, in two spellings: {STOCK}.")
+        _refuse_unknown(_unknown(named), state)
         found |= _component(prefix, named, mine) if part else {}
     return found
 
@@ -105,14 +131,20 @@ def _in_pefts_names(part: dict[str, Tensor], component: str) -> dict[str, Tensor
     return {f"text_model.{key}" if key.startswith("encoder.") else key: value for key, value in part.items()}
 
 
+def _layers(part: dict[str, Tensor]) -> list[str]:
+    return sorted(key.removesuffix(".lora_A.weight") for key in part if key.endswith(".lora_A.weight"))
+
+
+def _unknown(part: dict[str, Tensor]) -> list[str]:
+    known = {f"{name}.{end}" for name in _layers(part) for end in ("lora_A.weight", "lora_B.weight", "alpha")}
+    return [key for key in part if key not in known or key.endswith("alpha") and part[key].numel() > 1]
+
+
 def _component(prefix: str, part: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
     """Convert one component's layers to kohya's names."""
-    layers = sorted(key.removesuffix(".lora_A.weight") for key in part if key.endswith(".lora_A.weight"))
-    known = {f"{name}.{end}" for name in layers for end in ("lora_A.weight", "lora_B.weight", "alpha")}
-    _refuse_unknown([key for key in part if key not in known or key.endswith("alpha") and part[key].numel() > 1], part)
     _check_config(config)
     found: dict[str, Tensor] = {}
-    for name in layers:
+    for name in _layers(part):
         down, up = (_matrix(part, f"{name}.lora_{x}.weight") for x in "AB")
         alpha = part.get(f"{name}.alpha")
         found |= kohya.kohya(prefix, name, down, up, _alpha(name, len(down), config) if alpha is None else float(alpha))
@@ -151,6 +183,21 @@ def _alpha(name: str, rank: int, config: dict) -> float:
     alpha = next((value for pattern, value in patterns.items() if _matches(pattern, name)), config.get("lora_alpha"))
     alpha = rank if alpha is None else float(alpha)
     return alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
+
+
+def unbundled(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """Split a LoRA with embeddings inside into the LoRA and the embeddings, each by the name that prompts call it.
+
+    OneTrainer names them as users like; here all are in angle brackets, so that none is a word of the vocabulary.
+    """
+    embeddings: dict[str, dict[str, Tensor]] = {}
+    for key in (key for key in state if key.startswith(BUNDLED)):
+        name, dot, part = key.removeprefix(BUNDLED).rpartition(".string_to_param.")
+        if not dot:
+            name, _, part = key.removeprefix(BUNDLED).rpartition(".")
+        word = re.sub(r"[^\w*-]+", "_", name.strip("<> "))
+        embeddings.setdefault(f"<{word}>", {})[part] = state[key]
+    return {key: value for key, value in state.items() if not key.startswith(BUNDLED)}, embeddings
 
 
 def embedding(state: dict[str, Tensor], widths: dict[str, int]) -> tuple[Tensor, ...]:

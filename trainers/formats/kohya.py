@@ -9,7 +9,7 @@ from ..models.diffusion import Models
 
 UNET_PREFIX = "lora_unet_"
 # Stock loaders' names of each text encoder's LoRA: one encoder is "te", two are "te1" and "te2".
-TEXT_ENCODER_PREFIXES = {1: ("lora_te_",), 2: ("lora_te1_", "lora_te2_")}
+TEXT_ENCODER_PREFIXES = {0: (), 1: ("lora_te_",), 2: ("lora_te1_", "lora_te2_")}
 DIFFERENCES = {"weight": "diff", "bias": "diff_b"}  # of a weight that trained itself
 LORA = "lora."  # before a LoRA's names in a complete file
 ENCODERS = ("clip_l", "clip_g")  # in an embedding for SDXL
@@ -56,6 +56,9 @@ def _lora_layers(module: nn.Module) -> Iterator[tuple[str, Tensor, Tensor, float
         if hasattr(layer, "lora_A"):
             down, up = (_detached(part["default"].weight) for part in (layer.lora_A, layer.lora_B))
             yield path, down, up, layer.lora_alpha["default"]
+        elif hasattr(layer, "factors"):  # a T-LoRA at full rank
+            down, up = map(_detached, layer.factors())
+            yield path, down, up, len(down)
 
 
 def kohya(prefix: str, path: str, down: Tensor, up: Tensor, alpha: float) -> dict[str, Tensor]:
@@ -68,34 +71,41 @@ def token_vectors(models: Models) -> dict[str, tuple[Tensor, ...]]:
     """Return, by placeholder token, the learned vectors `[n, d]`, one tensor per text encoder."""
     tables = []
     for encoder in models.text_encoders:
+        if not encoder.tokenizer.placeholders:
+            return {}
         rows, first = _detached(encoder.embedding.get_parameter("rows")), encoder.tokenizer.vocab_size
         placeholders = encoder.tokenizer.placeholders.items()
         tables.append({token: rows[ids[0] - first : ids[-1] + 1 - first].clone() for token, ids in placeholders})
-    return {token: tuple(table[token] for table in tables) for token in tables[0]}
+    return {token: tuple(table[token] for table in tables) for token in (tables[0] if tables else ())}
 
 
 def carried(
-    tokens: dict[str, tuple[Tensor, ...]], fixed_outputs: tuple[Tensor, ...], adapters: dict[str, Tensor]
+    tokens: dict[str, tuple[Tensor, ...]],
+    fixed_outputs: tuple[Tensor, ...],
+    adapters: dict[str, Tensor],
+    ranks: tuple[int, ...],
 ) -> dict[str, Tensor]:
-    """Flatten what a CLIP carries besides its LoRA.
+    """Flatten what MODEL and CLIP carry besides a LoRA.
 
-    `tokens.<encoder>.<placeholder>`, `fixed.<encoder>` and `adapters.<name>.down` or `.up`.
+    `tokens.<encoder>.<placeholder>`, `fixed.<encoder>`, `adapters.<name>.down` or `.up`, and a T-LoRA's `ranks`.
     """
     state = {f"tokens.{i}.{token}": v for token, vectors in tokens.items() for i, v in enumerate(vectors)}
     state |= {f"fixed.{i}": outputs.contiguous() for i, outputs in enumerate(fixed_outputs)}
+    state |= {"ranks": torch.tensor(ranks)} if ranks else {}
     return state | {f"adapters.{name}": tensor.contiguous() for name, tensor in adapters.items()}
 
 
 def read_carried(
     state: dict[str, Tensor],
-) -> tuple[dict[str, tuple[Tensor, ...]], tuple[Tensor, ...], dict[str, Tensor]]:
+) -> tuple[dict[str, tuple[Tensor, ...]], tuple[Tensor, ...], dict[str, Tensor], tuple[int, ...]]:
     """Invert `carried`."""
     tokens: dict[str, tuple[Tensor, ...]] = {}
     for key in sorted(key for key in state if key.startswith("tokens.")):
         token = key.split(".", 2)[2]
         tokens[token] = (*tokens.get(token, ()), state[key])
     fixed = tuple(state[key] for key in sorted(state) if key.startswith("fixed."))
-    return tokens, fixed, {key.removeprefix("adapters."): v for key, v in state.items() if key.startswith("adapters.")}
+    adapters = {key.removeprefix("adapters."): v for key, v in state.items() if key.startswith("adapters.")}
+    return tokens, fixed, adapters, tuple(state["ranks"].tolist()) if "ranks" in state else ()
 
 
 def complete(lora: dict[str, Tensor], learned: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -46,8 +46,8 @@ def from_hub(extractor: str, name: str, repository: str, files: Iterable[str], d
     ]
     if None in found:
         raise ValueError(
-            f"The weights of {extractor} {name} are not on this computer, and {kind}_download is off: turn it on, or "
-            f"name a file below {WHERE} as {kind}_weights."
+            f"The weights of {extractor} {name} are not on this computer, and {kind}_download is off: turn it on (in a "
+            f"graph: on Metric Models), or name a file below {WHERE} as {kind}_weights."
         )
     return [file for file in found if file]
 

@@ -23,10 +23,12 @@ Differences to the authors' code:
   is around it is filled by reflection. Theirs leaves black corners.
 - Views are encoded before training: a pool of 512, not a fresh one for every step.
 - SD 1.x and SDXL train as well; theirs is for SD 2.1-base.
-- `fine_tuning = lora`, `optimizer = adamw8bit`, `run_stages` and clipping of the gradient are ours; off by default.
+- `fine_tuning = lora`, the choice of `optimizer`, `run_stages`, clipping of the gradient and prior preservation, in
+  stages 2 and 3, are ours; off by default.
 
 Whole weights need 16 bytes of memory each, 10 with `optimizer = adamw8bit`; `fine_tuning = lora` makes small files and
-fits small cards. Settings taken from TextBoost's: `weight_decay`.
+fits small cards. The optimizer and the schedule of the learning rates, which each stage
+begins anew, are declared with the optimizers (`same`).
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -37,16 +39,18 @@ from torch import Generator
 from torch.nn import Parameter
 
 from ..data import augmentation
+from ..data.class_images import ClassImages, PriorPreservation
 from ..data.concept import Concept
 from ..data.context import Context
 from ..data.latents import Latents
 from ..data.paired_views import PairedViews
 from ..models.diffusion import Models
-from ..settings import same, setting
+from ..settings import part, same, setting
 from ..training import cross_attention, losses, optimizers, timesteps, trainables
 from ..training.cross_attention import AttentionMaps
+from ..training.optimizers import Optimization
 from ..training.stage import Stage
-from .textboost import TextBoost
+from ..training.step_inputs import Noise
 
 PROMPT = "a photo of a {}"
 # Setting `run_stages` -> the stages that run.
@@ -138,11 +142,8 @@ class AttnDreamBooth:
         max=1000.0,
         advanced=True,
     )
-    weight_decay: float = same(TextBoost, "weight_decay")
-    optimizer: str = setting(
-        "adamw", "AdamW, or AdamW with 8-bit moments, which needs less memory and the package bitsandbytes.",
-        options=tuple(optimizers.MOMENT_BITS), advanced=True,
-    )  # fmt: skip
+    weight_decay: float = same(Optimization, "weight_decay")
+    optimizer: str = same(Optimization, "optimizer")
     vectors: int = setting(
         1,
         "Vectors of the placeholder token at most, from the first tokens of its initializer: 1 as in the authors' "
@@ -151,6 +152,14 @@ class AttnDreamBooth:
         max=trainables.MOST_VECTORS,
         advanced=True,
     )
+    lr_scheduler: str = same(Optimization, "lr_scheduler")
+    lr_warmup_steps: int = same(Optimization, "lr_warmup_steps")
+    noise_offset: float = same(Noise, "noise_offset")
+    prior_weight: float = same(PriorPreservation, "prior_weight")
+    class_images: int = same(PriorPreservation, "class_images")
+    class_image_steps: int = same(PriorPreservation, "class_image_steps")
+
+    needs = "a token embedding that trains and a U-Net's cross-attention"
 
     @property
     def steps(self) -> int:
@@ -169,6 +178,7 @@ class AttnDreamBooth:
             known: placeholder tokens that were learned earlier in the graph.
         """
         optimizers.check(self.optimizer)
+        concept.check_single("AttnDreamBooth")
         token = concept.placeholder_token
         first = RUNS[self.run_stages][0]
         if first != "1" and token not in known:
@@ -179,6 +189,7 @@ class AttnDreamBooth:
 
     def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
         """Yield the stages that run, each one below the other."""
+        classes = part(PriorPreservation, self).images(models, concept, generator, context)
         words = [(concept.placeholder_token, concept.initializer)]
         vectors = [trainables.add_tokens(encoder, words, self.vectors).rows for encoder in models.text_encoders]
         views = self._views(concept)
@@ -198,6 +209,7 @@ class AttnDreamBooth:
             if "2" in run:
                 yield new(
                     number=2,
+                    classes=classes,
                     params=self._weights(models, ".attn2.", CROSS_ATTENTION, generator),
                     steps=self.steps_2,
                     batch_size=self.batch_size_2,
@@ -208,6 +220,7 @@ class AttnDreamBooth:
             if "3" in run:
                 yield new(
                     number=3,
+                    classes=classes,
                     params=self._weights(models, "", CROSS_ATTENTION + OTHER_LAYERS, generator),
                     steps=self.steps_3,
                     batch_size=self.batch_size_3,
@@ -223,7 +236,7 @@ class AttnDreamBooth:
         )
         return PairedViews(
             templates=(PROMPT,),
-            subject=self.subject(concept),
+            subjects=concept.subjects(with_class_word=True),
             augment=augment,
             pool=self.views,
             batch_size=0,
@@ -252,10 +265,13 @@ class AttnDreamBooth:
         learning_rate: float,
         mean_weight: float,
         variance_weight: float,
+        classes: ClassImages | None = None,
     ) -> Stage:
         """Return a stage; a term of the regularizer whose weight is 0 is not computed."""
-        regularizer = self._regularizer(models, concept, maps, batch_size)
+        whole = batch_size * (2 if classes else 1)
+        regularizer = self._regularizer(models, concept, maps, whole)
         terms = {
+            "prior_preservation": (self.prior_weight if classes else 0.0, losses.prior_preservation),
             "attention_means": (mean_weight, regularizer(statistic="means")),
             "attention_variances": (variance_weight, regularizer(statistic="variances")),
         }
@@ -263,11 +279,11 @@ class AttnDreamBooth:
             name=f"attndreambooth {number}",
             number=number,
             steps=steps,
-            batch_size=batch_size,
+            batch_size=whole,
             params=[{"params": params, "lr": learning_rate, "max_grad_norm": self.max_grad_norm}],
-            weight_decay=self.weight_decay,
-            moment_bits=optimizers.MOMENT_BITS[self.optimizer],
-            batches=replace(views, batch_size=batch_size).batches(models, concept, pools, generator),
+            optimization=part(Optimization, self),
+            noise=part(Noise, self),
+            batches=replace(views, batch_size=batch_size).batches(models, concept, pools, generator, classes=classes),
             first=partial(views.first, models, concept, generator),
             templates=views.templates,
             losses={"denoising": (1.0, losses.denoising)} | {name: term for name, term in terms.items() if term[0]},

@@ -9,8 +9,8 @@ only", without GEGLU: 64 % of the values at SD 1.5. Without prior preservation, 
 
     L = L_denoising(subject) + prior_weight * L_denoising(class)
 
-Settings of the names that TextBoost and Textual Inversion have are declared there (`same`), and have their defaults
-unless one is given here.
+Settings of the names that Textual Inversion, prior preservation, the optimizer and the noise have are declared there
+(`same`), and have their defaults unless one is given here.
 
 Differences to the authors' code:
 - An initializer of several tokens gives V several vectors.
@@ -25,16 +25,17 @@ from functools import partial
 from torch import Generator
 
 from ..data import augmentation
-from ..data.class_images import class_images_of
+from ..data.class_images import PriorPreservation
 from ..data.concept import Concept
 from ..data.context import Context
 from ..data.paired_views import PairedViews
 from ..data.templates import TEMPLATES
 from ..models.diffusion import Models
-from ..settings import same, setting
-from ..training import losses, timesteps, trainables
+from ..settings import part, same, setting
+from ..training import losses, optimizers, timesteps, trainables
+from ..training.optimizers import Optimization
 from ..training.stage import Stage
-from .textboost import TextBoost
+from ..training.step_inputs import Noise
 from .textual_inversion import TextualInversion
 
 ATTENTION = [f"{layer}.{part}" for layer in ("attn1", "attn2") for part in ("to_q", "to_k", "to_v", "to_out.0")]
@@ -52,48 +53,39 @@ class DreamBoothLoRA:
     )
     scale_lr: bool = same(TextualInversion, "scale_lr")
     lora_rank: int = setting(4, "Rank and alpha of the LoRA.", min=1, max=256)
-    prior_weight: float = setting(
-        0.0,
-        "Weight of the prior-preservation loss, which adds as many class images to each step as images of the subject; "
-        "0 disables it.",
-        min=0.0,
-        max=1000.0,
-    )
+    prior_weight: float = same(PriorPreservation, "prior_weight")
     feed_forward: bool = setting(
         True, "Also train a LoRA on the U-Net's feed-forward layers, as the authors do.", advanced=True
     )
     templates: str = same(TextualInversion, "templates")
     flip_p: float = same(TextualInversion, "flip_p")
     views: int = same(TextualInversion, "views")
-    class_images: int = setting(
-        200,
-        "Class images to generate for prior preservation before training, if none are given.",
-        min=1,
-        max=10_000,
-        advanced=True,
-    )
-    class_image_steps: int = setting(25, "Sampler steps of each generated class image.", min=1, max=200, advanced=True)
+    class_images: int = same(PriorPreservation, "class_images")
+    class_image_steps: int = same(PriorPreservation, "class_image_steps")
     max_grad_norm: float = same(TextualInversion, "max_grad_norm")
-    weight_decay: float = same(TextBoost, "weight_decay")
+    weight_decay: float = same(Optimization, "weight_decay")
+    optimizer: str = same(Optimization, "optimizer")
+    lr_scheduler: str = same(Optimization, "lr_scheduler")
+    lr_warmup_steps: int = same(Optimization, "lr_warmup_steps")
+    noise_offset: float = same(Noise, "noise_offset")
+
+    needs = "a token embedding that trains"
 
     def subject(self, concept: Concept) -> str:
         """Return what `{}` in a prompt stands for: `V`."""
         return concept.subject(with_class_word=False)
 
     def check(self, concept: Concept, known: Collection[str] = ()) -> None:
-        """Accept every concept: nothing about it depends on these settings."""
+        """Raise `ValueError` where the optimizer is missing; every concept can be learned."""
+        optimizers.check(self.optimizer)
 
     def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
         """Yield the only stage; with prior preservation, generate class images before it where none are given."""
-        classes = class_images_of(
-            models, concept, context,
-            seed=generator.initial_seed(), count=self.class_images, steps=self.class_image_steps,
-        ) if self.prior_weight > 0 else None  # fmt: skip
-        words = [(concept.placeholder_token, concept.initializer)]
-        rows = [trainables.add_tokens(encoder, words).rows for encoder in models.text_encoders]
+        classes = part(PriorPreservation, self).images(models, concept, generator, context)
+        rows = [trainables.add_tokens(encoder, concept.words).rows for encoder in models.text_encoders]
         views = PairedViews(
             templates=TEMPLATES[self.templates],
-            subject=self.subject(concept),
+            subjects=concept.subjects(with_class_word=False),
             augment=partial(augmentation.random_flip, p=self.flip_p),
             pool=self.views,
             batch_size=self.batch_size,
@@ -108,7 +100,8 @@ class DreamBoothLoRA:
             steps=self.steps,
             batch_size=self.batch_size * (2 if classes else 1),
             params=[{"params": [*rows, *lora], "lr": rate, "max_grad_norm": self.max_grad_norm}],
-            weight_decay=self.weight_decay,
+            optimization=part(Optimization, self),
+            noise=part(Noise, self),
             batches=views.batches(models, concept, pools, generator, classes=classes),
             first=partial(views.first, models, concept, generator),
             templates=TEMPLATES[self.templates],

@@ -6,9 +6,10 @@ an augmentation that its prompt names, t drawn with `p(t) ~ max(log SNR) - log S
 
     L = |epsilon - epsilon_theta(y_t, t, h(prompt))|^2 + 0.1 * mean(1 - cos(h(q), h_frozen(q)))
 
-over prompts q of PROMPT_MIX. After each step new vectors are scaled back to the vocabulary's mean length. Presets:
-"benchmark" (the authors' 30 subjects: 250 steps of 8 images, 512 px, SD 1.5 or 2.1), "readme" (their example command)
-and "style" (150 steps of 4 images, each with a caption; the rows of a style, so that it merges with an object's).
+over prompts q: captions, but a tenth templates with the class word and, by `null_prob`, a tenth empty. After each step
+new vectors are scaled back to the vocabulary's mean length. Presets: "benchmark" (the authors' 30 subjects: 250 steps
+of 8 images, 512 px, SD 1.5 or 2.1), "readme" (their example command) and "style" (150 steps of 4 images, each with a
+caption; the rows of a style, so that it merges with an object's).
 
 Differences to the authors' code:
 - Where it departs from the paper by accident, the paper is followed: timesteps are weighted by their signal-to-noise
@@ -27,22 +28,24 @@ from torch.nn import Module, Parameter
 
 from ..data import augmentation
 from ..data.augmentation import Operation
+from ..data.class_images import PriorPreservation
 from ..data.concept import Concept
 from ..data.context import Context
 from ..data.paired_views import PairedViews
 from ..data.preservation import PreservationPrompts, PromptMix, shipped_captions
 from ..data.templates import TEMPLATES
 from ..models.diffusion import Models
-from ..settings import setting
-from ..training import losses, timesteps, trainables
+from ..settings import part, same, setting
+from ..training import losses, optimizers, timesteps, trainables
 from ..training.objective import Loss
+from ..training.optimizers import Optimization
 from ..training.stage import Stage
+from ..training.step_inputs import Noise
 
 TEXT_TARGETS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
 UNET_TARGETS = ["attn2.to_k", "attn2.to_v"]
 LORA_INIT = trainables.gaussian  # A ~ normal(0, 1 / rank), B = 0
-# Shares of the prompts whose encoding is preserved: empty, templates with the class word; the others are captions.
-PROMPT_MIX = PromptMix(empty=0.1, class_word=0.1)
+CLASS_PROMPTS = 0.1  # share of templates with the class word among the prompts whose encoding is preserved
 
 # Setting `augmentations` -> geometric operations: with probability `augmentation_p` one of them is applied, all equally
 # likely. A style lies in strokes and proportions: it survives a horizontal flip, not a zoom.
@@ -167,7 +170,7 @@ class TextBoost:
         max=1000.0,
         advanced=True,
     )
-    weight_decay: float = setting(1e-2, "Weight decay of AdamW.", min=0.0, max=1.0, advanced=True)
+    weight_decay: float = same(Optimization, "weight_decay")
 
     captions: tuple[str, ...] = setting(
         (),
@@ -211,22 +214,40 @@ class TextBoost:
     jpeg: bool = setting(
         False, "Also compress images as JPEG, in turn with grayscale, with augmentations all or flip.", advanced=True
     )
+    optimizer: str = same(Optimization, "optimizer")
+    lr_scheduler: str = same(Optimization, "lr_scheduler")
+    lr_warmup_steps: int = same(Optimization, "lr_warmup_steps")
+    noise_offset: float = same(Noise, "noise_offset")
+    null_prob: float = setting(
+        0.1,
+        "Share of the empty prompt among the prompts of the knowledge-preservation loss, as in the authors' code.",
+        min=0.0,
+        max=1.0,
+        advanced=True,
+    )
+    prior_weight: float = same(PriorPreservation, "prior_weight")
+    class_images: int = same(PriorPreservation, "class_images")
+    class_image_steps: int = same(PriorPreservation, "class_image_steps")
+
+    needs = "a text encoder that trains"
 
     def subject(self, concept: Concept) -> str:
         """Return what `{}` in a prompt stands for: `V`, or `V C` with the class word C."""
         return concept.subject(self.with_class_word)
 
     def check(self, concept: Concept, known: Collection[str] = ()) -> None:
-        """Raise `ValueError` where these settings cannot learn this concept."""
+        """Raise `ValueError` where these settings cannot learn this concept, or not on this machine."""
+        optimizers.check(self.optimizer)
         paired_views(self, concept).check(concept)
 
     def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
         """Yield the only stage."""
+        classes = part(PriorPreservation, self).images(models, concept, generator, context)
         if self.fixed_outputs:
             for encoder in models.text_encoders:
                 encoder.fix_special_outputs()
         views = paired_views(self, concept)
-        words = [(concept.placeholder_token, concept.initializer), *views.tokens]
+        words = [*concept.words, *views.tokens]
         tokens = [trainables.add_tokens(encoder, words) for encoder in models.text_encoders][WHICH[self.text_encoder]]
         preserved = self._preserved(models, concept)  # while the encoder is the frozen one
         pools = views.pools(models, concept, generator)
@@ -236,14 +257,17 @@ class TextBoost:
         if preserved:
             preservation = partial(losses.knowledge_preservation, encoders=WHICH[self.text_encoder])
             objectives["knowledge_preservation"] = (self.knowledge_weight, preservation)
+        if classes:
+            objectives["prior_preservation"] = (self.prior_weight, losses.prior_preservation)
         sampler = timesteps.snr_weighted if self.snr_weighted else timesteps.uniform
         yield Stage(
             name="textboost",
             steps=self.steps,
-            batch_size=self.batch_size,
+            batch_size=self.batch_size * (2 if classes else 1),
             params=[{"params": [t.rows for t in tokens], "lr": self.embedding_learning_rate}, *lora],
-            weight_decay=self.weight_decay,
-            batches=views.batches(models, concept, pools, generator, preserved),
+            optimization=part(Optimization, self),
+            noise=part(Noise, self),
+            batches=views.batches(models, concept, pools, generator, preserved, classes),
             first=partial(views.first, models, concept, generator),
             templates=TEMPLATES[self.templates],
             losses=objectives,
@@ -274,8 +298,9 @@ class TextBoost:
     def _preserved(self, models: Models, concept: Concept) -> PreservationPrompts | None:
         if not self.knowledge_weight:
             return None
-        captions = self.captions or shipped_captions()
-        return PreservationPrompts(models, concept.class_word, TEMPLATES[self.templates], captions, PROMPT_MIX)
+        captions, mix = self.captions or shipped_captions(), PromptMix(empty=self.null_prob, class_word=CLASS_PROMPTS)
+        classes = [*dict.fromkeys(member.class_word for member in concept.members)]
+        return PreservationPrompts(models, classes, TEMPLATES[self.templates], captions, mix)
 
 
 def paired_views(recipe: "TextBoost", concept: Concept) -> PairedViews:
@@ -295,7 +320,7 @@ def paired_views(recipe: "TextBoost", concept: Concept) -> PairedViews:
         )
     return PairedViews(
         templates=TEMPLATES[recipe.templates],
-        subject=recipe.subject(concept),
+        subjects=concept.subjects(recipe.with_class_word),
         augment=partial(augment, p=recipe.augmentation_p, grayscale_p=recipe.grayscale_p),
         pool=recipe.views,
         batch_size=recipe.batch_size,

@@ -35,9 +35,11 @@ from ..data.concept import Concept
 from ..data.context import Context
 from ..data.paired_views import PairedViews
 from ..models.diffusion import Models
-from ..settings import same, setting
-from ..training import causal_adapters, losses, timesteps, trainables
+from ..settings import part, same, setting
+from ..training import causal_adapters, losses, optimizers, timesteps, trainables
+from ..training.optimizers import Optimization
 from ..training.stage import Stage
+from ..training.step_inputs import Noise
 from .textboost import WHICH, TextBoost, paired_views
 
 
@@ -64,7 +66,7 @@ class TextBoost2026:
     clamp_norms: bool = same(TextBoost, "clamp_norms")
     views: int = same(TextBoost, "views")
     max_grad_norm: float = same(TextBoost, "max_grad_norm")
-    weight_decay: float = same(TextBoost, "weight_decay")
+    weight_decay: float = same(Optimization, "weight_decay")
     text_encoder: str = same(TextBoost, "text_encoder")
     norm_limit: float = setting(
         0.43,
@@ -78,13 +80,21 @@ class TextBoost2026:
     quarter_turn: bool = same(TextBoost, "quarter_turn")
     brightness: bool = same(TextBoost, "brightness")
     jpeg: bool = same(TextBoost, "jpeg")
+    optimizer: str = same(Optimization, "optimizer")
+    lr_scheduler: str = same(Optimization, "lr_scheduler")
+    lr_warmup_steps: int = same(Optimization, "lr_warmup_steps")
+    noise_offset: float = same(Noise, "noise_offset")
+
+    needs = TextBoost.needs
 
     def subject(self, concept: Concept) -> str:
         """Return what `{}` in a prompt stands for: `V`, or `V C` with the class word C."""
         return concept.subject(self.with_class_word)
 
     def check(self, concept: Concept, known: Collection[str] = ()) -> None:
-        """Raise `ValueError` where these settings cannot learn this concept."""
+        """Raise `ValueError` where these settings cannot learn this concept, or not on this machine."""
+        optimizers.check(self.optimizer)
+        concept.check_single("TextBoost's 2026 revision")
         self._views(concept).check(concept)
 
     def _views(self, concept: Concept) -> PairedViews:
@@ -108,7 +118,8 @@ class TextBoost2026:
                 {"params": [embedding.rows for embedding in tokens], "lr": self.embedding_learning_rate},
                 {"params": adapters, "lr": self.adapter_learning_rate, "max_grad_norm": self.max_grad_norm},
             ],
-            weight_decay=self.weight_decay,
+            optimization=part(Optimization, self),
+            noise=part(Noise, self),
             batches=views.batches(models, concept, pools, generator),
             first=partial(views.first, models, concept, generator),
             templates=views.templates,

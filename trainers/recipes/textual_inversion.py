@@ -3,8 +3,8 @@
 Paper: "An Image is Worth One Word", arXiv 2208.01618, with the settings of "Is This Loss Informative?" (DVAR),
 arXiv 2302.04841, whose monitors make it fast. 2 images per step, flipped at random, in 57 templates; denoising loss;
 learning rate 5e-3 times the batch size. Presets: "full" (6100 steps) and "short" (475, their "few iters" baseline).
-The smallest of all results: a few hundred numbers, an embedding that every program reads. `weight_decay` is declared
-by TextBoost, `clip_*` by the CLIP that chooses an initializer (`same`).
+The smallest of all results: a few hundred numbers, an embedding that every program reads. Settings of the optimizer
+are declared with it, `clip_*` by the CLIP that chooses an initializer (`same`).
 
 Differences to the authors' code:
 - Views are encoded before training: a pool of 128, not a fresh one for every step.
@@ -25,9 +25,10 @@ from ..data.templates import TEMPLATES
 from ..metrics.clip import ClipConfig
 from ..models.diffusion import Models
 from ..settings import part, same, setting
-from ..training import losses, timesteps, trainables
+from ..training import losses, optimizers, timesteps, trainables
+from ..training.optimizers import Optimization
 from ..training.stage import Stage
-from .textboost import TextBoost
+from ..training.step_inputs import Noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class TextualInversion:
     max_grad_norm: float = setting(
         0.0, "Clip the gradient norm to this value; 0 disables clipping.", min=0.0, max=1000.0, advanced=True
     )
-    weight_decay: float = same(TextBoost, "weight_decay")
+    weight_decay: float = same(Optimization, "weight_decay")
     initializer_strategy: str = setting(
         "given",
         "Initializer token: the one of Load References (given), a random one, or the vocabulary's best or worst match "
@@ -68,6 +69,12 @@ class TextualInversion:
     clip_model: str = same(ClipConfig, "clip_model")
     clip_weights: str = same(ClipConfig, "clip_weights")
     clip_download: bool = same(ClipConfig, "clip_download")
+    optimizer: str = same(Optimization, "optimizer")
+    lr_scheduler: str = same(Optimization, "lr_scheduler")
+    lr_warmup_steps: int = same(Optimization, "lr_warmup_steps")
+    noise_offset: float = same(Noise, "noise_offset")
+
+    needs = "a token embedding that trains"
 
     @property
     def clip(self) -> ClipConfig | None:
@@ -84,16 +91,17 @@ class TextualInversion:
         return concept.subject(with_class_word=False)
 
     def check(self, concept: Concept, known: Collection[str] = ()) -> None:
-        """Accept every concept: nothing about it depends on these settings."""
+        """Raise `ValueError` where the optimizer is missing; every concept can be learned."""
+        optimizers.check(self.optimizer)
 
     def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
         """Yield the only stage."""
-        start = initializer.words(self.initializer_strategy, models, concept, self.clip, generator, context)
-        words = [(concept.placeholder_token, start)]
+        start = partial(initializer.words, self.initializer_strategy, models)
+        words = [(one.placeholder_token, start(one, self.clip, generator, context)) for one in concept.members]
         rows = [trainables.add_tokens(encoder, words).rows for encoder in models.text_encoders]
         views = PairedViews(
             templates=TEMPLATES[self.templates],
-            subject=self.subject(concept),
+            subjects=concept.subjects(with_class_word=False),
             augment=partial(augmentation.random_flip, p=self.flip_p),
             pool=self.views,
             batch_size=self.batch_size,
@@ -105,7 +113,8 @@ class TextualInversion:
             steps=self.steps,
             batch_size=self.batch_size,
             params=[{"params": rows, "lr": rate, "max_grad_norm": self.max_grad_norm}],
-            weight_decay=self.weight_decay,
+            optimization=part(Optimization, self),
+            noise=part(Noise, self),
             batches=views.batches(models, concept, pools, generator),
             first=partial(views.first, models, concept, generator),
             templates=TEMPLATES[self.templates],

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from .. import files
+from ..stopping.monitor import STOPPED_BY_USER
 
 OWN = (
     "model",
@@ -53,6 +54,12 @@ class RunInfo:
     @property
     def placeholder_token(self) -> str:
         return self.settings["concept"]["placeholder_token"]
+
+    @property
+    def ended_by_user(self) -> bool:
+        """Whether it is complete because its user ended the last stage."""
+        stops = [stop.get("step") for stop in self.stops if stop.get("monitor") == STOPPED_BY_USER]
+        return self.complete and self.steps in stops
 
     @classmethod
     def parse(cls, values) -> "RunInfo":

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..formats import kohya
 from ..models.diffusion import Models
+from ..models.timestep_lora import RankSchedule, restore_timestep_lora
 from ..training import causal_adapters, trainables
 from .result import RunResult
 
@@ -23,7 +24,7 @@ def put(result: RunResult, models: Models) -> None:
     """
     try:
         _tokens(result, models)
-        used = _differences(result.lora, models) | _lora(result.lora, models)
+        used = _differences(result.lora, models) | _lora(result, models)
         _adapters(result, models)
     except (LookupError, RuntimeError) as error:  # too few parts, or other shapes
         raise ValueError(OTHER_MODEL) from error
@@ -48,18 +49,25 @@ def _differences(lora: dict[str, torch.Tensor], models: Models) -> set[str]:
     return {kohya.difference_key(name).partition(".")[0] for name in changed}
 
 
-def _lora(lora: dict[str, torch.Tensor], models: Models) -> set[str]:
+def _lora(result: RunResult, models: Models) -> set[str]:
     """Restore LoRA of the U-Net and the text encoders; return the layers, in a file's names."""
     encoders = zip(kohya.TEXT_ENCODER_PREFIXES[len(models.text_encoders)], models.text_encoders, strict=True)
-    roots = {f"{prefix}text_model_": encoder.text_model for prefix, encoder in encoders}
-    return set().union(*(_lora_of(lora, *root) for root in {kohya.UNET_PREFIX: models.unet, **roots}.items()))
+    roots = {kohya.UNET_PREFIX: models.unet}
+    roots |= {f"{prefix}text_model_": encoder.text_model for prefix, encoder in encoders}
+    schedules = {kohya.UNET_PREFIX: result.rank_schedule}
+    return set().union(*(_lora_of(result.lora, *root, schedules.get(root[0])) for root in roots.items()))
 
 
-def _lora_of(lora: dict[str, torch.Tensor], prefix: str, module: nn.Module) -> set[str]:
+def _lora_of(lora: dict[str, torch.Tensor], prefix: str, module: nn.Module, schedule: RankSchedule | None) -> set[str]:
     linear = [path for path, layer in module.named_modules() if isinstance(layer, nn.Linear)]
     named = {path: name for path in linear if f"{(name := prefix + path.replace('.', '_'))}.lora_up.weight" in lora}
     # A LoRA that adds nothing is not restored; kohya.py writes one for diffusers.
     layers = {path: name for path, name in named.items() if lora[f"{name}.lora_up.weight"].any()}
+    if schedule:
+        ends = ("lora_down.weight", "lora_up.weight")
+        factors = {path: tuple(lora[f"{name}.{end}"] for end in ends) for path, name in layers.items()}
+        restore_timestep_lora(module, schedule, factors)
+        return {*named.values()}
     if layers:
         first = next(iter(layers.values()))
         rank, alpha = len(lora[f"{first}.lora_down.weight"]), lora[f"{first}.alpha"]

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..data.concept import check_word
 from ..formats import kohya, metadata
 from ..formats.foreign import DAMAGED
+from ..models.timestep_lora import RankSchedule
 from ..models.tokenizer import ROOM, Tokenizer, bundled_words
 from ..text import quoted
 from ..training.trainables import check_placeholder
@@ -28,7 +29,8 @@ class RunResult:
     history: list[dict]  # one entry per step, as in steps.jsonl
     stop_reason: str
     seconds: float
-    adapters: dict[str, Tensor] = field(default_factory=dict)  # see causal.tensors
+    adapters: dict[str, Tensor] = field(default_factory=dict)  # see causal_adapters.tensors
+    rank_schedule: RankSchedule | None = None  # of the U-Net's LoRA, if it is a T-LoRA
     complete: bool = True  # False: broken off; queued again it goes on
     origin: dict[str, str] = field(default_factory=dict)  # what else its files say of it: see metadata.origin
     stops: list[dict] = field(default_factory=list)  # where monitors fired: see stopping.stops
@@ -55,7 +57,7 @@ class RunResult:
         Raises:
             LookupError, TypeError, ValueError: something is missing or is not what it should be.
         """
-        tokens, fixed_outputs, adapters = kohya.read_carried(learned)
+        tokens, fixed_outputs, adapters, ranks = kohya.read_carried(learned)
         if tokens and info.placeholder_token not in tokens:
             raise LookupError("the placeholder token")
         return cls(
@@ -66,6 +68,7 @@ class RunResult:
             tokens=tokens,
             fixed_outputs=fixed_outputs,
             adapters=adapters,
+            rank_schedule=RankSchedule.read(ranks) if ranks else None,
             history=history,
             stop_reason=info.stop_reason,
             seconds=info.seconds,
@@ -76,7 +79,8 @@ class RunResult:
 
     def learned(self) -> dict[str, Tensor]:
         """What a CLIP carries beside the LoRA, as one flat dictionary."""
-        return kohya.carried(self.tokens, self.fixed_outputs, self.adapters)
+        ranks = (self.rank_schedule.rank, self.rank_schedule.min_rank) if self.rank_schedule else ()
+        return kohya.carried(self.tokens, self.fixed_outputs, self.adapters, ranks)
 
     def metadata(self, name: str = "", kind: str = "lora") -> dict[str, str]:
         """What the safetensors files say about themselves: how they were made, and what LoRA browsers look for."""
@@ -142,21 +146,21 @@ def _check_token(token: str, vectors: tuple[Tensor, ...]) -> None:
 
 
 def from_other_programs(
-    name: str, lora: dict[str, Tensor], header: dict[str, str], token: str, vectors: tuple[Tensor, ...]
+    name: str, lora: dict[str, Tensor], header: dict[str, str], tokens: dict[str, tuple[Tensor, ...]]
 ) -> RunResult:
     """What other programs learned, as a result of this pack.
 
     Args:
         name: of the files, without their endings.
         header: of the LoRA; what sd-scripts said of it is said again when the result is saved.
-        token: the word that `vectors` get; both may be empty.
+        tokens: vectors by placeholder token, the result's own first; may be empty.
     """
     return RunResult(
         folder=Path(name),
-        settings={"method": name, "concept": {"placeholder_token": token}},
+        settings={"method": name, "concept": {"placeholder_token": next(iter(tokens), "")}},
         dataset="",
         lora=lora,
-        tokens={token: vectors} if vectors else {},
+        tokens=tokens,
         fixed_outputs=(),
         history=[],
         stop_reason="loaded from files",

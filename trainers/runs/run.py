@@ -12,11 +12,14 @@ from ..data.concept import Concept
 from ..data.prompts import SUBJECT, cut_off
 from ..digest import digest_of
 from ..metrics.clip import ExtractorConfig
+from ..models.families import Family
 from ..models.tokenizer import Tokenizer
+from ..recipes import METHODS
 from ..recipes.base import Recipe
-from ..settings import decisive
+from ..settings import decisive, part
 from ..stopping.monitor import Monitor
 from ..text import captions_of
+from ..training.optimizers import Optimization
 from ..training.trainables import initializer_ids
 
 RUN_FORMAT = 1  # raised only when the same inputs give other results; part of every digest
@@ -65,12 +68,23 @@ class Run:
     def lineage(self, model: str) -> str:
         """Return what runs share that differ in their number of steps alone.
 
-        Empty where a method has no such number, or a monitor returns another state than the last.
+        Empty where a method has no such number, a learning rate depends on it or has to be found, or a monitor returns
+        another state than the last.
         """
         if "steps" not in self.recipe.__dataclass_fields__ or any(m.keep != "last" for m in self.stopper):
             return ""
+        if not part(Optimization, self.recipe).extends:
+            return ""
         endless = dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, steps=0))
         return "steps " + endless.digest(model)
+
+
+def check_family(recipe: Recipe, family: Family) -> None:
+    """Raise `ValueError` where a recipe needs what only Stable Diffusion has here."""
+    if recipe.needs and not family.text_encoders:
+        method = next(name for name, presets in METHODS.items() if type(recipe) in map(type, presets.values()))
+        others = " or ".join(name for name, presets in METHODS.items() if not next(iter(presets.values())).needs)
+        raise ValueError(f"{method} needs {recipe.needs}, which {family.name} models do not have here: use {others}.")
 
 
 def extractor_configs(recipe: Recipe, stopper: Iterable[Monitor]) -> list[ExtractorConfig]:
@@ -99,7 +113,8 @@ def check_lengths(run: Run, previews: Iterable[str], tokenizers: Iterable[Tokeni
     sentences = []
     for tokenizer in tokenizers:
         own = Tokenizer(tokenizer.encode_words)
-        own.add_placeholder(concept.placeholder_token, max(vectors, len(initializer_ids(own, concept.initializer))))
+        for token, initializer in concept.words:
+            own.add_placeholder(token, max(vectors, len(initializer_ids(own, initializer))))
         sentences += [cut_off(own, name, text.replace(SUBJECT, subject), before) for name, text, before in prompts]
     sentences, more = (
         [*dict.fromkeys(filter(None, sentences))],

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from ..data.context import Context
 from ..device import SingleDevice
 from ..formats import kohya, metadata
+from ..models import timestep_lora
 from ..models.diffusion import Models
 from ..stopping import monitor as stopping
 from ..stopping.monitor import StageContext, StageMonitors
@@ -19,7 +20,7 @@ from ..text import quoted, size_of, unknown_tokens
 from ..training import causal_adapters, state
 from ..training.loop import train_stage
 from ..training.memory import MemoryBudget, trained_values
-from ..training.optimizers import bytes_per_value
+from ..training.optimizers import BYTES_PER_VALUE
 from ..training.stage import Diverged, Stage, StepReport
 from ..training.state import StageState
 from ..training.trainables import not_finite
@@ -101,7 +102,8 @@ class Trainer:
         elif known:
             continued = known.continued_from
         self.source = source
-        origin = metadata.origin(self.models, len(concept.images), concept.at_resolution(self.models.resolution))
+        subject, size = self.run.recipe.subject(concept), concept.at_resolution(self.models.resolution)
+        origin = metadata.origin(self.models, subject, len(concept.images), size)
         self.info = RunInfo(
             settings=settings, dataset=self.run.dataset(), model=self.model, lineage=lineage, origin=origin,
             continued_from=continued, name=known.name if known else "",
@@ -114,7 +116,7 @@ class Trainer:
 
     def _announce(self, stage: Stage) -> None:
         """Say what the stage will take; stop here if the disk or the memory cannot hold it."""
-        kept = bytes_per_value(stage.moment_bits) * (CHECKPOINTS_KEPT + 1)  # one being written
+        kept = BYTES_PER_VALUE[stage.optimization.optimizer] * (CHECKPOINTS_KEPT + 1)  # one being written
         watching = stopping.of_stage(self.run.stopper, stage.number).values()
         kept += sum(4 * -(-stage.steps // monitor.every) for monitor in watching if monitor.keep == "all")
         most = kept * trained_values(stage)
@@ -123,13 +125,14 @@ class Trainer:
         if most > free:
             raise RuntimeError(f"The stage {stage.name} needs up to {sizes}: make room, or delete old runs.")
         self.callbacks.on_notice(f"{stage.name}: {stage.steps} steps, up to {sizes}")
-        self.pace = Pace(size=bytes_per_value(stage.moment_bits) * trained_values(stage))
+        self.pace = Pace(size=BYTES_PER_VALUE[stage.optimization.optimizer] * trained_values(stage))
         for sentence in filter(None, (self.pace.words() if self.checkpoint_every else "", self.room.make(stage))):
             self.callbacks.on_notice(f"{stage.name}: {sentence}")
 
     def _warn_of_unknown(self) -> None:
         """Say which words of the preview's prompts look like placeholder tokens and are none of this training."""
-        known = self.models.text_encoders[0].tokenizer.placeholders
+        encoders = self.models.text_encoders
+        known = encoders[0].tokenizer.placeholders if encoders else {}
         for prompt in self.preview.used_prompts if known else ():
             for word, nearest in unknown_tokens(prompt, known).items():
                 self.callbacks.on_warning(
@@ -159,13 +162,15 @@ class Trainer:
                 begin = self._try_smaller(stage, begin, error)
                 self.watch.best = begin.best
         # A run that was killed at its last step begins with that step's moments: a finished stage has none.
-        return dataclasses.replace(begin, params=self.watch.best or begin.params, optimizer={}, scaler={}, best=())
+        params = self.watch.best or begin.params
+        return dataclasses.replace(begin, params=params, optimizer={}, scaler={}, groups=(), best=())
 
     def _watch(self, stage: Stage, generator: torch.Generator, begin: StageState) -> None:
         """Set the monitors on a stage, and let them see it before its first step."""
+        concept = self.run.concept.members[0]  # the one that prompts with {} are about
         stage_context = StageContext(
-            models=self.models, stage=stage, concept=self.run.concept, device=self.device, generator=generator,
-            subject=self.run.recipe.subject(self.run.concept), context=self.context,
+            models=self.models, stage=stage, concept=concept, device=self.device, generator=generator,
+            subject=self.run.recipe.subject(concept), context=self.context,
         )  # fmt: skip
         state.restore(begin, stage.parameters(), generator)
         self.watch = StageMonitors(self.run.stopper, stage_context, self._entries(), begin.best)
@@ -270,6 +275,7 @@ class Trainer:
             tokens=kohya.token_vectors(self.models),
             fixed_outputs=tuple(e.fixed_outputs.cpu() for e in encoders if e.fixed_outputs is not None),
             adapters=causal_adapters.tensors(self.models),
+            rank_schedule=timestep_lora.schedule_of(self.models.unet),
             history=self.log.entries,
             stop_reason=reason,
             seconds=seconds,

@@ -12,7 +12,7 @@ from ..device import SingleDevice
 from ..models.diffusion import Encoding, Models
 from .cuda_graph import GraphedPass, Pass
 from .objective import KnownPrompts, Objective
-from .optimizers import adamw
+from .optimizers import optimizer_of, set_learning_rates
 from .stage import Diverged, Stage, StepReport, freeze_all_but
 from .state import StageState, capture, restore
 from .step_inputs import Ahead, StepInputs, placed
@@ -50,7 +50,7 @@ def train_stage(
     for parameter in stage.parameters():
         parameter.grad = None  # of an attempt that failed between two parts of a batch
     objective = Objective(models, {name: loss for name, (_, loss) in stage.losses.items()})
-    optimizer = adamw(stage.params, stage.weight_decay, stage.moment_bits)
+    optimizer = optimizer_of(stage.params, stage.optimization)
     trained = stage.parameters(), generator, optimizer, device.scaler
     if start:
         restore(start, *trained)
@@ -63,6 +63,7 @@ def train_stage(
         sums = run(inputs.take())
         if step == done + 1:
             check_gradients(stage)
+        set_learning_rates(optimizer, stage.optimization.factor(step - 1, stage.steps))
         device.step(optimizer)
         stage.after_step()
         if step < stage.steps:
@@ -103,7 +104,7 @@ def draw(stage: Stage, device: SingleDevice, generator: Generator, known: KnownP
     Noise and timesteps are drawn for the whole batch, so that results do not depend on how it is split.
     """
     whole = next(stage.batches)
-    noise = torch.randn(whole.latents.shape, generator=generator)
+    noise = stage.noise.draw(whole.latents.shape, generator)
     batch, noise, timesteps = device.share(whole, noise, stage.timesteps(len(whole)))
     batch = known.fill(batch) if known else batch
     return StepInputs(batch=batch, noise=noise, timesteps=timesteps, of=len(whole))
@@ -122,7 +123,7 @@ def fastest_pass(
 ) -> Pass:
     """`run_pass`; on a card that holds the whole batch with its activations, as one CUDA graph."""
     run, models = partial(run_pass, stage, objective, device, micro_batch_size), objective.models
-    whole = not 0 < micro_batch_size < stage.batch_size and not models.text_encoders[0].checkpointing
+    whole = not 0 < micro_batch_size < stage.batch_size and not models.checkpointing
     if device.captures and whole:
         return GraphedPass(run, stage.parameters(), notice)
     return run

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from ..device import TOO_LARGE, is_out_of_memory
 from ..models.diffusion import Encoding, Models
+from ..models.flow import FlowModels, blocks
 from ..models.text_encoder import TextEncoder
 from ..models.tokenizer import LENGTH
 from .cross_attention import records_attention
-from .optimizers import bytes_per_value
+from .optimizers import BYTES_PER_VALUE
 from .stage import Stage, freeze_all_but
 
 # For what is not counted below: workspaces, fragmentation, temporary gradients.
@@ -33,23 +34,23 @@ class MemoryPlan:
 
 
 def stage_bytes(
-    models: Models, memory_plan: MemoryPlan, *, trained: int, batch_size: int, resolution: int, moment_bits: int = 32
+    models: Models, memory_plan: MemoryPlan, *, trained: int, batch_size: int, resolution: int, optimizer: str = "adamw"
 ) -> int:
     """Estimate the bytes that a stage needs besides the models' weights.
 
     Args:
-        trained: number of trained values; each has a gradient in float32 and two moments. `requires_grad` in the text
-            encoders decides where activations are kept.
-        moment_bits: bits of each moment.
+        trained: number of trained values; each has a gradient in float32 and what the optimizer remembers of it.
+            `requires_grad` in the text encoders decides where activations are kept.
+        optimizer: a key of `BYTES_PER_VALUE`.
         resolution: pixels on a side.
     """
     size, twice = min(memory_plan.micro_batch_size or batch_size, batch_size), memory_plan.gradient_checkpointing
     text = [encoder for encoder in models.text_encoders if any(p.requires_grad for p in encoder.parameters())]
-    activations = activation_bytes(models, resolution // 8, twice)
+    activations = activation_bytes(models, resolution // models.pixels_per_latent, twice)
     activations += PROMPTS * sum(text_activation_bytes(encoder, twice) for encoder in text)
     half = unet_precision(models) != torch.float32
     casts = copied_bytes(models) + (sum(map(cast_bytes, text)) if half and not twice else 0)
-    return int(bytes_per_value(moment_bits) * trained + MARGIN * size * activations) + casts + BASE
+    return int(BYTES_PER_VALUE[optimizer] * trained + MARGIN * size * activations) + casts + BASE
 
 
 def activation_bytes(models: Models, side: int, checkpointing: bool) -> int:
@@ -59,6 +60,8 @@ def activation_bytes(models: Models, side: int, checkpointing: bool) -> int:
     and recorded attention. Attention runs unfused there; the scores, which a fused kernel never stores,
     are left out unless they are recorded.
     """
+    if isinstance(models, FlowModels):
+        return _flow_activation_bytes(models, side, checkpointing)
     unet, before = models.unet, models.unet.training
     dtype = unet_precision(models)
     tensors = {name: _empty(t, dtype) for name, t in (*unet.named_parameters(), *unet.named_buffers())}
@@ -73,6 +76,31 @@ def activation_bytes(models: Models, side: int, checkpointing: bool) -> int:
         return whole
     # While it goes back, one block at a time is computed again.
     return whole + activation_bytes(models, side, False) // len(list(unet.down_blocks) + list(unet.up_blocks))
+
+
+def _flow_activation_bytes(models: FlowModels, side: int, checkpointing: bool) -> int:
+    """Count the same for a transformer that runs on its device alone: with fused attention it grows with the area.
+
+    It is counted at two small sizes. Copies of weights in the precision that it computes in are among what is kept.
+    """
+    (small, fewer), (large, more) = ((area, _kept_at(models, area, checkpointing)) for area in (16, 32))
+    kept = fewer + (more - fewer) * (side**2 - small**2) // (large**2 - small**2)
+    if not checkpointing:
+        return kept
+    return kept + _flow_activation_bytes(models, side, False) // max(1, len(blocks(models.unet)))
+
+
+def _kept_at(models: FlowModels, side: int, checkpointing: bool) -> int:
+    before = models.checkpointing
+    models.save_memory(checkpointing)
+    latents = torch.zeros(1, models.channels, side, side, device=models.device)
+    timesteps = torch.full((1,), len(models.sigmas) // 2, device=models.device)
+    encoding = models.encode_ids(models.tokenize([""]))
+    try:
+        forward = lambda: models.predict(latents, timesteps, encoding)  # noqa: E731
+        return _kept_bytes(forward, models.unet.parameters(), lambda tensor: False)
+    finally:
+        models.save_memory(before)
 
 
 def unet_precision(models: Models) -> torch.dtype:
@@ -165,16 +193,17 @@ def fit(
     trained: int,
     batch_size: int,
     resolution: int,
-    moment_bits: int = 32,
+    optimizer: str = "adamw",
 ) -> tuple[MemoryPlan, int]:
     """Return the first plan, from `wanted` on, whose estimate fits into `free` bytes, and that estimate.
 
     Raises:
         MemoryError: not even the last plan fits.
     """
-    stage = {"trained": trained, "batch_size": batch_size, "resolution": resolution, "moment_bits": moment_bits}
     for memory_plan in memory_plans(wanted, batch_size):
-        need = stage_bytes(models, memory_plan, **stage)
+        need = stage_bytes(
+            models, memory_plan, trained=trained, batch_size=batch_size, resolution=resolution, optimizer=optimizer
+        )
         if need <= free:
             return memory_plan, need
     raise MemoryError(
@@ -211,8 +240,11 @@ class MemoryBudget:
         if not self.free:
             return ""
         freeze_all_but(stage, self.models)  # only what trains keeps activations
-        size = {"trained": trained_values(stage), "batch_size": stage.batch_size, "moment_bits": stage.moment_bits}
-        self.memory_plan, need = fit(self.models, self.wanted, self.free(), resolution=self.resolution, **size)
+        self.memory_plan, need = fit(
+            self.models, self.wanted, self.free(),
+            trained=trained_values(stage), batch_size=stage.batch_size, resolution=self.resolution,
+            optimizer=stage.optimization.optimizer,
+        )  # fmt: skip
         return f"about {need / 2**30:.1f} GB of memory besides the models, {self.memory_plan.words(stage.batch_size)}"
 
     def shrink(self, stage: Stage, error: Exception) -> str:

@@ -9,6 +9,8 @@ from torch import Tensor
 from ..data.batch import Batch
 from ..models.diffusion import Models
 from .objective import Loss
+from .optimizers import Optimization
+from .step_inputs import Noise
 
 
 @dataclass(kw_only=True)
@@ -25,8 +27,8 @@ class Stage:
     templates: Sequence[str]  # of the method's prompts, with `{}` for the subject; without an augmentation's name
     losses: dict[str, tuple[float, Loss]]  # name -> (weight, loss)
     timesteps: Callable[[int], Tensor]
-    weight_decay: float = 1e-2
-    moment_bits: int = 32  # of each of the two moments that AdamW remembers of a value
+    optimization: Optimization = Optimization()
+    noise: Noise = Noise()
     after_step: Callable[[], None] = lambda: None
     after_pass: Callable[[], None] = lambda: None  # after each forward and backward, even one that failed
 

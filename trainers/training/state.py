@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor
 
 from .. import files
+from .optimizers import KEPT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +26,11 @@ class StageState:
     step: int
     seconds: float
     params: tuple[Tensor, ...]  # in the order of the stage's parameters
-    # AdamW's state by number of the parameter; its whole numbers as int64 without dimensions. Empty: none.
+    # The optimizer's state by number of the parameter; its whole numbers as int64 without dimensions. Empty: none.
     optimizer: dict[int, dict[str, Tensor]]
     scaler: dict[str, float]
     generator: Tensor
+    groups: tuple[dict[str, float], ...] = ()  # what the optimizer keeps of each group of parameters
     best: tuple[Tensor, ...] = ()  # the parameters to return instead, where a monitor keeps the best so far
 
 
@@ -46,6 +48,7 @@ def capture(
         seconds=seconds,
         params=tuple(_copied(p) for p in params),
         optimizer=_memory(optimizer) if optimizer else {},
+        groups=_groups(optimizer) if optimizer else (),
         scaler=scaler.state_dict() if scaler else {},
         generator=generator.get_state(),
     )
@@ -56,6 +59,10 @@ def _memory(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
     numbered = enumerate(p for group in optimizer.param_groups for p in group["params"])
     known = {i: optimizer.state[p] for i, p in numbered if p in optimizer.state}
     return {i: {name: _copied(torch.as_tensor(v)) for name, v in named.items()} for i, named in known.items()}
+
+
+def _groups(optimizer: torch.optim.Optimizer) -> tuple[dict[str, float], ...]:
+    return tuple({name: group[name] for name in KEPT if name in group} for group in optimizer.param_groups)
 
 
 def _copied(tensor: Tensor) -> Tensor:
@@ -75,7 +82,9 @@ def restore(
     generator.set_state(state.generator)
     if optimizer and state.optimizer:
         known = {i: {name: _number(v) for name, v in named.items()} for i, named in state.optimizer.items()}
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": known})
+        begun = optimizer.state_dict()["param_groups"]
+        groups = [{**group, **kept} for group, kept in zip(begun, state.groups, strict=True)]
+        optimizer.load_state_dict({"state": known, "param_groups": groups})
     if scaler and state.scaler:
         scaler.load_state_dict(state.scaler)
 
@@ -99,7 +108,10 @@ def save(stages: tuple[StageState, ...], path: Path) -> None:
         tensors |= {f"{i}.params.{j}": tensor for j, tensor in enumerate(stage.params)}
         tensors |= {f"{i}.best.{j}": tensor for j, tensor in enumerate(stage.best)}
         tensors |= {f"{i}.optimizer.{j}.{name}": v for j, named in stage.optimizer.items() for name, v in named.items()}
-    about = [{"step": s.step, "seconds": s.seconds, "scaler": s.scaler, "params": len(s.params)} for s in stages]
+    about = [
+        {"step": s.step, "seconds": s.seconds, "scaler": s.scaler, "groups": s.groups, "params": len(s.params)}
+        for s in stages
+    ]
     metadata = {"stages": json.dumps(about), "checksum": str(_checksum(tensors))}
     with files.replaced(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
@@ -132,6 +144,8 @@ def _stage(i: int, about: dict, tensors: dict[str, Tensor]) -> StageState:
         raise ValueError("a number of steps or seconds")
     if not (isinstance(about["scaler"], dict) and generator.dtype == torch.uint8):
         raise ValueError("a scaler or a generator")
+    if not all(type(number) in (int, float) for group in about["groups"] for number in group.values()):
+        raise ValueError("a group of parameters")
     torch.Generator().set_state(generator)
     return StageState(
         step=about["step"],
@@ -140,6 +154,7 @@ def _stage(i: int, about: dict, tensors: dict[str, Tensor]) -> StageState:
         optimizer=moments,
         scaler=about["scaler"],
         generator=generator,
+        groups=tuple(about["groups"]),
         best=tuple(tensors[key] for j in range(about["params"]) if (key := f"{i}.best.{j}") in tensors),
     )
 

@@ -8,6 +8,28 @@ import torch
 from torch import Generator, Tensor
 
 from ..data.batch import Batch, share
+from ..settings import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Settings of the noise that is added to a step's latents."""
+
+    noise_offset: float = setting(
+        0.0,
+        "Add to each channel of the noise this number times a random value of its own, the same for the whole image, "
+        "so that very dark and very bright images can be learned; 0 disables it.",
+        min=0.0,
+        max=1.0,
+        advanced=True,
+    )
+
+    def draw(self, shape: torch.Size, generator: Generator) -> Tensor:
+        """Draw noise for latents `[B, 4, h, w]`; with an offset `o`, `n + o * m` with `m` of `[B, 4, 1, 1]`."""
+        noise = torch.randn(shape, generator=generator)
+        if self.noise_offset:
+            noise += self.noise_offset * torch.randn((*shape[:2], 1, 1), generator=generator)
+        return noise
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """What editors are told of a training: events, a run's history, and the request to finish. No browser here."""
 
 import asyncio
+import contextlib
 import json
 import math
 import time
@@ -147,6 +148,7 @@ def answer(server, path, body=None):
 
 BODIES = [b"", b"[]", b"null", b'"0123456789abcdef"', b"{}", b'{"run": 1}', b'{"run": "0123"}', b'{"run": "../../etc"}']
 BODIES += [b'{"run": "0123456789ABCDEF"}', b'{"run": "0123456789abcdef\\n"}', b'{"run": "0123456789abcdef", "x": 1}']
+BODIES += [b'{"run": "0123456789abcdef", "client": 1}']
 BODIES += [b'{"run": ["0123456789abcdef"]}', b"\xff\xfe", b"[" * 100_000, b'{"run": "0123456789abcde\xc3\xa9"}']
 
 
@@ -176,41 +178,79 @@ def test_a_run_that_there_is_not(server, name):
 
 @pytest.fixture(scope="module")
 def watched(server, object_info):
-    """A training that is finished by hand at half its steps, and all that an editor heard of it."""
+    """A training that is finished by hand at half its steps, and all that its editor and another one heard of it."""
     small = {"recipe.preset.steps": STEPS, "train.preview_every": 5, "train.preview_steps": 1, "train.seed": 770_077}
     prompt = changed(smallest(object_info, server.checkpoint), small)
 
     async def go():
         import aiohttp
 
-        events, middle = [], {}
-        async with aiohttp.ClientSession() as session:
-            async with session.ws_connect(server.url + "/ws?clientId=somebody", max_msg_size=0) as socket:
-                async with session.post(server.url + "/prompt", json={"prompt": prompt}) as response:
-                    queued = (await response.json())["prompt_id"]  # by another client: everybody hears of it
-                async for message in socket:
-                    data = json.loads(message.data) if message.type == aiohttp.WSMsgType.TEXT else {}
-                    if data.get("type") != "personalize.step":
-                        continue
-                    event = data["data"]
-                    events.append((time.monotonic(), event))
-                    if not event["running"]:
-                        break
-                    if event["step"] >= STEPS // 2 and not middle:
-                        async with session.get(f"{server.url}/api/personalize/runs/{event['run']}") as response:
-                            middle.update(await response.json())
-                        body = {"run": event["run"]}
+        events, middle, answers, strangers = [], {}, [], []
+        async with aiohttp.ClientSession() as session, contextlib.AsyncExitStack() as stack:
+            other, socket = [
+                await stack.enter_async_context(session.ws_connect(f"{server.url}/ws?clientId={name}", max_msg_size=0))
+                for name in ("stranger", "owner")
+            ]
+            async with session.post(server.url + "/prompt", json={"prompt": prompt, "client_id": "owner"}) as response:
+                queued = (await response.json())["prompt_id"]
+            async for message in socket:
+                if not (event := step_event(message)):
+                    continue
+                events.append((time.monotonic(), event))
+                if not event["running"]:
+                    break
+                if event["step"] >= STEPS // 2 and not middle:
+                    async with session.get(f"{server.url}/api/personalize/runs/{event['run']}") as response:
+                        middle.update(await response.json())
+                    for client in ({}, {"client": "stranger"}, {"client": "owner"}):
+                        body = {"run": event["run"], **client}
                         async with session.post(f"{server.url}/api/personalize/finish", json=body) as response:
-                            assert response.status == 200 and await response.json() == body
-        return queued, events, middle
+                            answers.append((response.status, await response.json()))
+            with contextlib.suppress(asyncio.TimeoutError):
+                while True:
+                    strangers.append(step_event(await other.receive(timeout=1)))
+        return queued, events, middle, answers, [*filter(None, strangers)]
 
-    queued, events, middle = asyncio.run(go())
+    queued, events, middle, answers, strangers = asyncio.run(go())
     history = server.client.wait(queued, 60)
     digest = events[0][1]["run"]
     folder = server.base / "output" / "personalize" / "runs" / digest
-    return types.SimpleNamespace(
-        queued=queued, events=events, middle=middle, history=history, digest=digest, folder=folder
-    )
+    found = {"queued": queued, "events": events, "middle": middle, "answers": answers, "strangers": strangers}
+    return types.SimpleNamespace(**found, history=history, digest=digest, folder=folder)
+
+
+def step_event(message):
+    """What a message of the server says of a training; nothing for other messages."""
+    data = json.loads(message.data) if isinstance(message.data, str) else {}
+    return data["data"] if data.get("type") == "personalize.step" else None
+
+
+@pytest.mark.slow
+def test_a_training_is_shown_to_the_client_that_queued_it_and_ended_by_it_alone(watched):
+    assert watched.strangers == []
+    refused = {"error": "The run was queued by another client: finish it in the editor that queued it."}
+    assert watched.answers == [(403, refused), (403, refused), (200, {"run": watched.digest})]
+
+
+@pytest.mark.parametrize("several_users", [False, True])
+def test_a_training_whose_client_stays_away_is_everybodys_unless_there_are_several_users(
+    tmp_path, monkeypatch, several_users
+):
+    from personalize.nodes.host import internals
+    from personalize.nodes.host import live as module
+
+    clock, server = [0.0], types.SimpleNamespace(client_id="owner", sockets={"owner": None, "other": None})
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(module.PromptServer, "instance", server, raising=False)
+    monkeypatch.setattr(internals.args, "multi_user", several_users)
+    live = view(tmp_path, 10)
+    clock[0] = 100.0
+    assert live.owner() == "owner"
+    del server.sockets["owner"]  # while its page is reloaded
+    clock[0] = 159.0
+    assert live.owner() == "owner"
+    clock[0] = 161.0
+    assert live.owner() == ("owner" if several_users else None)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """`python -m trainers dreambench`: the right table, whatever ends it in between, and however many work on it."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from personalize.trainers import __main__ as command
 from personalize.trainers import images
 from personalize.trainers.cli.dreambench import command as dreambench
 from personalize.trainers.cli.dreambench import dataset as dreambench_data
+from personalize.trainers.cli.dreambench.subject import Worker
 from personalize.trainers.cli.dreambench.table import FAILED, MISSING, SCORES, Row, Table
 from personalize.trainers.evaluation import scorer, vqa
 from personalize.trainers.evaluation.report import COLUMNS, Report, Scored, Spread
@@ -32,7 +34,7 @@ from personalize.trainers.runs import restore
 from personalize.trainers.runs.folder import RunFolder
 
 TRAINED = ["steps=12", "batch_size=1", "views=2", "knowledge_weight=0", "augmentation_prompt=none"]
-SHORT = [text for value in TRAINED for text in ("--set", value)] + ["--steps", "3", "--cfg", "4", "--seeds", "2"]
+SHORT = ["--set", *TRAINED[:3], "--set", *TRAINED[3:], "--steps", "3", "--cfg", "4", "--seeds", "2"]
 NAMES = ["cup_1", "dog_0", "fish_2"]
 
 
@@ -72,8 +74,8 @@ def rows_of(file):
     return [*csv.DictReader(file.read_text(encoding="utf-8").splitlines())]
 
 
-def scores(out):
-    return {name: (told(out, name)["scores"], told(out, name)["images"]) for name in NAMES}
+def scores(out, names=NAMES):
+    return {name: (told(out, name)["scores"], told(out, name)["images"]) for name in names}
 
 
 @pytest.mark.slow
@@ -111,6 +113,21 @@ def test_the_table_holds_what_scoring_gives(files, whole):
     assert table["fish_2"]["VQA"] == ""
     assert table["fish_2"]["note"] == "VQA: the package t2v_metrics is not installed"
     assert '<a href="fish_2/report.html">' in (whole / "dreambench.html").read_text()
+
+
+def test_masks_of_a_subject_are_trained_with_and_files_that_are_left_out_are_named(files, tmp_path, monkeypatch):
+    folder, runs, said = tmp_path / "data" / "dog", [], []
+    folder.mkdir(parents=True)
+    for name in ("1.png", "2.png", "2-masklabel.png"):
+        Image.new("RGB", (32, 32), "white").save(folder / name)
+    (folder / "notes.pdf").write_text("x")
+    flags = ["--data", str(tmp_path / "data"), "--out", str(tmp_path), *files.flags, "--references", "0"]
+    (subject,) = dreambench_data.read(tmp_path / "data", [])
+    worker = object.__new__(Worker)
+    worker.bench = dreambench.bench_of(dreambench.parser().parse_args(flags))
+    monkeypatch.setattr(Worker, "_evaluation", lambda self, subject, run, unseen: runs.append(run) or 1 / 0)
+    assert worker(dataclasses.replace(subject, reference="2.png"), said.append).state == FAILED
+    assert said[0] == "dog: left out: 'notes.pdf'" and len(runs[0].concept.masks) == 2
 
 
 @pytest.mark.slow
@@ -364,11 +381,15 @@ def test_killed_within_and_between_subjects(files, whole, tmp_path):
 def test_two_workers_give_what_one_gives(files, whole, tmp_path):
     pytest.importorskip("ray")
     out = tmp_path / "out"
-    ended = start(files, out, "--workers", "2").wait()
+    two = ["cup_1", "fish_2"]
+    ended = start(files, out, "--workers", "2", "--subjects", ",".join(two)).wait()
     assert ended == 0, out.with_suffix(".log").read_text()[-3000:]
-    assert scores(out) == scores(whole)
+    assert scores(out, two) == scores(whole, two)
     same = ["subject", "class", "state", *SCORES, "note"]
-    one, two = (rows_of(folder / "dreambench.csv") for folder in (whole, out))
-    assert [{name: row[name] for name in same} for row in one] == [{name: row[name] for name in same} for row in two]
+    alone, shared = (
+        [{name: row[name] for name in same} for row in rows_of(folder / "dreambench.csv") if row["subject"] in two]
+        for folder in (whole, out)
+    )
+    assert len(alone) == 2 and shared == alone
     lines = out.with_suffix(".log").read_text()
     assert "pid=" not in lines

@@ -33,7 +33,17 @@ REFUSED = {
     "another architecture": ({"transformer.blocks.0.lora_A.weight": torch.ones(1, 1)}, {}, UNKNOWN),
     "a checkpoint": ({"model.diffusion_model.out.2.bias": torch.ones(4)}, {}, UNKNOWN),
     "biases of PEFT": (PEFT | {"unet.conv_in.lora_B.bias": torch.ones(32)}, {}, UNKNOWN),
-    "PEFT without its settings": ({f"base_model.model.{key}": v for key, v in PEFT.items()}, {}, UNKNOWN),
+    "PEFT without its settings": (
+        {f"base_model.model.{key}": v for key, v in PEFT.items()},
+        {},
+        r"^This LoRA of PEFT has its scale in adapter_config\.json: copy that file of its folder next to it\.$",
+    ),
+    "an old file with one odd entry": (
+        {key.removeprefix("unet."): v for key, v in PEFT.items()} | {"odd": torch.ones(1)},
+        {},
+        rf"^1 of this LoRA's 3 entries are unknown here \(such as 'odd'\): {STOCK}",
+    ),
+    "a pair and one odd entry": (PEFT | {"unet.odd": torch.ones(1)}, {}, f"^1 of this LoRA's 3 {UNKNOWN}"),
     "two alphas": (PEFT | {"unet.conv_in.alpha": torch.ones(2)}, {}, UNKNOWN),
     "a layer twice": (
         PEFT | {key.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): v for key, v in PEFT.items()},
@@ -60,6 +70,14 @@ def test_what_is_not_understood_is_refused_in_one_sentence(name):
     with pytest.raises(ValueError, match=sentence) as error:
         foreign.lora(state, header)
     assert not prompts.faults(str(error.value))
+
+
+def test_settings_of_another_lora_of_peft_are_not_taken():
+    state = {f"base_model.model.{key.removeprefix('unet.')}": v for key, v in PEFT.items()}
+    config = {"r": 2, "lora_alpha": 8}
+    assert foreign.lora(state, {}, json.dumps(config))["lora_unet_conv_in.alpha"] == 8
+    with pytest.raises(ValueError, match="The adapter_config.json next to this LoRA is another one's: copy its own"):
+        foreign.lora(state, {}, json.dumps(config | {"r": 16}))
 
 
 ODD_EMBEDDINGS = {
@@ -119,7 +137,7 @@ def test_every_text_encoder_gets_its_own_layers():
 
 def complete_file():
     """A small complete file: tensors and header."""
-    result = from_other_programs("mine", dict(PAIR), {}, "<dog>", (torch.ones(1, 8),))
+    result = from_other_programs("mine", dict(PAIR), {}, {"<dog>": (torch.ones(1, 8),)})
     return complete(result, "mine")
 
 

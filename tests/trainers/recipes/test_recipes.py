@@ -121,6 +121,16 @@ def test_splitting_the_batch_changes_nothing(micro_batch_size):
         assert all(torch.allclose(a, b, atol=2e-5) for a, b in zip(whole, split, strict=True))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_null_prob_is_the_share_of_the_empty_prompt_that_is_preserved(share):
+    models = small.models()
+    recipe = dataclasses.replace(FAST, batch_size=64, **({} if share == 0.1 else {"null_prob": share}))
+    batches = next(recipe.stages(models, concept(), torch.Generator().manual_seed(0), Context())).batches
+    ids = torch.cat([next(batches).preservation_ids for _ in range(20)])
+    empty = (ids == models.tokenize([""])).all(dim=2).float().mean().item()
+    assert empty == pytest.approx(share, abs=0.0 if share in (0.0, 1.0) else 0.03)
+
+
 @pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_follows_float32(dtype, rank, tmp_path):
@@ -172,7 +182,7 @@ def test_norm_clamp_holds(tmp_path):
 def test_preservation_prompts_are_drawn_in_their_shares():
     models = small.models()
     templates, captions = ["a {}", "one {}"], ["snow on a roof", "two boats"]
-    prompts = PreservationPrompts(models, "dog", templates, captions, PromptMix(empty=0.1, class_word=0.25))
+    prompts = PreservationPrompts(models, ["dog"], templates, captions, PromptMix(empty=0.1, class_word=0.25))
     ids, targets = prompts.sample(4000, torch.Generator().manual_seed(0))
     empty, template = models.tokenize([""])[0], models.tokenize(["a dog", "one dog"])
     is_empty = (ids == empty).all(dim=2)[:, 0]

@@ -10,10 +10,10 @@ from personalize.trainers.data.concept import Concept
 from personalize.trainers.device import SingleDevice
 from personalize.trainers.models import sampler
 from personalize.trainers.models.families import SD1, SDXL
-from personalize.trainers.recipes import attndreambooth, custom_diffusion, dreambooth_lora, textual_inversion
+from personalize.trainers.recipes import attndreambooth, custom_diffusion, dreambooth_lora, t_lora, textual_inversion
 from personalize.trainers.recipes.textboost import TextBoost
 from personalize.trainers.recipes.textboost_2026 import TextBoost2026
-from personalize.trainers.runs import restore, train
+from personalize.trainers.runs import restore, saved_images, train
 from personalize.trainers.runs.folder import RunFolder
 from personalize.trainers.runs.run import Run
 
@@ -33,6 +33,7 @@ RECIPES = {
     "AttnDreamBooth LoRA": dataclasses.replace(STAGED, fine_tuning="lora"),
     "Textual Inversion": dataclasses.replace(textual_inversion.FULL, **SHORT),
     "DreamBooth-LoRA": dataclasses.replace(dreambooth_lora.FULL, **SHORT),
+    "T-LoRA": t_lora.TLoRA(**SHORT, lora_rank=8, min_rank=2),
     "Custom Diffusion": dataclasses.replace(custom_diffusion.FULL, **SHORT, class_images=2, class_image_steps=2),
 }
 CASES = [
@@ -83,3 +84,10 @@ def test_another_model_gets_one_sentence(tmp_path):
     more = dataclasses.replace(result, lora={**result.lora, "lora_unet_nothing.diff": torch.ones(1)})
     with pytest.raises(ValueError, match="does not fit this model"):
         restore.put(more, small.models())
+
+
+def test_an_image_that_is_selected_twice_is_saved_twice(tmp_path):
+    """As by the selection "1, 1"; of numbers between those of a PNG."""
+    image = torch.full((3, 32, 32), 0.123456)
+    saved_images.write(Concept(images=(image, image), resolution=32), tmp_path)
+    assert all(torch.equal(image, back) for back in saved_images.read(tmp_path)["images"])

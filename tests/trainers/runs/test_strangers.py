@@ -58,10 +58,19 @@ def stage(**changes):
     return state.StageState(**whole | changes)
 
 
-ABOUT = {"step": 3, "seconds": 1.0, "scaler": {}, "params": 1}
+ABOUT = {"step": 3, "seconds": 1.0, "scaler": {}, "groups": [], "params": 1}
 
 
-ODD = ({"step": "3"}, {"step": -1}, {"seconds": float("inf")}, {"scaler": 7}, {"params": 2}, {"params": None})
+ODD = (
+    {"step": "3"},
+    {"groups": [{"d": "1"}]},
+    {"groups": 7},
+    {"step": -1},
+    {"seconds": float("inf")},
+    {"scaler": 7},
+    {"params": 2},
+    {"params": None},
+)
 
 
 @pytest.mark.parametrize(

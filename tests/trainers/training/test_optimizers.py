@@ -1,21 +1,25 @@
-"""AdamW with moments of 8 bits: is it bitsandbytes', does its state survive, and what is said where it is missing?"""
+"""Optimizers: are they torch's and the libraries', does their state survive, and what is said where one is missing?"""
 
+import dataclasses
 import sys
 
+import prodigyopt
 import pytest
 import torch
 
 from personalize.tests.support import small
 from personalize.tests.trainers.recipes.test_attndreambooth import CONCEPT, recipe, train
 from personalize.tests.trainers.runs.test_resume import Killed, learned
+from personalize.trainers.recipes import METHODS
 from personalize.trainers.runs import train as training
 from personalize.trainers.runs.run import Run
 from personalize.trainers.training import memory, optimizers, state
 from personalize.trainers.training.memory import MemoryPlan
+from personalize.trainers.training.optimizers import Optimization
 
 SENTENCE = (
-    "^The optimizer adamw8bit needs the package bitsandbytes, which cannot be loaded here{}: set optimizer to adamw "
-    r"\(and fine_tuning to lora where memory is short\), or install bitsandbytes into the Python that runs ComfyUI.$"
+    "^The optimizer {0} needs the package {1}, which cannot be loaded here{2}: set optimizer to adamw, or install {1} "
+    "into the Python that runs ComfyUI.$"
 )
 NO_CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="bitsandbytes' kernels for CUDA")
 CARD = pytest.param("cuda", marks=[pytest.mark.gpu, NO_CARD])
@@ -49,7 +53,10 @@ def plain(params, **chosen):
 
 def test_32_bits_are_torchs():
     ours, theirs = tensors(), tensors()
-    for optimizer, params in ((optimizers.adamw(groups(ours), 0.3), ours), (plain(theirs), theirs)):
+    for optimizer, params in (
+        (optimizers.optimizer_of(groups(ours), Optimization(weight_decay=0.3)), ours),
+        (plain(theirs), theirs),
+    ):
         for seed in (1, 2, 3):
             step(optimizer, params, seed)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
@@ -58,7 +65,7 @@ def test_32_bits_are_torchs():
 def test_8_bits_are_adamw_with_the_rates_given_but_for_rounding(eight_bits):
     """Against torch's AdamW with the same betas, eps, weight decay and a rate per group; moments really in bytes."""
     ours, theirs, begun = tensors(), tensors(), tensors()
-    optimizer = optimizers.adamw(groups(ours), 0.3, 8)
+    optimizer = optimizers.adamw8bit(groups(ours), 0.3)
     assert isinstance(optimizer, eight_bits.AdamW8bit)
     for one, params in ((optimizer, ours), (plain(theirs), theirs)):
         for seed in range(1, 9):
@@ -69,18 +76,30 @@ def test_8_bits_are_adamw_with_the_rates_given_but_for_rounding(eight_bits):
     assert [{*dtypes.values()} for dtypes in kept] == [{torch.uint8}, {torch.float32}, {torch.uint8}]
 
 
-@pytest.mark.parametrize("bits", [32, 8])
+def test_prodigy_is_the_librarys_with_its_authors_settings():
+    """One rate for all groups, 1, whatever they ask for; and it has grown from the library's first estimate, 1e-6."""
+    ours, theirs = tensors(), tensors()
+    plain = prodigyopt.Prodigy(theirs, weight_decay=0.3, use_bias_correction=True, safeguard_warmup=True)
+    optimizer = optimizers.optimizer_of(groups(ours), Optimization(optimizer="prodigy", weight_decay=0.3))
+    for _ in range(40):
+        step(optimizer, ours, 1)
+        step(plain, theirs, 1)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert [group["lr"] for group in optimizer.param_groups] == [1.0, 1.0] and optimizer.param_groups[0]["d"] > 1e-5
+
+
+@pytest.mark.parametrize("name", optimizers.BYTES_PER_VALUE)
 @pytest.mark.parametrize("device", ["cpu", CARD])
-def test_a_state_from_its_file_goes_on_bit_for_bit(tmp_path, bits, device, request):
-    if bits == 8:
+def test_a_state_from_its_file_goes_on_bit_for_bit(tmp_path, name, device, request):
+    if name == "adamw8bit":
         request.getfixturevalue("eight_bits")
-    whole, broken = tensors(0, device), tensors(5, device)
-    optimizer, generator = optimizers.adamw(groups(whole), 0.3, bits), torch.Generator()
+    whole, broken, chosen = tensors(0, device), tensors(5, device), Optimization(optimizer=name, weight_decay=0.3)
+    optimizer, generator = optimizers.optimizer_of(groups(whole), chosen), torch.Generator()
     for seed in (1, 2, 3):
         step(optimizer, whole, seed)
     state.save((state.capture(3, 0.0, whole, generator, optimizer),), tmp_path / "state.safetensors")
     (saved,) = state.load(tmp_path / "state.safetensors")
-    again = optimizers.adamw(groups(broken), 0.3, bits)
+    again = optimizers.optimizer_of(groups(broken), chosen)
     state.restore(saved, broken, generator, again)
     for p, q in zip(whole, broken, strict=True):
         for name, value in optimizer.state[p].items():
@@ -93,53 +112,68 @@ def test_a_state_from_its_file_goes_on_bit_for_bit(tmp_path, bits, device, reque
     assert all(torch.equal(a, b) for a, b in zip(whole, broken, strict=True))
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 6])
-def test_a_kill_in_every_stage_changes_nothing_with_8_bits(eight_bits, tmp_path, stop_after):
-    train(tmp_path / "whole" / "run", optimizer="adamw8bit")
+@pytest.mark.parametrize(("name", "stop_after"), [("adamw8bit", 1), ("adamw8bit", 3), ("adamw8bit", 6), ("prodigy", 3)])
+def test_a_kill_in_every_stage_changes_nothing(tmp_path, request, name, stop_after):
+    if name == "adamw8bit":
+        request.getfixturevalue("eight_bits")
+    train(tmp_path / "whole" / "run", optimizer=name)
     folder = tmp_path / "broken" / "run"
     with pytest.raises(Killed):
-        train(folder, optimizer="adamw8bit", stop_after=stop_after)
-    train(folder, optimizer="adamw8bit")
+        train(folder, optimizer=name, stop_after=stop_after)
+    train(folder, optimizer=name)
     assert learned(folder) == learned(tmp_path / "whole" / "run")
     train(tmp_path / "plain" / "run")
     assert learned(folder)[0] != learned(tmp_path / "plain" / "run")[0]
 
 
 class Refused:
-    """An import of bitsandbytes that fails, as a missing or a broken one does."""
+    """An import of a package that fails, as a missing or a broken one does."""
 
-    def __init__(self, error):
-        self.error = error
+    def __init__(self, package, error):
+        self.package, self.error = package, error
 
     def find_spec(self, name, path=None, target=None):
-        if name == "bitsandbytes":
+        if name == self.package:
             raise self.error
         return None
 
 
 @pytest.mark.parametrize(
-    ("error", "why"),
-    [(ModuleNotFoundError("No module named 'bitsandbytes'"), ""), (OSError("libcudart.so.11"), r" \(OSError\)")],
-    ids=["missing", "broken"],
+    ("name", "package", "error", "why"),
+    [
+        ("adamw8bit", "bitsandbytes", ModuleNotFoundError("No module named 'bitsandbytes'"), ""),
+        ("adamw8bit", "bitsandbytes", OSError("libcudart.so.11"), r" \(OSError\)"),
+        ("prodigy", "prodigyopt", ModuleNotFoundError("No module named 'prodigyopt'"), ""),
+    ],
+    ids=["missing", "broken", "prodigy"],
 )
-@pytest.mark.parametrize("stages", ["all", "1"])
-def test_without_bitsandbytes_one_sentence_comes_first(monkeypatch, error, why, stages):
-    for name in [name for name in sys.modules if name.split(".")[0] == "bitsandbytes"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(sys, "meta_path", [Refused(error), *sys.meta_path])
-    with pytest.raises(ValueError, match=SENTENCE.format(why)):
-        recipe(optimizer="adamw8bit", run_stages=stages).check(CONCEPT)
-    recipe(run_stages=stages).check(CONCEPT)
+@pytest.mark.parametrize("method", METHODS)
+def test_without_its_package_one_sentence_comes_first(monkeypatch, name, package, error, why, method):
+    for module in [module for module in sys.modules if module.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "meta_path", [Refused(package, error), *sys.meta_path])
+    for preset in METHODS[method].values():
+        with pytest.raises(ValueError, match=SENTENCE.format(name, package, why)):
+            dataclasses.replace(preset, optimizer=name).check(CONCEPT)
+        preset.check(CONCEPT)
 
 
-def test_memory_and_disk_know_the_size_of_the_moments(tmp_path):
-    """Gradient and two moments in memory, the value and two moments on disk: 12 bytes, or 6."""
+def test_memory_and_disk_know_what_an_optimizer_remembers(tmp_path):
+    """Gradient and moments in memory, the value and moments on disk: 4 bytes and 8, or 2; with Prodigy 4 and 16."""
     size = {"trained": 10**6, "batch_size": 2, "resolution": 32}
     models = small.models()
-    plain, small_moments = (memory.stage_bytes(models, MemoryPlan(), **size, moment_bits=bits) for bits in (32, 8))
-    assert plain == memory.stage_bytes(models, MemoryPlan(), **size) and plain - small_moments == 6 * 10**6
-    assert memory.fit(models, MemoryPlan(), small_moments, **size, moment_bits=8) == (MemoryPlan(), small_moments)
-    assert [optimizers.bytes_per_value(bits) for bits in (32, 8)] == [12, 6]
+    need = {
+        name: memory.stage_bytes(models, MemoryPlan(), **size, optimizer=name) for name in optimizers.BYTES_PER_VALUE
+    }
+    assert need["adamw"] == memory.stage_bytes(models, MemoryPlan(), **size)
+    assert [need[name] - need["adamw"] for name in ("adamw8bit", "prodigy")] == [-6 * 10**6, 8 * 10**6]
+    plan = memory.fit(models, MemoryPlan(), need["adamw8bit"], **size, optimizer="adamw8bit")
+    assert plan == (MemoryPlan(), need["adamw8bit"])
+    params = tensors()
+    optimizer = optimizers.optimizer_of(groups(params), Optimization(optimizer="prodigy"))
+    step(optimizer, params, 1)
+    kept = sum(v.nbytes for named in optimizer.state.values() for v in named.values() if torch.is_tensor(v))
+    assert kept == (optimizers.BYTES_PER_VALUE["prodigy"] - 4) * sum(p.numel() for p in params)
 
 
 def test_a_stage_says_what_its_moments_take(eight_bits, tmp_path):

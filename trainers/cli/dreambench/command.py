@@ -1,6 +1,6 @@
 """`python -m trainers dreambench`: train and evaluate the subjects of a data set by the DreamBooth protocol.
 
-    python -m trainers dreambench --data DIR --checkpoint FILE --method textboost --out OUT [--set steps=100 ...]
+    python -m trainers dreambench --data DIR --checkpoint FILE --method textboost --out OUT [--set steps=100 views=64]
     python -m trainers dreambench ... --workers 4                        on four cards, through Ray (pip install ray)
     python -m trainers dreambench ... --workers 8 --ray-address auto     on the machines of a Ray cluster
 

@@ -1,4 +1,4 @@
-"""Shared by the nodes that score: widgets, references, metric models on the host's device, and outputs."""
+"""Shared by the nodes that score: inputs, references, metric models on the host's device, and outputs."""
 
 import contextlib
 import gc
@@ -8,38 +8,38 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..trainers.data.concept import Concept
-from ..trainers.evaluation.prompt_sets import CLASS_WORD, REMOVED
-from ..trainers.evaluation.report import Report
-from ..trainers.evaluation.scorer import GeneratedImage, References, Scorer, ScorerConfig, foreground
-from ..trainers.images import to_pil
-from ..trainers.reports import grid
-from .host import internals
-from .host import session as host_session
-from .host.session import extractors, training_device
-from .reference_images import connected
-from .schema import filled, widgets
-from .sockets import ReportSocket
+from ...trainers.data.concept import Concept
+from ...trainers.evaluation.prompt_sets import CLASS_WORD, REMOVED
+from ...trainers.evaluation.report import Report
+from ...trainers.evaluation.scorer import GeneratedImage, References, Scorer, ScorerConfig, foreground
+from ...trainers.images import to_pil
+from ...trainers.reports import grid
+from ..host import internals
+from ..host import session as host_session
+from ..host.session import extractors, training_device
+from ..reference_images import connected
+from ..sockets import ReportSocket
 
 
-def shared_inputs() -> list[io.Input]:
-    """Return the widgets that come before a scoring node's own."""
+def label_input() -> io.Input:
+    """Return the widget that names an evaluation."""
+    return io.String.Input(
+        "label", default="trained", tooltip="Name of this evaluation in reports, such as base model."
+    )
+
+
+def comparison_inputs() -> list[io.Input]:
+    """Return the widgets of what images are compared with."""
     return [
-        io.String.Input("label", default="trained", tooltip="Name of this evaluation in reports, such as base model."),
         io.Combo.Input(
-            "compare_with", options=[CLASS_WORD, REMOVED],
+            "compare_with", options=[CLASS_WORD, REMOVED], advanced=True,
             tooltip="Text in place of the subject when CLIP-T compares: the class word, or nothing (removed).",
         ),
         io.Boolean.Input(
-            "mask_references", default=False,
+            "mask_references", default=False, advanced=True,
             tooltip="Mask the reference images with the concept's masks for CLIP-I and DINO; the rest becomes gray.",
         ),
     ]  # fmt: skip
-
-
-def metric_inputs() -> list[io.Input]:
-    """Return the widgets that choose the metric models."""
-    return widgets(ScorerConfig())
 
 
 def held_out_input() -> io.Input:
@@ -52,10 +52,10 @@ def held_out_input() -> io.Input:
 def outputs() -> list[io.Output]:
     """Return the outputs that scoring nodes share, see `results`."""
     return [
-        ReportSocket.Output(display_name="report"),
-        io.Image.Output(display_name="grid"),
-        io.Image.Output(display_name="table"),
-        io.String.Output(display_name="summary"),
+        ReportSocket.Output(display_name="report", tooltip="For Report, next to others."),
+        io.Image.Output(display_name="grid", tooltip="All images, a row per prompt, a column per seed."),
+        io.Image.Output(display_name="table", tooltip="Mean and standard deviation of each score."),
+        io.String.Output(display_name="summary", tooltip="The scores and their models, and the seconds per image."),
     ]
 
 
@@ -65,23 +65,13 @@ def results(report: Report) -> tuple:
     return report, grid.grid(reports)[None], grid.table(reports)[None], report.summary()
 
 
-def scorer_config(values: dict) -> ScorerConfig:
-    """Return the metric models that the widgets describe, checked as far as names and folders tell.
-
-    Raises:
-        ValueError: one of them cannot be found.
-    """
-    config = filled(ScorerConfig(), values)
-    config.check(extractors)
-    return config
-
-
 def references(concept: Concept, held_out: Sequence[Tensor], with_masks: bool) -> References:
     """Return the concept's reference images, and the held-out ones.
 
     Raises:
         ValueError: masks are asked for, but the concept has none.
     """
+    concept = concept.members[0]  # of several subjects the one that {} stands for
     seen = [to_pil(image) for image in concept.images]
     if with_masks:
         if not concept.masks:

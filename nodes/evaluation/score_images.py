@@ -2,17 +2,17 @@
 
 from comfy_api.latest import io
 
-from ..trainers.evaluation.prompt_sets import CLASS_WORD
-from ..trainers.evaluation.scorer import GeneratedImage
-from ..trainers.images import to_pil
-from ..trainers.metrics.metrics import plain_prompt
-from ..trainers.text import as_lines, captions_of
+from ...trainers.evaluation.prompt_sets import CLASS_WORD
+from ...trainers.evaluation.scorer import GeneratedImage
+from ...trainers.images import to_pil
+from ...trainers.metrics.metrics import plain_prompt
+from ...trainers.text import as_lines, captions_of
+from ..host import internals, session
+from ..reference_images import connected
+from ..schema import checked, valid
+from ..sockets import EVALUATION_FOLDER, ConceptSocket
 from . import scoring
-from .host import internals, session
-from .host.folders import fingerprint
-from .reference_images import connected
-from .schema import checked
-from .sockets import EVALUATION_FOLDER, ConceptSocket
+from .metric_models import DEFAULTS, metric_models_input, used
 
 
 class ScoreImages(io.ComfyNode):
@@ -29,32 +29,43 @@ class ScoreImages(io.ComfyNode):
             # Prompt List and the stock nodes behind it return lists: together they are one report.
             is_input_list=True,
             inputs=[
-                io.Image.Input("images", tooltip="Images to score."),
+                io.Image.Input("images", lazy=True, tooltip="Images to score."),
                 ConceptSocket.Input("concept", tooltip="Subject with reference images, placeholder token, class word."),
                 io.String.Input(
                     "prompts", default="", multiline=True,
                     tooltip="Prompts that the images were generated from: one per batch of a list, one line per image, "
                     "or one for all.",
                 ),
-                *scoring.shared_inputs(),
-                *scoring.metric_inputs(),
+                scoring.label_input(),
+                *scoring.comparison_inputs(),
                 scoring.held_out_input(),
                 io.Mask.Input("mask", optional=True, tooltip="Masks of the subject, one per image, in their order."),
+                metric_models_input(),
             ],
             outputs=scoring.outputs(),
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
-    def fingerprint_inputs(cls, **values) -> str:
-        return fingerprint(values)
+    def validate_inputs(cls, label=None, metric_models=(DEFAULTS,)) -> bool | str:
+        """Look for the metric models before the graph runs: without a link they are the defaults, a link is `None`.
+
+        The host drops an answer about no widget.
+        """
+        return valid(used, metric_models[0])
+
+    @classmethod
+    def check_lazy_status(cls, images=(None,), metric_models=(None,), **others) -> list[str]:
+        """Look for the metric models before the nodes behind `images`, a training perhaps, run for them."""
+        used((metric_models or [None])[0])
+        return ["images"] if images[0] is None else []
 
     @classmethod
     @checked
     def execute(
-        cls, images, concept, prompts, label, compare_with, mask_references, held_out=(), mask=(), **named
+        cls, images, concept, prompts, label, compare_with, mask_references, held_out=(), mask=(), metric_models=(None,)
     ) -> io.NodeOutput:
-        scorer_config = scoring.scorer_config({name: value for name, (value, *_) in named.items()})
+        scorer_config = used((metric_models or [None])[0])
         subject = scoring.references(concept[0], held_out or [], mask_references[0])
         replacement = concept[0].class_word if compare_with[0] == CLASS_WORD else ""
         generated = _generated(images, prompts, mask or [], concept[0].placeholder_token, replacement)

@@ -1,0 +1,1 @@
+"""The nodes that evaluate, and what they share."""
