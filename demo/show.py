@@ -18,6 +18,7 @@ CHECKPOINT = "personalize-tiny.safetensors"
 REFERENCE = "reference.png"
 INSTANCE = 2_000_034  # as a dog: blue, dotted, with yellow legs, ears and tail; yellow is what captions never name
 UNTRAINED, TRAINED = "Untrained", "Trained"  # titles of the two Save Image nodes
+PROMPT = "{}: prompt"  # of the nodes that encode their prompts
 MEANINGS = {
     "identity_floor": "the untrained model, prompted with the class word",
     "identity_oracle": "the untrained model, prompted with every detail that words can name",
@@ -75,7 +76,8 @@ def learn_and_draw(root, base, host, overrides, words):
     runs, object_info = one_by_one(overrides), host.object_info()
     api = to_api(workflow, object_info)
     offer(override_workflow(workflow, object_info, runs[0]), base)
-    prompts = [changes["Prompt"]["value"] for changes in runs]
+    placeholder = find(api, "PersonalizeLoadReferences")["placeholder_token"]
+    prompts = [changes[PROMPT.format(TRAINED)]["text"].replace(placeholder, "{}") for changes in runs]
     progress = Progress(base / "output" / "personalize" / "runs")
     pictures = {"untrained": [], "trained": [], "words": []}
 
@@ -90,7 +92,7 @@ def learn_and_draw(root, base, host, overrides, words):
             pictures[name].append(host.images(history)[node_titled(prompt, title)])
     # The untrained model once more, told in words all that words can tell: what it takes no training to reach.
     for number, changes in enumerate(runs):
-        prompt = override(api, {**changes, "Prompt, class word": {"replace": words}})
+        prompt = override(api, {**changes, PROMPT.format(UNTRAINED): {"text": prompts[number].replace("{}", words)}})
         # Nodes run for the sake of an output, so without the other output there is no training in this prompt.
         del prompt[node_titled(prompt, TRAINED)]
         with step(f"generating, untrained: {prompts[number].replace('{}', words)}"):
@@ -98,7 +100,7 @@ def learn_and_draw(root, base, host, overrides, words):
         pictures["words"].append(host.images(history)[node_titled(prompt, UNTRAINED)])
     return {
         **{"instance": INSTANCE, "class_word": class_word(overrides), "prompts": prompts, "pictures": pictures},
-        "placeholder": find(api, "PersonalizeLoadReferences")["placeholder_token"],
+        "placeholder": placeholder,
         "device": host.get("/system_stats")["devices"][0]["name"],
         **progress.result(runs[0]["PersonalizeTrain"]["seed"], runs[0]["PersonalizeTextBoost"]["preset.steps"]),
     }
@@ -134,7 +136,7 @@ def with_options(overrides, options):
 
 
 def class_word(overrides):
-    return overrides["Class word"]["value"]
+    return overrides["PersonalizeLoadReferences"]["class_word"]
 
 
 def one_by_one(overrides):

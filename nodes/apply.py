@@ -10,7 +10,7 @@ from ..trainers.text import quoted
 from .host import causal_adapters, clip_attachment, full_precision, internals, models
 from .host.causal_adapters import WordAdapters
 from .schema import checked
-from .sockets import CATEGORY, ResultSocket
+from .sockets import CATEGORY, ResultSocket, learned_outputs
 
 FULL_PRECISION = (
     "Add the learned weights in full precision at every use instead of merging them into half-precision weights; "
@@ -43,7 +43,7 @@ class Apply(io.ComfyNode):
                 ),
                 io.Boolean.Input("full_precision", default=False, advanced=True, optional=True, tooltip=FULL_PRECISION),
             ],
-            outputs=[io.Model.Output(display_name="model"), io.Clip.Output(display_name="clip")],
+            outputs=learned_outputs(),
         )  # fmt: skip
 
     @classmethod

@@ -19,7 +19,7 @@ from .host import folders, weights
 from .host.models import family_of
 from .host.session import notices
 from .schema import checked, valid
-from .sockets import CATEGORY, ResultSocket
+from .sockets import CATEGORY, learned_outputs, result_output
 
 NONE = "none"
 KINDS = {"personalized": "personalize", "lora": "loras", "embedding": "embeddings"}  # input -> kind of folder
@@ -64,9 +64,8 @@ class LoadFiles(io.ComfyNode):
                 io.Boolean.Input("full_precision", default=False, advanced=True, optional=True, tooltip=FULL_PRECISION),
             ],
             outputs=[
-                io.Model.Output(display_name="model"),
-                io.Clip.Output(display_name="clip"),
-                ResultSocket.Output(display_name="result"),
+                *learned_outputs(),
+                result_output(),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip

@@ -121,11 +121,13 @@ class LoadReferences(io.ComfyNode):
                 ),
             ],
             outputs=[
-                ConceptSocket.Output(display_name="concept"),
-                io.Image.Output(display_name="first image"),
-                io.String.Output(display_name="placeholder"),
-                io.Int.Output(display_name="width"),
-                io.Int.Output(display_name="height"),
+                ConceptSocket.Output(
+                    display_name="concept", tooltip="Your subject, for Train, Evaluate and Compare Methods."
+                ),
+                io.Image.Output(display_name="first image", tooltip="The first reference image, as it is trained."),
+                io.String.Output(display_name="placeholder", tooltip="The placeholder token, to put into prompts."),
+                io.Int.Output(display_name="width", tooltip="Width in pixels at which the first image is trained."),
+                io.Int.Output(display_name="height", tooltip="Height in pixels at which the first image is trained."),
             ],
             hidden=[io.Hidden.unique_id],
         )

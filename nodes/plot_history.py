@@ -33,17 +33,20 @@ class PlotHistory(io.ComfyNode):
                     tooltip="Scale of the loss axes; log shows small changes of small losses."
                 ),
                 io.Int.Input(
-                    "running_mean", default=25, min=1, max=10_000,
+                    "running_mean", default=25, min=1, max=10_000, advanced=True,
                     tooltip="Number of steps that the loss's running mean, the thick line, averages.",
                 ),
-                io.Int.Input("width", default=1024, min=512, max=4096, step=8, tooltip="Width of the image in pixels."),
+                io.Int.Input(
+                    "width", default=1024, min=512, max=4096, step=8, advanced=True,
+                    tooltip="Width of the image in pixels.",
+                ),
                 io.Int.Input(
                     "panel_height", default=240, min=160, max=1024, step=8, advanced=True,
                     tooltip="Height of each panel in pixels.",
                 ),
                 io.Boolean.Input("save", default=False, tooltip="Also write the history as CSV and JSON."),
                 io.Boolean.Input(
-                    "tensorboard", default=False,
+                    "tensorboard", default=False, advanced=True,
                     tooltip="Also write TensorBoard events; the package tensorboard has to be installed.",
                 ),
                 io.String.Input(
@@ -55,10 +58,12 @@ class PlotHistory(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="image"),
-                io.String.Output(display_name="csv"),
-                io.String.Output(display_name="summary"),
-                io.LossMap.Output(display_name="loss map"),
+                io.Image.Output(display_name="image", tooltip="The plot, a panel per quantity."),
+                io.String.Output(
+                    display_name="csv", tooltip="Path below the output folder; empty if nothing was written.",
+                ),
+                io.String.Output(display_name="summary", tooltip="Stages, stops and last values as text."),
+                io.LossMap.Output(display_name="loss map", tooltip="The losses, for the stock Plot Loss Graph."),
             ],
         )  # fmt: skip
 

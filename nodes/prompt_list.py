@@ -55,9 +55,15 @@ class PromptList(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.String.Output(display_name="prompt", is_output_list=True),
-                io.String.Output(display_name="filename prefix", is_output_list=True),
-                io.Int.Output(display_name="count"),
+                io.String.Output(
+                    display_name="prompt",
+                    tooltip="The prompts, one after the other, with the subject in them.",
+                    is_output_list=True,
+                ),
+                io.String.Output(
+                    display_name="filename prefix", tooltip="For Save Image: a folder per prompt.", is_output_list=True
+                ),
+                io.Int.Output(display_name="count", tooltip="Number of prompts."),
             ],
         )
 

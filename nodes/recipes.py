@@ -100,7 +100,9 @@ def recipe_node(method: Method) -> type[io.ComfyNode]:
                 description=method.description,
                 search_aliases=[*method.search_aliases],
                 inputs=preset_inputs(METHODS[method.name], method.presets, SHOWN),
-                outputs=[RecipeSocket.Output(display_name="recipe")],
+                outputs=[
+                    RecipeSocket.Output(display_name="recipe", tooltip="For Train or Compare Methods: how to learn.")
+                ],
             )
 
         @classmethod

@@ -13,7 +13,7 @@ from .apply import FULL_PRECISION, apply
 from .host.folders import runs_folder
 from .host.session import notices
 from .schema import checked, valid
-from .sockets import CATEGORY, ResultSocket
+from .sockets import CATEGORY, learned_outputs, result_output
 
 NONE = "there is no run yet"
 
@@ -76,9 +76,8 @@ class Load(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model"),
-                io.Clip.Output(display_name="clip"),
-                ResultSocket.Output(display_name="result"),
+                *learned_outputs(),
+                result_output(),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
@@ -124,7 +123,7 @@ class Runs(io.ComfyNode):
                 ),
                 io.Combo.Input("run", options=labels(), tooltip="Run to delete, the newest first."),
             ],
-            outputs=[io.String.Output(display_name="runs")],
+            outputs=[io.String.Output(display_name="runs", tooltip="The list as text.")],
         )
 
     @classmethod

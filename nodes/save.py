@@ -53,8 +53,11 @@ class Save(io.ComfyNode):
                 io.Vae.Input("vae", optional=True, tooltip=WHOLE_MODEL),
             ],
             outputs=[
-                io.String.Output(display_name="lora name"),
-                io.String.Output(display_name="embedding"),
+                io.String.Output(display_name="lora name", tooltip="File name for Load LoRA; empty if there is none."),
+                io.String.Output(
+                    display_name="embedding",
+                    tooltip="Text that stands for the subject in prompts, such as embedding:name.",
+                ),
             ],
         )  # fmt: skip
 

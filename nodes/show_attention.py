@@ -66,7 +66,10 @@ class ShowAttention(io.ComfyNode):
                     tooltip="Text that replaces placeholder tokens for the untrained model, such as the class word.",
                 ),
             ],
-            outputs=[io.Image.Output(display_name="image"), io.Mask.Output(display_name="maps")],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="A heat map per word over the image."),
+                io.Mask.Output(display_name="maps", tooltip="The maps as masks, one per word."),
+            ],
         )  # fmt: skip
 
     @classmethod

@@ -10,16 +10,17 @@ from ..trainers.stopping.pick_by_score import PickByScore
 from .evaluation.metric_models import SETTINGS, metric_models_input, values_for
 from .recipes import chosen, preset_inputs, with_extractors
 from .schema import checked, filled, valid, widgets
-from .sockets import STOPPING_FOLDER, StopperSocket
+from .sockets import STOPPING_FOLDER, StopperSocket, stopper_output
 
 SHOWN = ("text_weight", "every", "prompts")  # of Pick by Score, without opening the advanced settings
 CHAINED = "Another monitor to run as well; the first that fires ends the stage."
 
 
 def monitor_node(
-    node_id: str, name: str, presets: dict, *, description: str, search_aliases: list[str], tooltip: str
-) -> type[io.ComfyNode]:
-    """Return the node class of a monitor with presets, which `tooltip` tells apart."""
+    node_id: str, name: str, presets: dict, *, description: str, search_aliases: list[str], tooltip: str,
+    shown: tuple[str, ...],
+) -> type[io.ComfyNode]:  # fmt: skip
+    """Return the node class of a monitor with presets, which `tooltip` tells apart; see `widgets` for `shown`."""
 
     class Stopper(io.ComfyNode):
         @classmethod
@@ -31,10 +32,10 @@ def monitor_node(
                 description=description,
                 search_aliases=["early stopping", "monitor", *search_aliases],
                 inputs=[
-                    *preset_inputs(presets, tooltip),
+                    *preset_inputs(presets, tooltip, shown),
                     StopperSocket.Input("stopper", optional=True, tooltip=CHAINED),
                 ],
-                outputs=[StopperSocket.Output(display_name="stopper")],
+                outputs=[stopper_output()],
             )
 
         @classmethod
@@ -55,6 +56,7 @@ DVARStopper = monitor_node(
     search_aliases=["convergence", "variance", "fixed batch"],
     tooltip="Window and threshold for a method: the last three presets are the paper's, the three before them evaluate "
     "every 8th step only, both for full-length trainings; the others are this pack's, for short ones.",
+    shown=("window", "threshold"),
 )
 CLIPEarlyStoppingStopper = monitor_node(
     "PersonalizeCLIPEarlyStopping",
@@ -64,6 +66,7 @@ CLIPEarlyStoppingStopper = monitor_node(
     search_aliases=["clip score", "patience", "plateau"],
     tooltip="Patience and threshold for a method: the first three presets are the paper's, for full-length trainings, "
     "the others are this pack's, for short ones.",
+    shown=("patience", "min_delta"),
 )
 
 
@@ -79,7 +82,7 @@ class FixedStepsStopper(io.ComfyNode):
             description="Early stopping: ends a training, or one stage of it, after a fixed number of steps.",
             search_aliases=["early stopping", "max steps", "limit"],
             inputs=[*widgets(FixedSteps()), StopperSocket.Input("stopper", optional=True, tooltip=CHAINED)],
-            outputs=[StopperSocket.Output(display_name="stopper")],
+            outputs=[stopper_output()],
         )
 
     @classmethod
@@ -111,7 +114,7 @@ class PickByScoreStopper(io.ComfyNode):
                 metric_models_input(),
                 StopperSocket.Input("stopper", optional=True, tooltip=CHAINED),
             ],
-            outputs=[StopperSocket.Output(display_name="stopper")],
+            outputs=[stopper_output()],
         )
 
     @classmethod

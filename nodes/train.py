@@ -31,7 +31,7 @@ from .host.prompt_texts import encoded
 from .host.session import check_interrupted, extractors, free_memory, notices, training_dtype, training_session
 from .host.unsupported import warning
 from .schema import checked
-from .sockets import CATEGORY, ConceptSocket, RecipeSocket, ResultSocket, StopperSocket
+from .sockets import CATEGORY, ConceptSocket, RecipeSocket, StopperSocket, learned_outputs, result_output
 
 CLIP_OUTPUT, SUBJECT_OUTPUT, PLACEHOLDER_OUTPUT = 1, 4, 2  # of Train, and of Load References
 PREVIEW_PROMPTS = "a photo of {}\na painting of {}"
@@ -88,11 +88,14 @@ class Train(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model"),
-                io.Clip.Output(display_name="clip"),
-                ResultSocket.Output(display_name="result"),
-                io.Image.Output(display_name="previews"),
-                io.String.Output(display_name="subject"),
+                *learned_outputs(),
+                result_output(),
+                io.Image.Output(
+                    display_name="previews", tooltip="Images generated during training, in the order of their steps.",
+                ),
+                io.String.Output(
+                    display_name="subject", tooltip="Your subject as prompts name it, in the way it was learned.",
+                ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo, io.Hidden.prompt],
         )  # fmt: skip

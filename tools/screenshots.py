@@ -1,7 +1,8 @@
 """The README's screenshots of the editor: `python dev.py screenshots`, with a Chromium on the path.
 
-The first template learns the demo's subject in a real ComfyUI, in a real browser of 1440 x 900 points. Writes
-workflows/learn_one_picture.jpg, its card among the templates, and demo/live.webp, Train while it learns.
+Each template learns the demo's subject in a real ComfyUI, in a real browser of 1440 x 900 points. Writes its card,
+workflows/<name>.jpg, and demo/live.webp, Train of the first template while it learns. `python -m tools.screenshots
+COMFYUI NAME ...` takes some of them.
 """
 
 import asyncio
@@ -14,13 +15,31 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from demo import client, show
+from demo import client, evaluators, show
 from demo.workflow import override_workflow
 from tests.support import browser
 
 from .children import ROOT, STATE
 
 SCREEN = 1440, 900
+FIRST = "learn_one_picture"
+NAMES = [FIRST, *sorted({path.stem for path in (ROOT / "workflows").glob("*.json")} - {FIRST})]
+CLIP, ENCODER = "demo_world", "instance.safetensors"  # below models/clip_vision
+METRIC_MODELS = {
+    "clip_model": evaluators.CLIP_NAME, "clip_weights": CLIP, "dino_model": evaluators.ENCODER_NAME,
+    "dino_weights": ENCODER, "diversity": "DINO encoder",
+}  # fmt: skip
+# On top of the demo's overrides: trainings of minutes in the drawn world.
+SHORT = {
+    "EmptyLatentImage": {"width": 128, "height": 128, "batch_size": 4},
+    "PersonalizeMetricModels": METRIC_MODELS,
+    "PersonalizeAttnDreamBooth": {"preset.steps_1": 40, "preset.steps_2": 60, "preset.steps_3": 100},
+    "PersonalizeTextualInversion": {"preset.steps": 150},
+    "PersonalizeDreamBoothLoRA": {"preset.steps": 150},
+    "PersonalizeCustomDiffusion": {"preset.steps": 100, "preset.class_images": 8},
+    "PersonalizeDVAR": {"preset.window": 60},
+    "PersonalizePickByScore": {"every": 30},
+}
 EVERY, LAST = 4.0, 4000  # seconds between two frames; milliseconds that the last one stays
 LOAD = """
 await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false);
@@ -39,51 +58,77 @@ return {x: view.x + (x + offset[0]) * scale, y: view.y + (y + offset[1]) * scale
 """
 
 
-def first_graph(object_info):
-    """The first template with the demo's subject and model."""
-    changes = {**show.one_by_one(show.read_json(ROOT / "demo" / "overrides.json"))[0]}
-    changes["EmptyLatentImage"] = {"width": 128, "height": 128, "batch_size": 4}
-    known = ("CheckpointLoaderSimple", "LoadImage", "PersonalizeLoadReferences", "PersonalizeTextBoost")
-    changes = {name: changes[name] for name in (*known, "PersonalizeTrain", "EmptyLatentImage", "KSampler")}
-    workflow = show.read_json(ROOT / "workflows" / "learn_one_picture.json")
-    return override_workflow(workflow, object_info, changes)
+def with_demo(name, object_info):
+    """A template with the demo's subject, model and metric models."""
+    changes = show.one_by_one(show.read_json(ROOT / "demo" / "overrides.json"))[0] | SHORT
+    return override_workflow(show.read_json(ROOT / "workflows" / f"{name}.json"), object_info, changes)
 
 
-async def taken(url, workflow, profile):
-    """Frames of Train while it learns, and the whole editor at the end; both PNG."""
-    frames = []
+def write_metric_models(folder):
+    """The demo's CLIP, in a folder that names its architecture, and its instance encoder."""
+    evaluators.register()
+    (folder / CLIP).mkdir(parents=True)
+    weights = folder / CLIP / "open_clip_model.safetensors"
+    evaluators.expand_clip(evaluators.WEIGHTS / "evaluator_clip.safetensors", weights)
+    config = {"model_cfg": show.read_json(evaluators.CLIP_CONFIG), "preprocess_cfg": {}}
+    (folder / CLIP / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
+    shutil.copy(evaluators.WEIGHTS / "evaluator_instance.safetensors", folder / ENCODER)
+
+
+async def taken(url, workflows, profile):
+    """{template: frames of Train while the first one learns, and of each the whole editor at the end}"""
+    found = {}
     async with browser.open_editor(url, profile) as page:
         await page.resize(*SCREEN)
-        await page.run(LOAD % json.dumps(workflow))
-        await page.run("await app.queuePrompt(0, 1)")
-        while not (ended := await page.run("return window.ended")):
-            await asyncio.sleep(EVERY)
-            frames.append(await page.captured(clip=await page.run(TRAIN)))
-        if ended != "success":
-            raise SystemExit(f"The training failed: {ended}")
-        await asyncio.sleep(8)  # the message that a job is done goes away
-        frames.append(await page.captured(clip=await page.run(TRAIN)))
-        return [*map(opened, frames)], opened(await page.captured())
+        for name, workflow in workflows.items():
+            await page.run(LOAD % json.dumps(workflow))
+            await page.run("await app.queuePrompt(0, 1)")
+            found[name] = [frame async for frame in learning(page, name)]
+            print(name, flush=True)
+    return found
+
+
+async def learning(page, name):
+    """Frames of a template from its queue to its end, the last one of the whole editor."""
+    while not (ended := await page.run("return window.ended")):
+        await asyncio.sleep(EVERY)
+        if name == FIRST:
+            yield opened(await page.captured(clip=await page.run(TRAIN)))
+    if ended != "success":
+        raise SystemExit(f"The template {name} failed: {ended}")
+    await asyncio.sleep(8)  # the message that a job is done goes away
+    if name == FIRST:
+        yield opened(await page.captured(clip=await page.run(TRAIN)))
+    yield opened(await page.captured())
 
 
 def opened(png):
     return Image.open(io.BytesIO(png)).convert("RGB")
 
 
-def main():
-    comfyui = Path(sys.argv[1])
-    base = STATE / "screenshots"
-    shutil.rmtree(base, ignore_errors=True)  # a training that is finished would be used again
-    show.prepare(ROOT, base, sys.executable, "dog")
-    server = client.Server(comfyui, sys.executable, base, cpu=not client.has_accelerator(sys.executable))
-    with server as host, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        frames, whole = asyncio.run(taken(server.url, first_graph(host.object_info()), Path(profile) / "profile"))
-    whole.save(ROOT / "workflows" / "learn_one_picture.jpg", quality=85)
+def film(frames):
+    """Writes demo/live.webp."""
     size = tuple(map(max, zip(*(frame.size for frame in frames), strict=True)))  # the node grows while it learns
     first, *others = (ImageOps.pad(frame, size, color=frame.getpixel((0, 0)), centering=(0, 0)) for frame in frames)
     durations = [250] * len(others) + [LAST]
     first.save(ROOT / "demo" / "live.webp", save_all=True, append_images=others, duration=durations, loop=0, quality=80)
-    print(f"{len(frames)} frames of {size[0]} x {size[1]}")
+
+
+def main():
+    comfyui, names = Path(sys.argv[1]), sys.argv[2:] or NAMES
+    base = STATE / "screenshots"
+    shutil.rmtree(base, ignore_errors=True)  # a training that is finished would be used again
+    show.prepare(ROOT, base, sys.executable, "dog")
+    write_metric_models(base / "models" / "clip_vision")
+    server = client.Server(comfyui, sys.executable, base, cpu=not client.has_accelerator(sys.executable))
+    with server as host, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        object_info = host.object_info()
+        workflows = {name: with_demo(name, object_info) for name in names}
+        found = asyncio.run(taken(server.url, workflows, Path(profile) / "profile"))
+    for name, (*frames, whole) in found.items():
+        whole.save(ROOT / "workflows" / f"{name}.jpg", quality=85)
+        if frames:
+            film(frames)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 import logging
 from collections.abc import Iterable
-from functools import partial
 
 from comfy_api.latest import io
 
+from ...trainers.evaluation.report import Report
 from ...trainers.recipes import names_of
 from ...trainers.recipes.base import Recipe
 from ...trainers.runs.preview import Preview
@@ -87,30 +87,41 @@ class CompareMethods(io.ComfyNode):
         checkpoint_every=50, grid_rows=None, held_out=None, ceiling=None, metric_models=None, **widgets,
     ) -> io.NodeOutput:  # fmt: skip
         notify = session.notices(cls.hidden.unique_id)
-        dtype = session.training_dtype(precision)
-        runs = {
-            label: Run(concept=concept, recipe=recipe, seed=seed, dtype=dtype)
-            for label, recipe in labelled(recipe for recipe in (recipes or {}).values() if recipe is not None).items()
-        }
-        planned = EvaluationPlan.of(model, concept, metric_models, held_out, **widgets)
-        graph = GraphModels.of(model, clip, vae)
-        for label, run in runs.items():  # all of them, before the first trains
-            _check(label, graph, clip, run)
-        if unsupported := warning(model, clip):
-            logging.warning(unsupported)
-        reports = [planned.report(model, clip, vae, CLASS_ALONE, UNTRAINED, notify)[0]]
         options = {
             "hidden": cls.hidden,
             "preview": NO_PREVIEWS,
             "memory_plan": MemoryPlan(micro_batch_size=micro_batch_size),
             "checkpoint_every": checkpoint_every,
         }
-        for label, run in runs.items():
-            say, warn = partial(_say, label, notify), partial(_say, label, notify, logging.warning)
-            result = train.find_or_train(model, clip, vae, run, say, warn=warn, **options)
-            trained = apply(model, clip, result)
-            reports.append(planned.report(*trained, vae, run.recipe.subject(concept), label, say)[0])
-        return report.written(report.ordered(reports[1:], reports[0], ceiling), prefix, grid_rows, cls)
+        dtype = session.training_dtype(precision)
+        compared = labelled(recipe for recipe in (recipes or {}).values() if recipe is not None)
+        runs = {
+            label: Run(concept=concept, recipe=recipe, seed=seed, dtype=dtype) for label, recipe in compared.items()
+        }
+        planned = EvaluationPlan.of(model, concept, metric_models, held_out, **widgets)
+        graph = GraphModels.of(model, clip, vae)
+        for label, run in runs.items():  # all of them, before the first trains
+            _check(label, graph, clip, run)
+        floor = planned.report(model, clip, vae, CLASS_ALONE, UNTRAINED, notify)[0]
+        reports = [_learned(graph, run, planned, label, notify, options) for label, run in runs.items()]
+        end = f"compared {len(runs)} recipes with the untrained model"
+        notify(". ".join(filter(None, [end, warning(model, clip)])))
+        return report.written(report.ordered(reports, floor, ceiling), prefix, grid_rows, cls)
+
+
+def _learned(graph: GraphModels, run: Run, planned: EvaluationPlan, label: str, notify, options: dict) -> Report:
+    """Train a recipe, unless it was trained before, and evaluate what it learned."""
+
+    def say(sentence: str) -> None:
+        notify(f"{label}: {sentence}")
+
+    def warn(sentence: str) -> None:
+        logging.warning(sentence)
+        say(sentence)
+
+    models = graph.model, graph.clip, graph.vae
+    trained_model, trained_clip = apply(*models[:2], train.find_or_train(*models, run, say, warn=warn, **options))
+    return planned.report(trained_model, trained_clip, graph.vae, run.recipe.subject(run.concept), label, say)[0]
 
 
 def _check(label: str, graph: GraphModels, clip, run: Run) -> None:
@@ -118,13 +129,6 @@ def _check(label: str, graph: GraphModels, clip, run: Run) -> None:
         train.check(graph, clip, run)
     except ValueError as error:
         raise ValueError(f"{label}: {error}") from error
-
-
-def _say(label: str, *args) -> None:
-    """Hand a sentence, the last argument, with a method's label to the functions before it."""
-    *listeners, sentence = args
-    for listener in listeners:
-        listener(f"{label}: {sentence}")
 
 
 def labelled(recipes: Iterable[Recipe]) -> dict[str, Recipe]:

@@ -64,7 +64,7 @@ def test_the_editor_runs_the_workflow(server, object_info, tmp_path):
     seen = in_editor(server, tmp_path, QUEUE % json.dumps(workflow))
     assert seen["end"] == "success"
     pictures = {seen["titles"][node]: number for node, number in seen["executed"].items()}
-    assert pictures == {"Untrained": 1, "Trained": 1, "Train": 0}
+    assert pictures == {"Untrained": 1, "Trained": 1, "4  Learns while you watch": 0}
     assert seen["progress"] > 3
     assert "In prompts write <concept>" in seen["said"]  # as a text, not as an element of the page
 

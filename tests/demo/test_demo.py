@@ -21,13 +21,15 @@ OVERRIDES = {
     "_what": "a comment",
     "PersonalizeTextBoost": {"preset.steps": 250},
     "PersonalizeTrain": {"seed": 0},
-    "Prompt": {"value": ["a {} here", "a {} there"]},
+    "Trained: prompt": {"text": ["a <dog> here", "a <dog> there"]},
 }
 
 
 def test_a_list_of_prompts_becomes_one_run_each():
     first, second = show.one_by_one(OVERRIDES)
-    assert first["Prompt"] == {"value": "a {} here"} and second["Prompt"] == {"value": "a {} there"}
+    assert first["Trained: prompt"] == {"text": "a <dog> here"} and second["Trained: prompt"] == {
+        "text": "a <dog> there"
+    }
     assert first["PersonalizeTextBoost"] == second["PersonalizeTextBoost"] == {"preset.steps": 250}
     assert "_what" not in first
 

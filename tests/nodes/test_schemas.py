@@ -61,7 +61,11 @@ def test_every_widget_explains_itself():
     for field in (field for recipe in recipes for field in dataclasses.fields(recipe)):
         assert field.metadata["help"].endswith(".") and len(field.metadata["help"]) > 15
     for node in nodes():
-        assert node.define_schema().description.endswith(".")
+        schema = node.define_schema()
+        assert schema.description.endswith(".")
+        texts = [each for each in schema.inputs if getattr(each, "multiline", False)]
+        for each in (*schema.outputs, *texts):
+            assert (each.tooltip or "").endswith("."), f"{schema.node_id}: {each.id}"
         page = Path(__file__).parents[2] / "js" / "docs" / node.define_schema().node_id / "en.md"
         assert page.read_text(encoding="utf-8").startswith(f"# {node.define_schema().display_name}")
 

@@ -10,7 +10,8 @@ import pytest
 from personalize.tests.support import browser
 
 pytestmark = pytest.mark.comfy
-FILES = {path.parent.name: path for path in (Path(__file__).parents[2] / "locales").glob("*/nodeDefs.json")}
+ROOT = Path(__file__).parents[2]
+FILES = {path.parent.name: path for path in (ROOT / "locales").glob("*/nodeDefs.json")}
 
 
 def schemas():
@@ -55,7 +56,8 @@ def test_every_node_and_input_is_translated_and_nothing_else(language):
         assert node.keys() == {"display_name", "description", "inputs", "outputs"}
         assert {key: "tooltip" in entry for key, entry in node["inputs"].items()} == inputs(schema)
         assert [entry["name"] for entry in node["inputs"].values()].count("") == 0
-        assert list(node["outputs"]) == [str(i) for i in range(len(schema.outputs))]
+        outputs = {str(i): bool(output.tooltip) for i, output in enumerate(schema.outputs)}
+        assert {key: "tooltip" in entry for key, entry in node["outputs"].items()} == outputs
 
 
 @pytest.mark.parametrize("language", FILES)
@@ -64,12 +66,33 @@ def test_the_texts_hold_nothing_that_the_editor_would_take_for_code(language):
     for node in translated(language).values():
         labels = [node["display_name"], node["description"]]
         labels += [entry["name"] for part in ("inputs", "outputs") for entry in node[part].values()]
-        tips = [entry.get("tooltip", "") for entry in node["inputs"].values()]
+        tips = [entry.get("tooltip", "") for part in ("inputs", "outputs") for entry in node[part].values()]
         assert not re.search(r"[@|{}]", "".join(labels))
         assert not re.search(r"[@|{}]", "".join(tips).replace("{}", ""))
 
 
+def on_the_canvas():
+    """Titles of the templates' nodes without their numbers, and names of an app's fields; nothing else has words."""
+    found = set()
+    for path in (ROOT / "workflows").glob("*.json"):
+        workflow = json.loads(path.read_text(encoding="utf-8"))
+        assert not workflow["groups"] and not [n for n in workflow["nodes"] if n["type"].endswith("Note")], path.name
+        found |= {node["title"] for node in workflow["nodes"] if "title" in node}
+        found |= {slot["label"] for node in workflow["nodes"] for slot in node.get("inputs", []) if "label" in slot}
+    return {re.sub(r"^\d+ +", "", text) for text in found}
+
+
+def test_what_stands_on_the_canvas_is_translated():
+    listed = re.search(r"new Set\((\[.*?\])\)", (ROOT / "js" / "titles.js").read_text(encoding="utf-8"), re.DOTALL)
+    assert set(json.loads(listed[1])) == on_the_canvas()
+    for file in FILES.values():
+        texts = json.loads(file.with_name("main.json").read_text(encoding="utf-8"))["personalize"]
+        assert not on_the_canvas() - texts.keys(), file.parent.name
+
+
 SHOWN = """
+await app.loadGraphData(%s);
+const titles = app.graph.nodes.map(node => node.title);
 app.graph.clear();
 const shown = {};
 for (const type of %s) {
@@ -79,7 +102,7 @@ for (const type of %s) {
   for (const widget of node.widgets ?? []) shown[type].widgets[widget.name.replaceAll('.', '_')] = widget.label;
   for (const input of node.inputs) shown[type].inputs[input.name.replaceAll('.', '_')] = input.localized_name;
 }
-return shown
+return [shown, titles]
 """
 
 
@@ -96,12 +119,16 @@ def speak(server):
 def test_the_editor_shows_the_translations(server, speak, tmp_path, language):
     speak(language)
     nodes = translated(language)
+    texts = json.loads(FILES[language].with_name("main.json").read_text(encoding="utf-8"))["personalize"]
+    first = json.loads((ROOT / "workflows" / "learn_one_picture.json").read_text(encoding="utf-8"))
 
     async def look():
         async with browser.open_editor(server.url, tmp_path / "profile") as page:
-            return await page.run(SHOWN % json.dumps(list(nodes)))
+            return await page.run(SHOWN % (json.dumps(first), json.dumps(list(nodes))))
 
-    for name, shown in asyncio.run(look()).items():
+    everything, titles = asyncio.run(look())
+    assert f"2  {texts['One clear picture']}" in titles and texts["New images"] in titles
+    for name, shown in everything.items():
         node = nodes[name]
         assert shown["title"] == node["display_name"]
         assert shown["outputs"] == [entry["name"] for entry in node["outputs"].values()]

@@ -35,6 +35,32 @@ def pictures(server, prompt):
     return [images[show.node_titled(prompt, title)][0].tobytes() for title in (show.UNTRAINED, show.TRAINED)]
 
 
+def shared():
+    """The demo's values for the templates of other methods, and of the first one, which have one prompt."""
+    others = ("PersonalizeTextBoost", "Untrained: prompt", "Trained: prompt")
+    return {kind: inputs for kind, inputs in host.demo_overrides().items() if kind not in others}
+
+
+def without_training(prompt):
+    """The prompt with the checkpoint's model and text encoder in place of the trained ones."""
+    (loader,) = (number for number, node in prompt.items() if node["class_type"] == "CheckpointLoaderSimple")
+    trained = [number for number, node in prompt.items() if node["class_type"] == "PersonalizeTrain"]
+    kept = {
+        k: node for k, node in prompt.items() if node["class_type"] not in ("PersonalizeSave", "PersonalizePlotHistory")
+    }
+    links = {(number, slot): [loader, slot] for number in trained for slot in (0, 1)}
+
+    def source(value):
+        return links.get(tuple(value), value) if isinstance(value, list) else value
+
+    return {k: {**node, "inputs": {name: source(v) for name, v in node["inputs"].items()}} for k, node in kept.items()}
+
+
+def new_images(server, prompt):
+    """The image of a template without and with the training."""
+    return [one_picture(server, each, "New images") for each in (without_training(prompt), prompt)]
+
+
 def logs(server):
     """{log of a training: when it was last written}"""
     return {log: log.stat().st_mtime_ns for log in (server.base / "output").glob("personalize/runs/*/steps.jsonl")}
@@ -53,7 +79,7 @@ def test_training_changes_the_trained_image_only_and_happens_once(server, textbo
     server.run(override(alone, {"KSampler": {"cfg": 7.0}}))
     assert one_picture(server, alone, show.UNTRAINED) == untrained
 
-    other = override(textboost, {"Prompt": {"value": "a sketch of a {} at night"}})
+    other = override(textboost, {"Trained: prompt": {"text": "a sketch of a <concept> at night"}})
     assert pictures(server, other)[1] != trained
     # Back again: the host has forgotten, the folder of the run has not.
     server.client.post("/free", {"unload_models": True, "free_memory": True})
@@ -73,8 +99,9 @@ def attndreambooth(object_info):
     prompt = to_api(show.read_json(ROOT / "workflows" / "attndreambooth.json"), object_info)
     small = {f"preset.{name}_{stage}": 2 for name in ("steps", "batch_size") for stage in (1, 2, 3)}
     quick = {**host.QUICK, "PersonalizeAttnDreamBooth": {**small, "preset.views": 8}}
-    values = {kind: inputs for kind, inputs in host.demo_overrides().items() if kind != "PersonalizeTextBoost"}
-    return override(override(prompt, values), {kind: v for kind, v in quick.items() if kind != "PersonalizeTextBoost"})
+    return override(
+        override(prompt, shared()), {kind: v for kind, v in quick.items() if kind != "PersonalizeTextBoost"}
+    )
 
 
 def stages(log):
@@ -85,12 +112,12 @@ def stages(log):
 def test_three_stages_train_and_draw(server, attndreambooth, weights):
     earlier = logs(server)
     prompt = override(attndreambooth, {"PersonalizeAttnDreamBooth": {"preset.fine_tuning": weights}})
-    untrained, trained = pictures(server, prompt)
+    untrained, trained = new_images(server, prompt)
     assert untrained != trained
     (log,) = logs(server).keys() - earlier.keys()
     assert stages(log) == [f"attndreambooth {stage}" for stage in (1, 1, 2, 2, 3, 3)]
-    (encode,) = (n for n in prompt.values() if n.get("_meta", {}).get("title") == "Prompt, placeholder")
-    assert encode["inputs"]["replace"][0] == show.node_titled(prompt, "Placeholder and class word")
+    (encode,) = (n for n in prompt.values() if n["class_type"] == "CLIPTextEncode" and n["inputs"]["text"])
+    assert "<concept> dog" in encode["inputs"]["text"]  # as this method trains it
 
 
 def test_stages_chained_through_a_graph(server, attndreambooth):
@@ -107,7 +134,7 @@ def test_stages_chained_through_a_graph(server, attndreambooth):
                 node["inputs"][name] = ["second", link[1]]
     prompt["second"] = {"class_type": "PersonalizeTrain", "inputs": inputs}
     earlier = logs(server)
-    untrained, trained = pictures(server, prompt)
+    untrained, trained = new_images(server, prompt)
     assert untrained != trained
     runs = sorted(stages(log) for log in logs(server).keys() - earlier.keys())
     assert runs == [["attndreambooth 1"] * 2, [f"attndreambooth {stage}" for stage in (2, 2, 3, 3)]]
@@ -123,16 +150,15 @@ def test_a_later_stage_alone_says_that_it_needs_the_word(server, attndreambooth)
 def dvar(object_info):
     """The API prompt of workflows/dvar.json with the demo's values and a window of three steps."""
     prompt = to_api(show.read_json(ROOT / "workflows" / "dvar.json"), object_info)
-    values = {kind: inputs for kind, inputs in host.demo_overrides().items() if kind != "PersonalizeTextBoost"}
     quick = {kind: inputs for kind, inputs in host.QUICK.items() if kind != "PersonalizeTextBoost"}
     quick["PersonalizeDreamBoothLoRA"] = {"preset.steps": 12, "preset.views": 8}
     quick["PersonalizeDVAR"] = {"preset.window": 3, "preset.every": 1, "preset.threshold": 1.0, "preset.min_steps": 4}
-    return override(override(prompt, values), quick)
+    return override(override(prompt, shared()), quick)
 
 
 def test_a_monitor_ends_the_training_and_the_graph_goes_on(server, dvar):
     earlier = logs(server)
-    untrained, trained = pictures(server, dvar)
+    untrained, trained = new_images(server, dvar)
     assert untrained != trained
     (log,) = logs(server).keys() - earlier.keys()
     entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
@@ -145,23 +171,17 @@ def test_a_monitor_ends_the_training_and_the_graph_goes_on(server, dvar):
 
 def test_a_preference_picks_a_state_without_another_training(server, object_info):
     prompt = to_api(show.read_json(ROOT / "workflows" / "pick_by_score.json"), object_info)
-    values = {kind: inputs for kind, inputs in host.demo_overrides().items() if kind != "PersonalizeTextBoost"}
     quick = {kind: inputs for kind, inputs in host.QUICK.items() if kind != "PersonalizeTextBoost"}
     metric_models = evaluating.write_for_server(server.base / "models" / "clip_vision")
-    metric_models = {name: value for name, value in metric_models.items() if name != "diversity"}
+    quick["PersonalizeMetricModels"] = metric_models
     quick["PersonalizeDreamBoothLoRA"] = {"preset.steps": 6, "preset.views": 8, "preset.learning_rate": 0.002}
-    quick["PersonalizePickByScore"] = metric_models | {
-        "every": 2,
-        "sampler_steps": 2,
-        "seeds": 1,
-        "prompts": "a {} on grass",
-    }
-    prompt = override(override(prompt, values), quick)
+    quick["PersonalizePickByScore"] = {"every": 2, "sampler_steps": 2, "seeds": 1, "prompts": "a {} on grass"}
+    prompt = override(override(prompt, shared()), quick)
     earlier = logs(server)
     drawn = {}
     for weight in (0.0, 0.5, 1.0):
         asked = override(prompt, {"PersonalizePickByScore": {"text_weight": weight}})
-        untrained, trained = pictures(server, asked)
+        untrained, trained = new_images(server, asked)
         ((log, _),) = logs(server).items() - earlier.items()
         step = preferred(RunFolder(log.parent).history(6), weight).step
         assert trained != untrained and drawn.setdefault(step, trained) == trained
@@ -247,11 +267,9 @@ def test_what_a_comparison_cannot_do_is_said_before_the_first_training(server, c
     assert logs(server) == before
 
 
-def test_every_workflow_has_its_image_and_all_but_the_first_a_note():
+def test_every_workflow_has_its_image():
     for path in (ROOT / "workflows").glob("*.json"):
-        kinds = [node["type"] for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]]
         assert path.with_suffix(".jpg").exists()
-        assert ("MarkdownNote" in kinds) == (path.stem != "learn_one_picture")
 
 
 def test_the_first_graph_learns_draws_and_saves(server, object_info):
@@ -259,8 +277,7 @@ def test_the_first_graph_learns_draws_and_saves(server, object_info):
     before = logs(server)
     folders = [server.base / "models" / kind for kind in ("loras", "embeddings", "personalize")]
     prompt = to_api(show.read_json(ROOT / "workflows" / "learn_one_picture.json"), object_info)
-    values = {kind: inputs for kind, inputs in host.demo_overrides().items() if kind not in ("Class word", "Prompt")}
-    prompt = override(override(prompt, values), host.QUICK)
+    prompt = override(override(prompt, shared()), host.QUICK)
     size = {
         "EmptyLatentImage": {"width": 128, "height": 128, "batch_size": 4},
         "Keeps what it learned": {"name": "one"},

@@ -75,9 +75,10 @@ class Page:
             raise PageError(details.get("exception", {}).get("description", details["text"]))
         return answer["result"].get("value")
 
-    async def resize(self, width, height):
-        """Makes the page as large as a screen of this many points; an upright one is a phone's."""
-        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < height}
+    async def resize(self, width, height, zoom=1.0):
+        """Makes the page as large as a screen of this many points, enlarged; an upright one is a phone's."""
+        screen = {"width": round(width / zoom), "height": round(height / zoom), "deviceScaleFactor": zoom}
+        screen["mobile"] = width < height
         await self.command("Emulation.setDeviceMetricsOverride", **screen)
 
     async def captured(self, kind="png", **options):
