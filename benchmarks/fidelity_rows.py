@@ -21,6 +21,7 @@ from trainers.recipes import (
     attndreambooth,
     custom_diffusion,
     dreambooth_lora,
+    t_lora,
     textboost,
     textboost_2026,
     textual_inversion,
@@ -59,6 +60,7 @@ UNTRAINED = ("untuned", "initializer", "oracle", "real")
 PRESETS = textboost.PRESETS
 FAST = attndreambooth.FAST
 UNREGULARIZED = {f"{kind}_weight_{stage}": 0.0 for kind in ("mean", "variance") for stage in (1, 2, 3)}
+T_LORA = replace(t_lora.TLoRA(), steps=300, batch_size=4, learning_rate=2e-3)
 # Rows of other recipes; `--set` changes those fields that a row's recipe has.
 OTHERS = {
     "2026": textboost_2026.REVISED,
@@ -71,6 +73,8 @@ OTHERS = {
     "attndreambooth-paper": attndreambooth.PAPER,
     "textual_inversion": replace(textual_inversion.FULL, steps=600),
     "dreambooth_lora": replace(dreambooth_lora.FULL, steps=300, learning_rate=1e-3),
+    "t_lora": replace(T_LORA, lora_rank=64, min_rank=32),
+    "t_lora-all_ranks": replace(T_LORA, lora_rank=64, min_rank=64),
     "custom_diffusion": replace(custom_diffusion.FULL, steps=300, learning_rate=1e-4, class_images=48),
 }
 METHODS = (*UNTRAINED, "textboost", *(f"textboost-{name}" for name in VARIANTS), *OTHERS)

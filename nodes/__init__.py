@@ -9,6 +9,7 @@ from .evaluation.evaluate import Evaluate
 from .evaluation.metric_models import MetricModels
 from .evaluation.report import WriteReport
 from .evaluation.score_images import ScoreImages
+from .join_concepts import JoinConcepts
 from .load_files import LoadFiles
 from .load_references import LoadReferences
 from .plot_history import PlotHistory
@@ -26,7 +27,7 @@ class Personalize(ComfyExtension):
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        training = [LoadReferences, *RECIPES, Train]
+        training = [LoadReferences, JoinConcepts, *RECIPES, Train]
         monitors = [DVARStopper, FixedStepsStopper, CLIPEarlyStoppingStopper, PickByScoreStopper]
         results = [Save, Apply, Load, Runs, LoadFiles]
         inspection = [PromptList, ShowAttention, PlotHistory]

@@ -3,14 +3,13 @@
 from comfy_api.latest import io
 
 from ..trainers.data.concept import Concept
-from ..trainers.text import as_lines, quoted
+from ..trainers.images import left_out
+from ..trainers.text import as_lines
 from .host import models, session
 from .host.folders import fingerprint
 from .reference_images import captions_for, chosen, connected, files_in, masked, of_class
 from .schema import checked
 from .sockets import CATEGORY, ConceptSocket
-
-NAMED = 5  # files that are left out, in messages; the others are counted
 
 
 class LoadReferences(io.ComfyNode):
@@ -146,7 +145,7 @@ class LoadReferences(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         references = connected(images)
         texts = captions_for(as_lines(captions), len(references))
-        (files, left_out), (class_files, more) = (
+        (files, others), (class_files, more) = (
             files_in(name[0].strip()) if name[0].strip() else ([], []) for name in (folder, class_folder)
         )
         masks = [m for batch in mask or [] for m in batch.reshape(-1, *batch.shape[-2:])]
@@ -166,10 +165,8 @@ class LoadReferences(io.ComfyNode):
             class_images=tuple(of_its_class),
             class_captions=tuple(class_captions),
         )
-        if names := left_out + more:
-            rest = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
-            listed = ", ".join(map(quoted, names[:NAMED]))
-            session.notices(cls.hidden.unique_id if cls.hidden else "")(f"left out: {listed}{rest}")
+        if names := others + more:
+            session.notices(cls.hidden.unique_id if cls.hidden else "")(left_out(names))
         height, width = concept.sizes(models.resolution_of(model[0]) if model else 512)[0]
         first = concept.images[0].movedim(0, -1)[None]
         shown = session.preview(masked(first, concept.masks[0]), cls) if concept.masks else None

@@ -76,6 +76,14 @@ NODES = (
         search_aliases=("t-lora", "tlora", "lora", "dreambooth", *TRAIN),
         presets="single image: the authors' settings.",
     ),
+    Method(
+        node_id="PersonalizeLoRA",
+        name="LoRA",
+        description="Settings of LoRA, which adapts the diffusion model alone: Z-Image, Qwen-Image, Krea 2, Flux and "
+        "others, and Stable Diffusion.",
+        search_aliases=("lora", "dreambooth", "flux", "z-image", "qwen", "krea", *TRAIN, "fine-tune"),
+        presets="full: 1000 steps; short: 300 steps at three times the learning rate.",
+    ),
 )
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..trainers.evaluation.prompt_folders import is_name
-from ..trainers.files import replaced
+from ..trainers.files import check_length, replaced
 from ..trainers.formats import kohya
 from ..trainers.runs.result import complete
 from ..trainers.text import quoted, reason, remedy
@@ -21,6 +21,7 @@ from .host.models import GraphModels
 from .schema import checked, valid
 from .sockets import CATEGORY, ResultSocket
 
+KINDS = ("loras", "embeddings", "personalize", "checkpoints")  # of folders
 WHOLE_MODEL = "Connect Train's model and clip, and the VAE, to also save a checkpoint, which any program loads."
 
 
@@ -158,6 +159,8 @@ def _file_name(name: str) -> str:
         raise ValueError(f"{quoted(name)} cannot be a file name: use 1 to 60 letters, digits, - and _ only.")
     if not is_name(name):
         raise ValueError(f"{quoted(name)} is a device of Windows and cannot be a file name there: choose another one.")
+    for kind in KINDS:
+        check_length(_path(kind, name), f"the file {name}.safetensors in {kind}")
     return name
 
 

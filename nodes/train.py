@@ -11,13 +11,14 @@ from PIL import Image
 
 from ..trainers.data.concept import Concept
 from ..trainers.data.prompts import placeholder_advice
+from ..trainers.device import SingleDevice
 from ..trainers.evaluation.scorer import described
 from ..trainers.runs import pick
 from ..trainers.runs.callbacks import Callbacks
 from ..trainers.runs.folder import RunFolder
 from ..trainers.runs.preview import Preview
 from ..trainers.runs.result import RunResult
-from ..trainers.runs.run import Run, check_lengths, extractor_configs
+from ..trainers.runs.run import Run, check_family, check_lengths, extractor_configs
 from ..trainers.runs.train import train
 from ..trainers.training.memory import MemoryPlan
 from ..trainers.training.trainables import check_words
@@ -59,7 +60,8 @@ class Train(io.ComfyNode):
                 seed_input(),
                 io.String.Input(
                     "preview_prompts", default=PREVIEW_PROMPTS, multiline=True, advanced=True,
-                    tooltip="Prompts of the preview images, one per line; {} is your subject.",
+                    tooltip="Prompts of the preview images, one per line; {} is your subject. Other than in the graph, "
+                    "parentheses and weights are read as text, and only the first 75 tokens.",
                 ),
                 io.Int.Input(
                     "preview_every", default=50, min=0, max=100_000, advanced=True,
@@ -188,6 +190,7 @@ def find_or_train(
         warn(sentence)
     fingerprint = weights.fingerprint(graph)
     folder = runs_folder() / run.digest(fingerprint)
+    RunFolder(folder).check_path()
     finished = RunFolder(folder).result()
     if finished and fits(model, clip, finished):  # a damaged one is trained again
         return finished
@@ -207,10 +210,12 @@ def check(graph: GraphModels, clip, run: Run, previews: Iterable[str] = ()) -> l
         ValueError: the recipe cannot learn this concept with these models.
     """
     concept, known = run.concept, clip_attachment.of(clip).tokens
+    check_family(run.recipe, graph.family)
     run.recipe.check(concept, known=known)
     tokenizers = [weights.tokenizer_of(clip, name) for name in graph.family.text_encoders]
     for tokenizer in tokenizers:
-        check_words(tokenizer, concept.placeholder_token, concept.initializer, concept.class_word)
+        for one in concept.members:
+            check_words(tokenizer, one.placeholder_token, one.initializer, one.class_word)
     vectors = max(map(len, known.get(concept.placeholder_token, {}).values()), default=0)
     return check_lengths(run, previews, tokenizers, vectors)
 
@@ -220,7 +225,8 @@ def _train(
 ) -> RunResult:  # fmt: skip
     load_extractors(run, notify)
     models = weights.read_models(graph, run.dtype, notify)
-    class_tokens = len(models.text_encoders[0].tokenizer.words(run.concept.class_word))
+    encoders = models.text_encoders[:1]
+    class_tokens = sum(len(encoder.tokenizer.words(run.concept.class_word)) for encoder in encoders)
     for sentence in run.concept.advice(models.resolution, class_tokens):
         warn(sentence)
     progress = internals.ProgressBar(run.recipe.steps)
@@ -247,9 +253,11 @@ def _train(
             on_warning=warn,
             finish=view.finish,
         )
+        # A transformer of the host's looks at values while it runs, which a CUDA graph cannot.
+        device = SingleDevice(device=device, dtype=run.dtype, graph=not graph.flow)
         options |= {"model": model_fingerprint, "device": device, "callbacks": callbacks, "cache": cache_folder()}
         options["extractors"] = extractors
-        return train(run, models, folder, free_memory=lambda: free_memory(device), **options)
+        return train(run, models, folder, free_memory=lambda: free_memory(device.device), **options)
 
 
 def load_extractors(run: Run, notify) -> None:

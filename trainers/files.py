@@ -1,10 +1,13 @@
 """Files that are never half written, links that are not followed, and tensors that do not keep their file open."""
 
 import contextlib
+import ctypes
+import errno
 import glob
 import os
 import secrets
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +16,35 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
+
+def _longest() -> int:
+    """Return the most characters of a path: Windows allows long ones only where its owner has said so."""
+    if sys.platform != "win32":
+        return os.pathconf("/", "PC_PATH_MAX") - 1
+    allowed = getattr(ctypes.WinDLL("ntdll"), "RtlAreLongPathsEnabled", bool)() & 0xFF  # since Windows 10
+    return 32_000 if allowed else 259
+
+
+LONGEST = _longest()
+TEMPORARY = ".0123456789abcdef.tmp"  # as long as what `replaced` puts behind a file's stem
 ABANDONED = 24 * 60 * 60  # seconds after which nobody writes a temporary file any more
+
+
+def check_length(path: Path | str, name: str) -> None:
+    """Raise `ValueError` where the path of a file to be written is too long for this system.
+
+    Args:
+        name: what messages call it, without its folders.
+    """
+    if (length := _length(path)) > LONGEST:
+        raise ValueError(
+            f"The path of {name} would be {length} characters long and this system allows {LONGEST}: use a shorter "
+            "name, or move ComfyUI to a folder with a shorter path."
+        )
+
+
+def _length(path: Path | str) -> int:
+    return len(os.path.splitext(os.path.abspath(path))[0] + TEMPORARY)
 
 
 @contextlib.contextmanager
@@ -24,6 +55,8 @@ def replaced(path: Path | str) -> Iterator[Path]:
     keeps an earlier one's mode, or gets that of any new file: safetensors gives its own to the owner alone.
     """
     path = Path(path)
+    if _length(path) > LONGEST:  # Windows would say that there is no such folder
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     _remove_abandoned(path)
     temporary = path.with_name(f"{path.stem}.{secrets.token_hex(8)}.tmp")  # no other process has the name
     try:

@@ -17,7 +17,22 @@ from .text import quoted, text_of
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
 MASK = "-masklabel"  # behind the name of an image, the name of its mask
 MAX_PIXELS = 100_000_000  # of a file; more is nearly always a mistake, and takes gigabytes to open
-MOST_PIXELS = 5 * MAX_PIXELS  # of all files together: 6 GB
+MOST_PIXELS = 3 * MAX_PIXELS  # of all files that are read together: 3.6 GB
+NAMED = 5  # files that are left out, in messages; the others are counted
+MOST_GENERATED = 2**30  # pixels of images that are generated together: 13 GB
+
+
+def check_pixels(pixels: int, images: str = "The images", most: int = MOST_GENERATED) -> None:
+    """Raise `ValueError` where images together have too many pixels: each takes 12 bytes of memory.
+
+    Args:
+        images: what messages call them.
+    """
+    if pixels > most:
+        raise ValueError(
+            f"{images} have {pixels // 10**6} million pixels together, more than {most // 10**6}: make them smaller, "
+            "or use fewer."
+        )
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
@@ -146,7 +161,7 @@ def read_images(files: Sequence[ImageFile]) -> tuple[tuple[Tensor, ...], tuple[s
     Raises:
         ValueError: a file cannot be read, a mask has another size than its image, or they are too many.
     """
-    check_sizes(file.path for file in files)
+    check_sizes(path for file in files for path in (file.path, file.mask_file) if path)
     images, captions = tuple(file.image() for file in files), tuple(file.caption() for file in files)
     if all(file.mask_file is None for file in files):
         return images, captions if any(captions) else (), None
@@ -171,7 +186,7 @@ def _size(image: Tensor) -> str:
 
 
 def check_sizes(files: Iterable[Path]) -> None:
-    """Raise `ValueError` where images together have more than `MOST_PIXELS`, by their headers: each takes 12 bytes.
+    """Raise `ValueError` where images together have more than `MOST_PIXELS`, by their headers.
 
     Those whose header cannot be read are left to `read_image`.
     """
@@ -182,21 +197,27 @@ def check_sizes(files: Iterable[Path]) -> None:
                 pixels += image.width * image.height
         except Exception:  # Pillow's readers raise whatever a damaged file leads them to
             continue
-    if pixels > MOST_PIXELS:
-        raise ValueError(
-            f"The images have {pixels // 10**6} million pixels together, more than {MOST_PIXELS // 10**6}: make them "
-            "smaller, or use fewer."
-        )
+    check_pixels(pixels, most=MOST_PIXELS)
 
 
-def read_folder(folder: Path) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:
-    """Read the images of a folder, `[3, h, w]` in 0..1, and their captions; no captions if all are empty.
+def read_folder(
+    folder: Path, say: Callable[[str], None] = lambda sentence: None
+) -> tuple[tuple[Tensor, ...], tuple[str, ...], tuple[Tensor, ...] | None]:
+    """Return what `read_images` does of a folder, and name the files that are left out.
 
     Raises:
         ValueError: the folder holds no images, or a file in it cannot be read.
     """
-    images, captions, _ = read_images(find_images(folder)[0])
-    return images, captions
+    files, names = find_images(folder)
+    if names:
+        say(left_out(names))
+    return read_images(files)
+
+
+def left_out(names: Sequence[str]) -> str:
+    """Return a line with the names of files that are neither images nor belong to one."""
+    more = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
+    return f"left out: {', '.join(map(quoted, names[:NAMED]))}{more}"
 
 
 def read_image(file: Path) -> Tensor:

@@ -27,6 +27,8 @@ def remedy(error: Exception) -> str:
         return "allow ComfyUI to write there"
     if number in (errno.ENOENT, errno.ENOTDIR):
         return "put the folder back that was moved or deleted"
+    if number == errno.ENAMETOOLONG:
+        return "use a shorter name, or move ComfyUI to a folder with a shorter path"
     return "make room on that disk"
 
 

@@ -14,7 +14,7 @@ from ...trainers.evaluation import prompt_sets
 from ...trainers.evaluation.prompt_sets import OWN, Prompt, published
 from ...trainers.evaluation.report import Report
 from ...trainers.evaluation.scorer import GeneratedImage, References, ScorerConfig
-from ...trainers.images import to_pil
+from ...trainers.images import check_pixels, to_pil
 from ...trainers.text import any_of
 from ..host import clip_attachment, internals, sampler, session
 from ..host.folders import text_in_input
@@ -114,11 +114,14 @@ class EvaluationPlan:
             ValueError: one of them is not possible, or a metric model cannot be found.
         """
         side = concept.at_resolution(resolution_of(model))
+        chosen = templates(prompt_set, prompts, prompt_file, max_prompts)
         sampling = Sampling(
             seeds=tuple(range(first_seed, first_seed + seeds)), steps=steps, cfg=cfg, sampler=sampler_name,
             scheduler=scheduler, negative=negative_prompt, width=_side(width or side), height=_side(height or side),
             batch_size=batch_size,
         )  # fmt: skip
+        count = len(chosen) * seeds
+        check_pixels(count * sampling.width * sampling.height, f"The {count} images to generate")
         settings = {
             "prompt set": prompt_set, "compared with": compare_with, "masked references": mask_references,
             "seeds": f"{first_seed} to {first_seed + seeds - 1}", "steps": steps, "cfg": cfg,
@@ -127,7 +130,7 @@ class EvaluationPlan:
         }  # fmt: skip
         return cls(
             concept=concept,
-            templates=templates(prompt_set, prompts, prompt_file, max_prompts),
+            templates=chosen,
             compare_with=compare_with,
             references=scoring.references(concept, [] if held_out is None else [held_out], mask_references),
             scorer_config=used(metric_models),

@@ -71,6 +71,7 @@ def references(concept: Concept, held_out: Sequence[Tensor], with_masks: bool) -
     Raises:
         ValueError: masks are asked for, but the concept has none.
     """
+    concept = concept.members[0]  # of several subjects the one that {} stands for
     seen = [to_pil(image) for image in concept.images]
     if with_masks:
         if not concept.masks:

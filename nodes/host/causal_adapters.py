@@ -234,7 +234,7 @@ def block_names(model) -> dict[str, tuple]:
 
 def check(adapters: dict[str, Tensor], model, clip) -> None:
     """Raise `ValueError` unless every adapter is complete and has the shape of a layer of this MODEL or CLIP."""
-    wanted = _shapes(model, clip)
+    wanted = _shapes(model, clip) if adapters else {}
     for name in {key.rpartition(".")[0] for key in adapters}:
         down, up = adapters.get(f"{name}.down"), adapters.get(f"{name}.up")
         whole = down is not None and up is not None and down.ndim == up.ndim == 2 and len(down) == up.shape[1]

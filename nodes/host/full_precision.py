@@ -7,7 +7,7 @@ import comfy.model_management as mm
 import torch
 from torch import Tensor
 
-from ...trainers.training.timestep_lora import RankSchedule
+from ...trainers.models.timestep_lora import RankSchedule
 from . import internals
 
 SMALL = 16 * 1024  # bytes, as in the host

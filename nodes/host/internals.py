@@ -12,6 +12,7 @@ FOLDED = {"input_act", "act_weight", "act_eps", "residual", "residual_scale"}
 
 TAKEN = {
     "CONDCrossAttn": "comfy.conds",
+    "CONST": "comfy.model_sampling",
     "EPS": "comfy.model_sampling",
     "KSAMPLER": "comfy.samplers",
     "ModelSamplingDiscrete": "comfy.model_sampling",
@@ -24,6 +25,8 @@ TAKEN = {
     "WrappersMP": "comfy.patcher_extension",
     "args": "comfy.cli_args",
     "calculate_weight": "comfy.lora",
+    "convert_cond": "comfy.sampler_helpers",
+    "encode_model_conds": "comfy.samplers",
     "free_memory": "comfy.model_management",
     "get_attr": "comfy.utils",
     "get_executing_context": "comfy_execution.utils",
@@ -31,6 +34,7 @@ TAKEN = {
     "get_key_weight": "comfy.model_patcher",
     "get_torch_device": "comfy.model_management",
     "load_lora_for_models": "comfy.sd",
+    "load_models_gpu": "comfy.model_management",
     "model_lora_keys_clip": "comfy.lora",
     "model_lora_keys_unet": "comfy.lora",
     "prepare_noise": "comfy.sample",

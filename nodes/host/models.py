@@ -4,11 +4,26 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ...trainers.models.families import FAMILIES, SD1, SD2, SDXL, Family
+from ...trainers.models import families
+from ...trainers.models.families import FAMILIES, FLOW_FAMILIES, SD1, SD2, SDXL, Family
+from ...trainers.models.flow import alphas_of
 from . import internals
 
 KINDS = {"SD15": SD1, "SD20": SD2, "SDXL": SDXL}  # by the host's classes
-
+# Families that train on the host's own modules; `None` for relatives that read or predict something else.
+FLOWS: dict[str, Family | None] = {
+    "ZImage": families.ZIMAGE,
+    "ZImagePixelSpace": None,
+    "Lumina2": families.LUMINA2,
+    "QwenImage": families.QWEN_IMAGE,
+    "Krea2": families.KREA2,
+    "Flux": families.FLUX1,
+    "FluxInpaint": None,
+    "Flux2": families.FLUX2,
+    "SD3": families.SD3,
+    "Chroma": families.CHROMA,
+    "ChromaRadiance": None,
+}
 
 # The host derives them from SDXL, but their U-Nets are pruned unevenly.
 UNEVEN = ("SSD1B", "Segmind_Vega", "KOALA_700M", "KOALA_1B")
@@ -29,7 +44,7 @@ def family_of(model, clip=None) -> Family:
     """
     config = model.model.model_config
     family = _family(config)
-    if clip is not None:
+    if clip is not None and family in FAMILIES:
         _check_clip(clip, family, config.unet_config["context_dim"])
     return family
 
@@ -37,6 +52,8 @@ def family_of(model, clip=None) -> Family:
 def _family(config) -> Family:
     """Return the family; refuse variants with more inputs than noisy latents (inpainting, depth, unCLIP), too."""
     unet, name = config.unet_config, type(config).__name__
+    if flow := _flow_family(config):
+        return flow
     known = (
         None
         if name in UNEVEN
@@ -47,9 +64,18 @@ def _family(config) -> Family:
     kind = NAMES.get(name, name)
     if known and unet.get("in_channels") != 4:
         kind += f" with {unet.get('in_channels')} input channels"
-    *first, last = (family.name for family in FAMILIES)
+    *first, last = (family.name for family in (*FAMILIES, *FLOW_FAMILIES))
     ours = f"{', '.join(first)} and {last}"
     raise ValueError(f"This model is {kind}, but only plain {ours} models can be trained: load one of those.")
+
+
+def _flow_family(config) -> Family | None:
+    """Return the family of a transformer that trains by flow matching; `None` for others and for its relatives."""
+    names = [kind.__name__ for kind in type(config).__mro__]
+    family = next((FLOWS[name] for name in names if name in FLOWS), None)
+    inputs, outputs = (config.unet_config.get(f"{way}_channels") for way in ("in", "out"))
+    more_inputs = family in (families.FLUX1, families.SD3) and inputs != outputs  # as for inpainting or depth
+    return None if more_inputs else family
 
 
 def encoder_names(clip) -> list[str]:
@@ -73,12 +99,19 @@ def _check_clip(clip, family: Family, context_width: int) -> None:
 
 
 def prediction_of(model) -> str:
-    """Return what a MODEL predicts, "epsilon" or "v_prediction", as patched in the graph.
+    """Return what a MODEL predicts, "epsilon", "v_prediction" or "flow", as patched in the graph.
 
     Raises:
-        ValueError: it predicts something else, or its noise levels are not Stable Diffusion's discrete ones.
+        ValueError: it predicts something else, or its noise levels are not those of its family.
     """
     sampling = model.get_model_object("model_sampling")
+    if family_of(model) in FLOW_FAMILIES:
+        if type(sampling).calculate_denoised is internals.CONST.calculate_denoised:
+            return "flow"
+        raise ValueError(
+            "This model's sampling was changed to one without flow matching: take the MODEL from before the "
+            "ModelSampling node."
+        )
     kinds = {internals.EPS.calculate_denoised: "epsilon", internals.V_PREDICTION.calculate_denoised: "v_prediction"}
     kind = kinds.get(type(sampling).calculate_denoised)
     if kind is None or not isinstance(sampling, internals.ModelSamplingDiscrete):
@@ -102,8 +135,13 @@ class GraphModels:
     clip: object
     vae: object
     family: Family
-    prediction: str  # "epsilon" or "v_prediction", as patched in the graph
+    prediction: str  # "epsilon", "v_prediction" or "flow", as patched in the graph
     alphas_cumprod: Tensor  # [T]
+
+    @property
+    def flow(self) -> bool:
+        """Whether it trains by flow matching, on the host's own modules."""
+        return self.prediction == "flow"
 
     @classmethod
     def of(cls, model, clip, vae) -> "GraphModels":
@@ -113,9 +151,9 @@ class GraphModels:
             ValueError: they do not belong together, or cannot be trained.
         """
         family = check_fit(model, clip, vae)
-        sigmas = model.get_model_object("model_sampling").sigmas
-        alphas = (1 / (sigmas.cpu().double() ** 2 + 1)).float().clone()
-        return cls(model, clip, vae, family, prediction_of(model), alphas)
+        sigmas, prediction = model.get_model_object("model_sampling").sigmas.cpu(), prediction_of(model)
+        alphas = alphas_of(sigmas) if prediction == "flow" else (1 / (sigmas.double() ** 2 + 1)).float()
+        return cls(model, clip, vae, family, prediction, alphas.clone())
 
 
 def check_fit(model, clip, vae) -> Family:
@@ -125,8 +163,9 @@ def check_fit(model, clip, vae) -> Family:
         ValueError: they do not belong together, or cannot be trained.
     """
     family = family_of(model, clip)
-    if vae.latent_channels != 4:
+    channels = model.model.latent_format.latent_channels
+    if vae.latent_channels != channels:
         raise ValueError(
-            f"This VAE has {vae.latent_channels} latent channels, the MODEL has 4: use the MODEL's own VAE."
+            f"This VAE has {vae.latent_channels} latent channels, the MODEL has {channels}: use the MODEL's own VAE."
         )
     return family

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import html
+import importlib
 import traceback
 from collections.abc import Callable, Iterator
 
@@ -62,6 +63,18 @@ def unload_all() -> None:
 
 
 @contextlib.contextmanager
+def operations_with_gradients() -> Iterator[None]:
+    """Let the host's modules use no operation without a gradient, while the block lasts."""
+    management = importlib.import_module("comfy.model_management")
+    before = getattr(management, "in_training", False)  # which older hosts do not have
+    management.in_training = True
+    try:
+        yield
+    finally:
+        management.in_training = before
+
+
+@contextlib.contextmanager
 def training_session() -> Iterator[torch.device]:
     """Enable gradients, unload the graph's models, and restore everything afterwards.
 
@@ -70,7 +83,7 @@ def training_session() -> Iterator[torch.device]:
     device = training_device()
     rng = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     unload_all()
-    with torch.inference_mode(False), torch.enable_grad(), rng:
+    with torch.inference_mode(False), torch.enable_grad(), operations_with_gradients(), rng:
         try:
             yield device
         except BaseException as error:

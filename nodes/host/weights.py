@@ -15,7 +15,7 @@ from ...trainers.models.diffusion import Models, build_unet
 from ...trainers.models.families import Family
 from ...trainers.models.text_encoder import TextEncoder, build_text_encoder
 from ...trainers.models.tokenizer import Tokenizer
-from . import clip_attachment, internals
+from . import clip_attachment, internals, native
 from .models import GraphModels
 from .session import check_interrupted, training_device
 
@@ -96,6 +96,7 @@ def fingerprint(graph: GraphModels) -> str:
     tensors = [graph.alphas_cumprod]
     # Only the parts of the text encoders that are used: the host leaves their projections uninitialized.
     encoders = [(clip.patcher, f"{name}.transformer.text_model.") for name in graph.family.text_encoders]
+    encoders = encoders or [(clip.patcher, "")]
     for patcher, prefix in ((model, "diffusion_model."), *encoders, (vae.patcher, "")):
         tensors += [_sampled(patcher, k, p) for k, p in patcher.model.named_parameters() if k.startswith(prefix)]
     earlier = clip_attachment.of(clip)
@@ -124,6 +125,8 @@ def read_models(
         notify: given sentences about the progress.
     """
     model, clip, vae, family = graph.model, graph.clip, graph.vae, graph.family
+    if graph.flow:
+        return native.read_models(graph, notify)
     return Models(
         family=family,
         text_encoders=tuple(_text_encoder(clip, name, family) for name in family.text_encoders),

@@ -1,20 +1,22 @@
-"""A custom-node folder without nodes for a test server: it registers random_sd.py's small models.
+"""A custom-node folder without nodes for a test server: it registers the small models of tests/support.
 
-random_sd.py is loaded by its path: the repository's root must stay out of sys.path, where its folder nodes/ would hide
+They are loaded by their path: the repository's root must stay out of sys.path, where its folder nodes/ would hide
 ComfyUI's nodes.py.
 """
 
-import importlib.util
+import importlib
+import sys
+import types
 from pathlib import Path
 
 
-def _load_models():
-    path = Path(__file__).resolve().parent.parent / "support" / "random_sd.py"
-    spec = importlib.util.spec_from_file_location("random_sd", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def _register():
+    package = types.ModuleType("personalize_random_models")
+    package.__path__ = [str(Path(__file__).resolve().parent.parent / "support")]
+    sys.modules[package.__name__] = package
+    for name in ("random_sd", "random_native"):
+        importlib.import_module(f"{package.__name__}.{name}").register()
 
 
-_load_models().register()
+_register()
 NODE_CLASS_MAPPINGS = {}

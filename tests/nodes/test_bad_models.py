@@ -11,7 +11,8 @@ from personalize.tests.support import prompts, random_sd
 
 pytestmark = pytest.mark.comfy
 WIDTH = 96
-TRAINABLE = ("SD15", "SD20", "SDXL", "RandomSD1", "RandomSD2", "RandomSDXL", "PersonalizeTiny")
+TRAINABLE = ("SD15", "SD20", "SDXL", "PersonalizeTiny")
+FLOWS = ("ZImage", "Lumina2", "QwenImage", "Krea2", "Flux", "FluxSchnell", "Flux2", "SD3", "Chroma")
 
 
 def families():
@@ -19,7 +20,7 @@ def families():
     import comfy.supported_models
 
     known = comfy.supported_models.models
-    return [one for one in known if one.__name__ not in TRAINABLE]
+    return [one for one in known if one.__name__ not in (*TRAINABLE, *FLOWS) and not one.__name__.startswith("Random")]
 
 
 def model_of(config, **unet):
@@ -38,10 +39,35 @@ def test_every_other_family_is_refused_by_its_name():
         with pytest.raises(ValueError) as error:
             family_of(model_of(config))
         assert not prompts.faults(str(error.value))
-        sentence = r"This model is ([\w.\- ]+), but only plain SD 1\.x, SD 2\.x and SDXL models can be trained: "
+        sentence = r"This model is ([\w.\- ]+), but only plain SD 1\.x, [\w.\-, ]+ and Chroma models can be trained: "
         names.add(re.match(sentence, str(error.value))[1])
-    assert {"SDXLRefiner", "SSD-1B", "KOALA_700M", "SD3", "Flux", "WAN21_T2V", "SVD_img2vid", "HunyuanVideo"} <= names
-    assert {"SD21UnclipL", "SD21UnclipH", "LotusD"} <= names
+    assert {
+        "SDXLRefiner",
+        "SSD-1B",
+        "KOALA_700M",
+        "WAN21_T2V",
+        "SVD_img2vid",
+        "HunyuanVideo",
+        "ACEStep",
+        "LTXAV",
+    } <= names
+    assert {"SD21UnclipL", "SD21UnclipH", "LotusD", "FluxInpaint", "ZImagePixelSpace", "ChromaRadiance"} <= names
+
+
+def test_families_of_flow_matching_are_known_by_their_classes():
+    """Those with further inputs, such as a depth image, are refused like inpainting models."""
+    import comfy.supported_models
+
+    from personalize.nodes.host.models import family_of
+
+    plain = {"in_channels": 16, "out_channels": 16}
+    names = [family_of(model_of(getattr(comfy.supported_models, kind), **plain)).name for kind in FLOWS]
+    assert names == [
+        "Z-Image", "Lumina Image 2", "Qwen-Image", "Krea 2", "Flux.1", "Flux.1", "Flux.2", "SD 3", "Chroma"
+    ]  # fmt: skip
+    for kind in ("Flux", "SD3"):
+        with pytest.raises(ValueError, match=f"^This model is {kind}, but only"):
+            family_of(model_of(getattr(comfy.supported_models, kind), **plain | {"in_channels": 32}))
 
 
 @pytest.mark.parametrize(("kind", "name"), [("SD15", "SD 1.x"), ("SD20", "SD 2.x"), ("SDXL", "SDXL")])

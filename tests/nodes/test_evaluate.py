@@ -196,6 +196,7 @@ def test_the_untrained_model_reads_the_class_word(evaluate, graph):
         ({"dino_weights": "", "dino_model": "vit_small_patch16_224.dino"}, "and dino_download is off"),
         ({"dino_model": "vit_small_patch16_224"}, "are not those of 'vit_small_patch16_224'"),
         ({"width": 8}, "The image size 8 is not possible"),
+        ({"seeds": 256, "width": 4096, "height": 4096}, "The 512 images to generate have 8589 million pixels together"),
         ({"cfg": float("nan")}, "The value of cfg is nan"),
         ({"scheduler": "best"}, "The value of scheduler is 'best'"),
     ],

@@ -136,8 +136,8 @@ def test_an_embedding_for_two_encoders_has_the_hosts_names(trained, model_folder
 def test_the_header_says_what_was_done(graph, trained, model_folders, request):
     save(trained)
     headers = {}
-    for kind, folder in model_folders.items():
-        with safe_open(folder / "mine.safetensors", "pt") as file:
+    for kind in ("loras", "embeddings", "personalize"):
+        with safe_open(model_folders[kind] / "mine.safetensors", "pt") as file:
             headers[kind] = file.metadata()
     version, architecture, v2 = {
         "SD 1.x": ("sd_v1", "stable-diffusion-v1", "False"),
@@ -166,7 +166,9 @@ def test_the_header_says_what_was_done(graph, trained, model_folders, request):
         "modelspec.architecture": f"{architecture}/lora",
     }
     assert {key: headers["loras"].get(key) for key in expected} == expected
-    assert json.loads(headers["loras"]["ss_tag_frequency"]) == {"images": {"<thing>": 1}}
+    assert json.loads(headers["loras"]["ss_tag_frequency"]) == {"1_<thing>": {"<thing>": 1}}
+    assert json.loads(headers["loras"]["ss_dataset_dirs"]) == {"1_<thing>": {"n_repeats": 1, "img_count": 1}}
+    assert "ss_network_module" not in headers["embeddings"], "an embedding would be shown as a LoRA"
     assert headers["embeddings"]["modelspec.architecture"] == f"{architecture}/textual-inversion"
     assert "history" not in json.loads(headers["loras"]["personalize"])
     textual = dataclasses.replace(trained, lora={}).metadata()

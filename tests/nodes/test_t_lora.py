@@ -13,9 +13,9 @@ from personalize.tests.support import saved
 from personalize.tests.trainers.recipes.test_customization import RECIPES
 from personalize.trainers.data.concept import Concept
 from personalize.trainers.models.diffusion import Encoding
+from personalize.trainers.models.timestep_lora import RankSchedule
 from personalize.trainers.runs import train
 from personalize.trainers.runs.run import Run
-from personalize.trainers.training.timestep_lora import RankSchedule
 
 pytestmark = pytest.mark.comfy
 TIMESTEPS = (3, 500, 981)

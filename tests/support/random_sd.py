@@ -209,7 +209,7 @@ def write_checkpoint(path, kind="SD 1.x", seed=0):
     }
     generator = torch.Generator().manual_seed(seed)
     state = {
-        prefix + name: _random(name, parameter, generator)
+        prefix + name: random_weights(name, parameter, generator)
         for prefix, module in parts.items()
         for name, parameter in module.named_parameters()
     }
@@ -235,7 +235,7 @@ def _in_its_layout(state, kind):
     return others | {key: value.contiguous() for key, value in saved.items()}
 
 
-def _random(name, parameter, generator):
+def random_weights(name, parameter, generator):
     """Matrices scaled by their fan-in and norms near the identity keep activations near one."""
     values = torch.randn(parameter.shape, generator=generator)
     if parameter.ndim >= 2:

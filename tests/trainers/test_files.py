@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from personalize.trainers import files
+from personalize.trainers.runs.folder import RunFolder
+from personalize.trainers.text import reason, remedy
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o002])
@@ -78,3 +80,43 @@ def test_what_a_killed_process_left_goes_after_a_day(tmp_path):
         os.utime(file, (0, 0))
     write(tmp_path / "a.safetensors")
     assert sorted(file.name for file in tmp_path.iterdir()) == [new.name, "a.safetensors", other.name]
+
+
+# -- paths that are too long
+
+
+def test_a_path_that_is_too_long_is_named_before_anything_is_written(tmp_path, monkeypatch):
+    """As on Windows, which would say that there is no such folder."""
+    path = tmp_path / "mine.safetensors"
+    monkeypatch.setattr(files, "LONGEST", len(str(tmp_path)) + 1 + len("mine.0123456789abcdef.tmp") - 1)
+    with pytest.raises(OSError) as error:
+        write(path)
+    assert (reason(error.value), remedy(error.value)) == (
+        "File name too long",
+        "use a shorter name, or move ComfyUI to a folder with a shorter path",
+    )
+    with pytest.raises(
+        ValueError, match=r"^The path of mine would be \d+ characters long and this system allows \d+: "
+    ):
+        files.check_length(path, "mine")
+    assert not [*tmp_path.iterdir()]
+    monkeypatch.setattr(files, "LONGEST", files.LONGEST + 1)
+    write(path)
+    files.check_length(path, "mine")
+
+
+def test_no_file_of_a_run_has_a_longer_name_than_is_checked(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path / "0123456789abcdef")
+    monkeypatch.setattr(files, "LONGEST", len(str(folder.path / "states" / "step_000050" / "lora")) + 19)
+    with pytest.raises(ValueError, match="^The path of the run 0123456789abcdef would be"), folder.lock():
+        pass
+    assert not folder.path.exists()
+
+
+def test_save_refuses_a_path_that_is_too_long_before_the_training(model_folders, monkeypatch):
+    from personalize.nodes.save import Save
+
+    assert Save.validate_inputs(name="mine") is True
+    longest = len(str(model_folders["checkpoints"])) + 30
+    monkeypatch.setattr(files, "LONGEST", longest)
+    assert "The path of the file mine_and_mine.safetensors in " in Save.validate_inputs(name="mine_and_mine")

@@ -77,3 +77,21 @@ def test_the_size_of_all_images_is_known_before_one_is_unpacked(tmp_path, monkey
         read_images(find_images(tmp_path)[0])
     monkeypatch.setattr(images, "read_image", lambda file: torch.zeros(3, 60, 100))
     assert len(read_images(find_images(tmp_path)[0][:1])[0]) == 1
+
+
+def test_four_images_of_nearly_a_hundred_million_pixels_are_refused_by_their_headers(tmp_path, monkeypatch):
+    for name in "abcd":
+        Image.new("1", (8800, 8800)).save(tmp_path / f"{name}.png")
+    monkeypatch.setattr(images, "read_image", lambda file: pytest.fail("it was unpacked"))
+    with pytest.raises(
+        ValueError, match="^The images have 309 million pixels together, more than 300: make them smaller"
+    ):
+        read_images(find_images(tmp_path)[0])
+
+
+def test_masks_count_too(tmp_path, monkeypatch):
+    write(tmp_path, "a.png", "a-masklabel.png", size=(100, 60))
+    monkeypatch.setattr(images, "MOST_PIXELS", 11_999)
+    monkeypatch.setattr(images, "read_image", lambda file: pytest.fail("it was unpacked"))
+    with pytest.raises(ValueError, match="^The images have 0 million pixels together, more than 0: make them smaller"):
+        read_images(find_images(tmp_path)[0])

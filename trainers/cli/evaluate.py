@@ -79,7 +79,9 @@ def evaluate(given: argparse.Namespace) -> None:
     chosen = settings_of(Protocol, given, "the protocol")
     subject = run.recipe.subject(concept) if result else "C"
     prompts = chosen.prompts(own_prompts(given), kind_of(concept.class_word), concept, subject)
-    unseen = read_folder(given.unseen)[0] if given.unseen else ()
+    unseen = read_folder(given.unseen, print)[0] if given.unseen else ()
+    if concept.masks:
+        print("The reference images are compared whole: their masks are not used.")
     extractors, scorer_config = extractor_cache(given), settings_of(ScorerConfig, given, "the metric models")
     extractor_weights = protocol.load_extractors(scorer_config, extractors)
     models = loader(given)().to("cpu", run.dtype)
@@ -129,7 +131,7 @@ def _untrained(given: argparse.Namespace) -> tuple[Run, None]:
     """Return a run that trains nothing."""
     if given.images is None:
         raise ValueError("There is no image of the subject: give a folder of images with --images.")
-    images, _ = read_folder(given.images)
-    concept = Concept(images=images, class_word=given.class_word, resolution=given.resolution)
+    images, _, masks = read_folder(given.images, print)
+    concept = Concept(images=images, masks=masks, class_word=given.class_word, resolution=given.resolution)
     dtype = training_dtype(given.precision, torch.device(given.device))
     return Run(concept=concept, recipe=None, dtype=dtype), None  # type: ignore[arg-type]  # nobody asks for it

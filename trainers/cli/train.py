@@ -11,9 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..data.concept import Concept
 from ..device import SingleDevice, training_dtype
-from ..images import find_images, read_folder, read_images
 from ..models.fingerprint import fingerprint
 from ..runs import pick, replay
 from ..runs.folder import RunFolder
@@ -22,9 +20,11 @@ from ..runs.result import RunResult
 from ..runs.run import Run, extractor_configs
 from ..runs.shared_folder import SharedFolder
 from ..training.distributed import ManyDevices, launched, processes
+from . import concepts
 from .options import (
     METHOD_NAMES,
     WORDS,
+    Say,
     extractor_cache,
     loader,
     method_flags,
@@ -50,6 +50,12 @@ def parser(method: str = "") -> argparse.ArgumentParser:
         "--images", type=Path, required=True, metavar="DIR", help="the images; a .txt next to one is its caption"
     )
     command.add_argument("--class-images", type=Path, metavar="DIR", help="images for prior preservation")
+    command.add_argument(
+        "--concepts", type=Path, metavar="FILE",
+        help="JSON of further subjects to learn in the same training, each with its own words: "
+        '[{"images": DIR, "class_word": "cat", "placeholder_token": "<cat>"}, ...]; also class_images and '
+        "initializer_token",
+    )  # fmt: skip
     method_flags(command)
     word_flags(command)
     _run_flags(command)
@@ -90,23 +96,19 @@ def rerun_main(arguments: Sequence[str]) -> None:
     run_training(given, replay.read(given.run if given.run.suffix == ".json" else given.run / "run.json"))
 
 
-def run_of(given: argparse.Namespace) -> Run:
+def run_of(given: argparse.Namespace, say: Say = print) -> Run:
     """Return the run that the flags of `train` describe.
+
+    Args:
+        say: told of files that are left out.
 
     Raises:
         ValueError: an image, a setting or a word cannot be used.
     """
-    images, captions, masks = read_images(find_images(given.images)[0])
-    class_images, class_captions = read_folder(given.class_images) if given.class_images else ((), ())
-    data: dict = {
-        "images": images,
-        "masks": masks,
-        "captions": captions,
-        "class_images": class_images,
-        "class_captions": class_captions,
-    }
+    words = {word.name: getattr(given, word.name) for word in WORDS}
+    concept = concepts.read(given.images, given.class_images, words, say)
     return Run(
-        concept=Concept(**data, **{word.name: getattr(given, word.name) for word in WORDS}),
+        concept=concepts.joined_with(given.concepts, concept, say) if given.concepts else concept,
         recipe=recipe_of(given.method, given.preset, given.set),
         stopper=replay.monitors(json.loads(given.stopper)),
         seed=given.seed,

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from .. import files
 from ..digest import digest_of
-from ..images import cut, pixels, to_pil
+from ..images import check_pixels, cut, pixels, to_pil
 from ..models import sampler
 from ..models.diffusion import Models
 from ..models.fingerprint import fingerprint
@@ -71,28 +71,36 @@ class PriorPreservation:
     )
     class_image_steps: int = setting(25, "Sampler steps of each generated class image.", min=1, max=200, advanced=True)
 
-    def images(self, models: Models, concept: Concept, generator: Generator, context: Context) -> ClassImages | None:
+    def images(
+        self, models: Models, concept: Concept, generator: Generator, context: Context, guidance: float = 7.5
+    ) -> ClassImages | None:
         """Return the class images of a training, see `class_images_of`; `None` without prior preservation."""
         if not self.prior_weight:
             return None
-        seed, count = generator.initial_seed(), self.class_images
-        return class_images_of(models, concept, context, seed=seed, count=count, steps=self.class_image_steps)
+        return class_images_of(
+            models, concept, context, seed=generator.initial_seed(), count=self.class_images,
+            steps=self.class_image_steps, guidance=guidance,
+        )  # fmt: skip
 
 
 def class_images_of(
-    models: Models, concept: Concept, context: Context, *, seed: int, count: int, steps: int
+    models: Models, concept: Concept, context: Context, *, seed: int, count: int, steps: int, guidance: float = 7.5
 ) -> ClassImages:
-    """Encode the concept's class images; where it has none, generate `count` in `steps` sampler steps.
+    """Encode the concept's class images; where it has none, generate `count` of each class in `steps`
+    sampler steps.
 
     Call it before anything of the models changes. The images depend on `seed`, not on a generator's state.
     """
     images, prompts = concept.class_images, concept.class_prompts()
-    if not images:
-        size = (concept.at_resolution(models.resolution),) * 2
-        images = ClassImageGenerator(
-            models=models, context=context, prompt=concept.class_prompt, size=size, seed=seed, count=count, steps=steps
-        )()
-        prompts = [concept.class_prompt] * count
+    size = (concept.at_resolution(models.resolution),) * 2
+    classes = dict.fromkeys(member.class_prompt for member in concept.members) if not images else ()
+    check_pixels(count * len(classes) * size[0] * size[1], f"The {count * len(classes)} class images to generate")
+    for prompt in classes:
+        images += ClassImageGenerator(
+            models=models, context=context, prompt=prompt, size=size, seed=seed, count=count, steps=steps,
+            guidance=guidance,
+        )()  # fmt: skip
+        prompts += [prompt] * count
     encoded = {}
     for size in dict.fromkeys(concept.sizes(models.resolution)):
         context.notice(f"encoding {len(images)} class images")
@@ -113,6 +121,7 @@ class ClassImageGenerator:
     seed: int
     count: int
     steps: int
+    guidance: float = 7.5
 
     def __call__(self) -> tuple[Tensor, ...]:
         """Return `count` images `[3, *size]`; those that an earlier run cached are read again."""
@@ -128,15 +137,16 @@ class ClassImageGenerator:
         """Cache folder, named by all that decides the images; `None` without a cache."""
         if self.context.cache is None:
             return None
-        numbers = (*self.size, self.count, self.seed, self.steps)
-        words = ["class images", fingerprint(self.models), str(self.models.unet.dtype), self.prompt]
+        numbers = (*self.size, self.count, self.seed, self.steps, self.guidance)
+        words = ["class images", fingerprint(self.models), str(self.models.unet_dtype), self.prompt]
         return self.context.cache / digest_of([], [*words, *map(str, numbers)])
 
     def _generate(self, numbers: range) -> list[Tensor]:
         seeds = [(self.seed + number) % 2**63 for number in numbers]
         generated = sampler.sample(
-            self.models, [self.prompt] * len(seeds), seeds, size=self.size, steps=self.steps, batch_size=CHUNK
-        )
+            self.models, [self.prompt] * len(seeds), seeds, size=self.size, steps=self.steps, guidance=self.guidance,
+            batch_size=CHUNK,
+        )  # fmt: skip
         images = [to_pil(image) for image in generated]
         for number, image in zip(numbers, images, strict=True):
             self._save(number, image)

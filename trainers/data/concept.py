@@ -1,7 +1,7 @@
 """The concept: reference images of a subject and the words around it."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
@@ -32,6 +32,9 @@ class Concept:
         captions: what each image shows, with `{}` for the subject; "" for a template instead; empty for none.
         class_images: images `[3, h, w]` in 0..1 of other members of the class, for prior preservation.
         class_captions: what each of them shows; "" and empty for "a photo of a" and the class word.
+        placeholder_tokens: for each image that of its subject, where several are learned together; empty for one.
+        class_words: their class words, for each image.
+        initializer_tokens: what their placeholder tokens start from, for each image.
     """
 
     images: tuple[Tensor, ...]
@@ -44,6 +47,9 @@ class Concept:
     captions: tuple[str, ...] = ()
     class_images: tuple[Tensor, ...] = ()
     class_captions: tuple[str, ...] = ()
+    placeholder_tokens: tuple[str, ...] = ()
+    class_words: tuple[str, ...] = ()
+    initializer_tokens: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not self.images:
@@ -67,6 +73,11 @@ class Concept:
                 f"The resolution {self.resolution} is not a multiple of 8: try {self.resolution // 8 * 8}."
             )
         self._check_captions()
+        words = self.placeholder_tokens, self.class_words, self.initializer_tokens
+        if any(words) and {len(each) for each in words} != {len(self.images)}:
+            raise ValueError("The words of several subjects are not one for each image: join the concepts again.")
+        for token in self.placeholder_tokens:
+            check_word(token)
 
     def _check_captions(self) -> None:
         if self.captions and len(self.captions) != len(self.images):
@@ -90,6 +101,53 @@ class Concept:
     def initializer(self) -> str:
         """Words whose embeddings the placeholder token starts from."""
         return self.initializer_token.strip() or self.class_word
+
+    @property
+    def members(self) -> tuple["Concept", ...]:
+        """A concept for each subject that is learned, without class images; itself where there is only one."""
+        tokens = self.placeholder_tokens
+        if not tokens:
+            return (self,)
+        return tuple(
+            self._member([i for i, own in enumerate(tokens) if own == token]) for token in dict.fromkeys(tokens)
+        )
+
+    def _member(self, images: list[int]) -> "Concept":
+        def own(values: tuple) -> tuple:
+            return tuple(values[i] for i in images) if values else ()
+
+        return replace(
+            self,
+            images=own(self.images),
+            masks=own(self.masks or ()) or None,
+            captions=own(self.captions),
+            class_word=self.class_words[images[0]],
+            placeholder_token=self.placeholder_tokens[images[0]],
+            initializer_token=self.initializer_tokens[images[0]],
+            class_images=(),
+            class_captions=(),
+            placeholder_tokens=(),
+            class_words=(),
+            initializer_tokens=(),
+        )
+
+    @property
+    def words(self) -> list[tuple[str, str]]:
+        """Each subject's placeholder token, with the words that it starts from."""
+        return [(member.placeholder_token, member.initializer) for member in self.members]
+
+    def subjects(self, with_class_word: bool) -> list[str]:
+        """Return the subject of each image as it stands in a prompt."""
+        known = {member.placeholder_token: member.subject(with_class_word) for member in self.members}
+        return [known[token] for token in self.placeholder_tokens or [self.placeholder_token] * len(self.images)]
+
+    def check_single(self, method: str) -> None:
+        """Raise `ValueError` where several subjects are joined, of which the method can learn one."""
+        if (count := len(self.members)) > 1:
+            raise ValueError(
+                f"{method} learns one subject, and {count} are joined: train them one after the other, or use another "
+                "method."
+            )
 
     def at_resolution(self, model_resolution: int) -> int:
         """Return the side of square training images in pixels."""

@@ -77,7 +77,7 @@ def starting_word(
 def words(
     strategy: str, models: Models, concept: Concept, clip: ClipConfig | None, generator: Generator, context: Context
 ) -> str:
-    """Return the initializer as `trainables.add_tokens` reads it, by any of `STRATEGIES`."""
+    """Return the initializer of one subject as `trainables.add_tokens` reads it, by any of `STRATEGIES`."""
     if strategy == "given":
         return concept.initializer
     found = starting_word(strategy, models, concept.images, clip, generator, context)

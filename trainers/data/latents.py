@@ -8,8 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from ..images import check_pixels
 from ..models.diffusion import Models
 from ..models.encoding import Encoder
+
+MOST_ENCODED = 2**35  # pixels of images whose latents are kept: half a byte for each, 17 GB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,8 @@ def encode_views(models: Models, views: Iterator[View], count: int, batch_size: 
         encode = Encoder(models, stack)
         for start in range(0, count, batch_size):
             chunk = [next(views) for _ in range(min(batch_size, count - start))]
+            if not start:
+                check_pixels(count * chunk[0].pixels[0].numel(), f"The {count} images to encode", MOST_ENCODED)
             mean, std = encode(torch.stack([view.pixels for view in chunk]))
             means.append(mean)
             stds += [] if std is None else [std]

@@ -28,7 +28,7 @@ class PairedViews:
 
     Attributes:
         templates: prompts with `{}` for the subject, for images without a caption.
-        subject: what `{}` stands for.
+        subjects: what `{}` stands for, for each image.
         augment: an image and its mask to one view of it, drawn from a generator.
         pool: views that are encoded ahead and used again and again; 0 encodes fresh ones for every step.
         phrases: what names an operation in the prompt, see `augmentation.describe`.
@@ -37,7 +37,7 @@ class PairedViews:
     """
 
     templates: Sequence[str]
-    subject: str
+    subjects: Sequence[str]
     augment: Callable[[ImageAndMask, Generator], View]
     pool: int
     batch_size: int
@@ -46,11 +46,16 @@ class PairedViews:
     crop: str = "center"
 
     def check(self, concept: Concept) -> None:
-        """Raise `ValueError` where the concept's placeholder is one of `tokens`."""
-        if concept.placeholder_token in dict(self.tokens):
-            raise ValueError(
-                f"The placeholder {concept.placeholder_token} is the token of an augmentation: choose another one."
-            )
+        """Raise `ValueError` where a placeholder of the concept is one of `tokens`."""
+        for token, _ in concept.words:
+            if token in dict(self.tokens):
+                raise ValueError(f"The placeholder {token} is the token of an augmentation: choose another one.")
+
+    def all_prompts(self, concept: Concept) -> list[str]:
+        """Return every prompt of the batches, without what names an operation."""
+        texts = [concept.caption(i) for i in range(len(concept.images))]
+        texts += self.templates if not all(texts) else ()
+        return [text.replace("{}", self.subject) for text in dict.fromkeys(texts) if text]
 
     def pools(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Latents]:
         """Yield encoded views for one step after the other, all of one size: a pool for each size, or fresh ones.
@@ -112,7 +117,7 @@ class PairedViews:
         """Return the prompts of the views `index`: an image's caption, or else the next `template`."""
         prompts = []
         for i in index.tolist():
-            prompt = (concept.caption(views.images[i]) or template()).replace("{}", self.subject)
+            prompt = (concept.caption(views.images[i]) or template()).replace("{}", self.subjects[views.images[i]])
             prompts.append(augmentation.describe(prompt, views.operations[i], self.phrases, generator))
         return prompts
 

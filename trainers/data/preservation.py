@@ -23,16 +23,23 @@ class PreservationPrompts:
     """Prompts whose text encoding must not change, with the frozen encoder's outputs, each computed once.
 
     Args:
-        templates: prompts with `{}` for the class word.
+        class_words: of all subjects.
+        templates: prompts with `{}` for a class word.
         captions: prompts as they are.
         mix: how often each kind is drawn.
     """
 
     def __init__(
-        self, models: Models, class_word: str, templates: Sequence[str], captions: Sequence[str], mix: PromptMix
+        self,
+        models: Models,
+        class_words: Sequence[str],
+        templates: Sequence[str],
+        captions: Sequence[str],
+        mix: PromptMix,
     ):
-        self.templates, self.captions, self.mix = len(templates), len(captions), mix
-        prompts = ["", *(template.format(class_word) for template in templates), *captions]
+        of_classes = [template.format(word) for word in class_words for template in templates]
+        self.templates, self.captions, self.mix = len(of_classes), len(captions), mix
+        prompts = ["", *of_classes, *captions]
         self.ids = models.tokenize(prompts)
         with torch.no_grad():
             self.targets = torch.cat(

@@ -9,7 +9,7 @@ from ..models.diffusion import Models
 
 UNET_PREFIX = "lora_unet_"
 # Stock loaders' names of each text encoder's LoRA: one encoder is "te", two are "te1" and "te2".
-TEXT_ENCODER_PREFIXES = {1: ("lora_te_",), 2: ("lora_te1_", "lora_te2_")}
+TEXT_ENCODER_PREFIXES = {0: (), 1: ("lora_te_",), 2: ("lora_te1_", "lora_te2_")}
 DIFFERENCES = {"weight": "diff", "bias": "diff_b"}  # of a weight that trained itself
 LORA = "lora."  # before a LoRA's names in a complete file
 ENCODERS = ("clip_l", "clip_g")  # in an embedding for SDXL
@@ -71,10 +71,12 @@ def token_vectors(models: Models) -> dict[str, tuple[Tensor, ...]]:
     """Return, by placeholder token, the learned vectors `[n, d]`, one tensor per text encoder."""
     tables = []
     for encoder in models.text_encoders:
+        if not encoder.tokenizer.placeholders:
+            return {}
         rows, first = _detached(encoder.embedding.get_parameter("rows")), encoder.tokenizer.vocab_size
         placeholders = encoder.tokenizer.placeholders.items()
         tables.append({token: rows[ids[0] - first : ids[-1] + 1 - first].clone() for token, ids in placeholders})
-    return {token: tuple(table[token] for table in tables) for token in tables[0]}
+    return {token: tuple(table[token] for table in tables) for token in (tables[0] if tables else ())}
 
 
 def carried(

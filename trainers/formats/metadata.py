@@ -18,8 +18,12 @@ BASES = {
         "epsilon": ("sd_v2", "stable-diffusion-v2-512"),
         "v_prediction": ("sd_v2_v", "stable-diffusion-v2-768-v"),
     },
+    "Flux.1": {"flow": ("flux1", "flux-1")},
+    "SD 3": {"flow": ("sd3", "stable-diffusion-3")},
+    "Lumina Image 2": {"flow": ("lumina2", "lumina-2")},
     "SDXL": dict.fromkeys(("epsilon", "v_prediction"), ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base")),
 }
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # modelspec's names
 PRECISIONS = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
 # A recipe's field -> sd-scripts' name of it.
 FIELDS = {
@@ -70,22 +74,25 @@ class Described(Protocol):
     def placeholder_token(self) -> str: ...
 
 
-def origin(models: Models, images: int, size: int) -> dict[str, str]:
+def origin(models: Models, subject: str, images: int, size: int) -> dict[str, str]:
     """Return facts of a run's begin that are not settings: the base model, the images, the layer that is read.
 
     Args:
+        subject: how prompts write the subject, with the class word if it is learned with it.
         images: number of reference images.
         size: side of the square training images in pixels.
     """
-    layer = models.text_encoders[0].layer
+    layer = models.text_encoders[0].layer if models.text_encoders else models.family.layer
     usual = layer == models.family.layer
     facts = {
         "ss_num_train_images": str(images),
         "ss_resolution": str((size, size)),
+        "modelspec.trigger_phrase": subject,
         "ss_clip_skip": "None" if usual else str(-(layer or -1)),
         "modelspec.resolution": f"{size}x{size}",
-        "modelspec.prediction_type": {"epsilon": "epsilon", "v_prediction": "v"}[models.prediction_type],
     }
+    if models.prediction_type in PREDICTIONS:
+        facts["modelspec.prediction_type"] = PREDICTIONS[models.prediction_type]
     if models.family.name in BASES:
         version, architecture = BASES[models.family.name][models.prediction_type]
         facts |= {"ss_base_model_version": version, "modelspec.architecture": architecture}
@@ -100,11 +107,11 @@ def describe(result: Described, name: str, kind: str) -> dict[str, str]:
         name: of the file, without its ending; empty for a run's own files.
         kind: "lora" or "textual-inversion", as modelspec calls it; empty for a whole model.
     """
-    facts = {**_settings(result), **_layers(result), **result.origin}
+    facts = {**_settings(result), **(_network(result) if kind == "lora" else {}), **result.origin}
     if result.history:
         facts["ss_steps"] = str(result.steps)
     if result.placeholder_token in result.tokens:
-        facts["modelspec.trigger_phrase"] = result.placeholder_token
+        facts.setdefault("modelspec.trigger_phrase", result.placeholder_token)
     if kind and "modelspec.architecture" in facts:
         facts |= {"modelspec.architecture": f"{facts['modelspec.architecture']}/{kind}"}
     title = f"{result.placeholder_token} ({result.settings['method']})".strip()
@@ -122,8 +129,11 @@ def _settings(result: Described) -> dict[str, str]:
         name = OPTIMIZERS[recipe.get("optimizer", "adamw")]
         facts["ss_optimizer"] = f"{name}(weight_decay={recipe['weight_decay']})"
     if recipe and result.origin.get("ss_num_train_images", "").isdigit():
-        words = {result.placeholder_token: int(result.origin["ss_num_train_images"])}
-        facts["ss_tag_frequency"] = json.dumps({"images": words})  # the folder within the run's
+        count = int(result.origin["ss_num_train_images"])
+        phrase = result.origin.get("modelspec.trigger_phrase", result.placeholder_token)
+        folder = f"1_{phrase}"  # sd-scripts' name of a folder: repeats, then the words of its images
+        facts["ss_tag_frequency"] = json.dumps({folder: {phrase: count}})
+        facts["ss_dataset_dirs"] = json.dumps({folder: {"n_repeats": 1, "img_count": count}})
     if "seed" in settings:
         facts["ss_seed"] = str(settings["seed"])
     if settings.get("precision") in PRECISIONS:
@@ -131,9 +141,11 @@ def _settings(result: Described) -> dict[str, str]:
     return facts
 
 
-def _layers(result: Described) -> dict[str, str]:
+def _network(result: Described) -> dict[str, str]:
     ranks = [len(value) for key, value in result.lora.items() if key.endswith(".lora_down.weight")]
     alphas = [float(value) for key, value in result.lora.items() if key.endswith(".alpha")]
+    if not ranks and result.lora:  # whole weights, which sd-scripts knows as a network of LyCORIS
+        return {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"algo": "full"})}
     if not ranks:
         return {}
     return {

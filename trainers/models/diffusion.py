@@ -63,13 +63,14 @@ class Models:
     text_encoders: tuple[TextEncoder, ...]
     unet: "UNet2DConditionModel"
     alphas_cumprod: Tensor  # [T], on the CPU
-    prediction_type: str  # "epsilon" or "v_prediction"
+    prediction_type: str  # "epsilon", "v_prediction" or "flow", see flow.py
     encode_images: EncodeImages
     decode_latents: DecodeLatents
     known_adapters: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # learned earlier, by placeholder
     subject: Subject | None = None
     base_weights: dict[str, Tensor] = field(default_factory=dict)  # the U-Net's weights that train, as they began
     precision: torch.dtype = field(init=False)  # that a U-Net whose own weights train computes in
+    pixels_per_latent: int = 8  # on a side
     schedule: tuple[Tensor, Tensor] | None = None  # `alphas_cumprod`, and the same on the device
 
     def __post_init__(self):
@@ -108,6 +109,11 @@ class Models:
         self.unet.train(checkpointing)  # older diffusers checkpoints in training mode only; there is no dropout
         for encoder in self.text_encoders:
             encoder.save_memory(checkpointing)
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether gradient checkpointing is on."""
+        return self.text_encoders[0].checkpointing
 
     @property
     def device(self) -> torch.device:

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from ..device import is_out_of_memory
+from ..images import check_pixels
 from .diffusion import Models
+from .flow import FlowModels
 
 LEAST_ALPHA = 2**-25  # below what ComfyUI (4.9e-8) and diffusers (6e-8) put in the place of zero
 
@@ -51,6 +53,7 @@ def sample_ids(
     """Generate images as `sample` does, from prompts as ids `[n, E, 77]`, such as those of training batches."""
     if len(input_ids) != len(seeds):
         raise ValueError(f"{len(input_ids)} prompts but {len(seeds)} seeds: give one seed for each image.")
+    check_pixels(len(seeds) * size[0] * size[1], f"The {len(seeds)} images to generate at once")
     parts = [slice(start, start + batch_size) for start in range(0, len(seeds), batch_size)]
     return torch.cat([_sample_chunk(models, input_ids[part], seeds[part], size, steps, guidance) for part in parts])
 
@@ -70,6 +73,9 @@ def sample_as_fits(
 
 
 def _sample_chunk(models, input_ids, seeds, size: tuple[int, int], steps: int, guidance: float) -> Tensor:
+    if isinstance(models, FlowModels):  # whoever hands over the transformer brings its sampler
+        prompts = models.prompts_of(input_ids)
+        return models.network.generate(prompts, seeds, size=size, steps=steps, guidance=guidance)
     shape = 4, size[0] // 8, size[1] // 8
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     latents = torch.stack(noise).to(models.device)

@@ -2,7 +2,16 @@
 
 from collections.abc import Mapping
 
-from . import attndreambooth, custom_diffusion, dreambooth_lora, t_lora, textboost, textboost_2026, textual_inversion
+from . import (
+    attndreambooth,
+    custom_diffusion,
+    dreambooth_lora,
+    lora,
+    t_lora,
+    textboost,
+    textboost_2026,
+    textual_inversion,
+)
 from .base import Recipe
 
 # Display name of a node -> its presets, the first of which is the default.
@@ -13,6 +22,7 @@ METHODS: dict[str, Mapping[str, Recipe]] = {
     "DreamBooth-LoRA": dreambooth_lora.PRESETS,
     "Custom Diffusion": custom_diffusion.PRESETS,
     "T-LoRA": t_lora.PRESETS,
+    "LoRA": lora.PRESETS,
 }
 
 

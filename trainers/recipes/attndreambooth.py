@@ -159,6 +159,8 @@ class AttnDreamBooth:
     class_images: int = same(PriorPreservation, "class_images")
     class_image_steps: int = same(PriorPreservation, "class_image_steps")
 
+    needs = "a token embedding that trains and a U-Net's cross-attention"
+
     @property
     def steps(self) -> int:
         """Optimizer steps of all stages that run."""
@@ -176,6 +178,7 @@ class AttnDreamBooth:
             known: placeholder tokens that were learned earlier in the graph.
         """
         optimizers.check(self.optimizer)
+        concept.check_single("AttnDreamBooth")
         token = concept.placeholder_token
         first = RUNS[self.run_stages][0]
         if first != "1" and token not in known:
@@ -233,7 +236,7 @@ class AttnDreamBooth:
         )
         return PairedViews(
             templates=(PROMPT,),
-            subject=self.subject(concept),
+            subjects=concept.subjects(with_class_word=True),
             augment=augment,
             pool=self.views,
             batch_size=0,

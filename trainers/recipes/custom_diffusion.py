@@ -96,6 +96,8 @@ class CustomDiffusion:
     lr_warmup_steps: int = same(Optimization, "lr_warmup_steps")
     noise_offset: float = same(Noise, "noise_offset")
 
+    needs = "a token embedding that trains and a U-Net's cross-attention"
+
     def subject(self, concept: Concept) -> str:
         """Return what `{}` in a prompt stands for: `V C`."""
         return concept.subject(with_class_word=True)
@@ -107,12 +109,11 @@ class CustomDiffusion:
     def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
         """Yield the only stage; generate class images before it where none are given."""
         classes = part(PriorPreservation, self).images(models, concept, generator, context)
-        words = [(concept.placeholder_token, concept.initializer)]
-        rows = [trainables.add_tokens(encoder, words).rows for encoder in models.text_encoders]
+        rows = [trainables.add_tokens(encoder, concept.words).rows for encoder in models.text_encoders]
         augment = augmentation.resized if self.random_size else augmentation.random_flip
         views = PairedViews(
             templates=(choose(TEMPLATES[self.templates], generator),),
-            subject=self.subject(concept),
+            subjects=concept.subjects(with_class_word=True),
             augment=partial(augment, p=self.flip_p),
             pool=self.views,
             batch_size=self.batch_size,

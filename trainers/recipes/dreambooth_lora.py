@@ -69,6 +69,8 @@ class DreamBoothLoRA:
     lr_warmup_steps: int = same(Optimization, "lr_warmup_steps")
     noise_offset: float = same(Noise, "noise_offset")
 
+    needs = "a token embedding that trains"
+
     def subject(self, concept: Concept) -> str:
         """Return what `{}` in a prompt stands for: `V`."""
         return concept.subject(with_class_word=False)
@@ -80,11 +82,10 @@ class DreamBoothLoRA:
     def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
         """Yield the only stage; with prior preservation, generate class images before it where none are given."""
         classes = part(PriorPreservation, self).images(models, concept, generator, context)
-        words = [(concept.placeholder_token, concept.initializer)]
-        rows = [trainables.add_tokens(encoder, words).rows for encoder in models.text_encoders]
+        rows = [trainables.add_tokens(encoder, concept.words).rows for encoder in models.text_encoders]
         views = PairedViews(
             templates=TEMPLATES[self.templates],
-            subject=self.subject(concept),
+            subjects=concept.subjects(with_class_word=False),
             augment=partial(augmentation.random_flip, p=self.flip_p),
             pool=self.views,
             batch_size=self.batch_size,

@@ -30,12 +30,12 @@ from ..data.concept import Concept
 from ..data.context import Context
 from ..data.paired_views import PairedViews
 from ..models.diffusion import Models
+from ..models.timestep_lora import RankSchedule, add_timestep_lora
 from ..settings import part, same, setting
 from ..training import losses, optimizers, timesteps, trainables
 from ..training.optimizers import Optimization
 from ..training.stage import Stage
 from ..training.step_inputs import Noise
-from ..training.timestep_lora import RankSchedule, add_timestep_lora
 from .dreambooth_lora import ATTENTION, DreamBoothLoRA
 
 TEMPLATES = ("a photo of a {}",)
@@ -62,6 +62,8 @@ class TLoRA:
     lr_warmup_steps: int = same(Optimization, "lr_warmup_steps")
     noise_offset: float = same(Noise, "noise_offset")
 
+    needs = "the layers and the timesteps of a U-Net"
+
     def subject(self, concept: Concept) -> str:
         """Return what `{}` in a prompt stands for: `V C`."""
         return concept.subject(with_class_word=True)
@@ -69,6 +71,7 @@ class TLoRA:
     def check(self, concept: Concept, known: Collection[str] = ()) -> None:
         """Raise `ValueError` where the rank would grow with the noise, or the optimizer is missing."""
         optimizers.check(self.optimizer)
+        concept.check_single("T-LoRA")
         if self.min_rank > self.lora_rank:
             raise ValueError(
                 f"The min_rank of T-LoRA, {self.min_rank}, is above its lora_rank, {self.lora_rank}: lower it."
@@ -81,7 +84,7 @@ class TLoRA:
             trainables.add_tokens(encoder, words)
         views = PairedViews(
             templates=TEMPLATES,
-            subject=self.subject(concept),
+            subjects=concept.subjects(with_class_word=True),
             augment=partial(augmentation.random_flip, p=self.flip_p),
             pool=self.views,
             batch_size=self.batch_size,

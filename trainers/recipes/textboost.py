@@ -229,6 +229,8 @@ class TextBoost:
     class_images: int = same(PriorPreservation, "class_images")
     class_image_steps: int = same(PriorPreservation, "class_image_steps")
 
+    needs = "a text encoder that trains"
+
     def subject(self, concept: Concept) -> str:
         """Return what `{}` in a prompt stands for: `V`, or `V C` with the class word C."""
         return concept.subject(self.with_class_word)
@@ -245,7 +247,7 @@ class TextBoost:
             for encoder in models.text_encoders:
                 encoder.fix_special_outputs()
         views = paired_views(self, concept)
-        words = [(concept.placeholder_token, concept.initializer), *views.tokens]
+        words = [*concept.words, *views.tokens]
         tokens = [trainables.add_tokens(encoder, words) for encoder in models.text_encoders][WHICH[self.text_encoder]]
         preserved = self._preserved(models, concept)  # while the encoder is the frozen one
         pools = views.pools(models, concept, generator)
@@ -297,7 +299,8 @@ class TextBoost:
         if not self.knowledge_weight:
             return None
         captions, mix = self.captions or shipped_captions(), PromptMix(empty=self.null_prob, class_word=CLASS_PROMPTS)
-        return PreservationPrompts(models, concept.class_word, TEMPLATES[self.templates], captions, mix)
+        classes = [*dict.fromkeys(member.class_word for member in concept.members)]
+        return PreservationPrompts(models, classes, TEMPLATES[self.templates], captions, mix)
 
 
 def paired_views(recipe: "TextBoost", concept: Concept) -> PairedViews:
@@ -317,7 +320,7 @@ def paired_views(recipe: "TextBoost", concept: Concept) -> PairedViews:
         )
     return PairedViews(
         templates=TEMPLATES[recipe.templates],
-        subject=recipe.subject(concept),
+        subjects=concept.subjects(recipe.with_class_word),
         augment=partial(augment, p=recipe.augmentation_p, grayscale_p=recipe.grayscale_p),
         pool=recipe.views,
         batch_size=recipe.batch_size,

@@ -85,6 +85,8 @@ class TextBoost2026:
     lr_warmup_steps: int = same(Optimization, "lr_warmup_steps")
     noise_offset: float = same(Noise, "noise_offset")
 
+    needs = TextBoost.needs
+
     def subject(self, concept: Concept) -> str:
         """Return what `{}` in a prompt stands for: `V`, or `V C` with the class word C."""
         return concept.subject(self.with_class_word)
@@ -92,6 +94,7 @@ class TextBoost2026:
     def check(self, concept: Concept, known: Collection[str] = ()) -> None:
         """Raise `ValueError` where these settings cannot learn this concept, or not on this machine."""
         optimizers.check(self.optimizer)
+        concept.check_single("TextBoost's 2026 revision")
         self._views(concept).check(concept)
 
     def _views(self, concept: Concept) -> PairedViews:

@@ -74,6 +74,8 @@ class TextualInversion:
     lr_warmup_steps: int = same(Optimization, "lr_warmup_steps")
     noise_offset: float = same(Noise, "noise_offset")
 
+    needs = "a token embedding that trains"
+
     @property
     def clip(self) -> ClipConfig | None:
         """The CLIP that chooses the initializer by score; `None` where the strategy needs none."""
@@ -94,12 +96,12 @@ class TextualInversion:
 
     def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
         """Yield the only stage."""
-        start = initializer.words(self.initializer_strategy, models, concept, self.clip, generator, context)
-        words = [(concept.placeholder_token, start)]
+        start = partial(initializer.words, self.initializer_strategy, models)
+        words = [(one.placeholder_token, start(one, self.clip, generator, context)) for one in concept.members]
         rows = [trainables.add_tokens(encoder, words).rows for encoder in models.text_encoders]
         views = PairedViews(
             templates=TEMPLATES[self.templates],
-            subject=self.subject(concept),
+            subjects=concept.subjects(with_class_word=False),
             augment=partial(augmentation.random_flip, p=self.flip_p),
             pool=self.views,
             batch_size=self.batch_size,

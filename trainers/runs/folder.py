@@ -30,6 +30,7 @@ from . import saved_images
 from .info import RunInfo
 from .result import RunResult
 
+LONGEST_NAME = "class_images/0000000000.safetensors"  # none of a run's files has a longer one
 CHECKPOINTS_KEPT = 2  # the newest, and the one before it in case the newest is damaged
 LAST_AT_MOST = 256 * 2**20  # bytes; a larger model's last state is not kept, so more steps then start over
 
@@ -40,13 +41,19 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = Path(path)
 
+    def check_path(self) -> None:
+        """Raise `ValueError` where this system cannot write the run's files because their paths are too long."""
+        files.check_length(self.path / LONGEST_NAME, f"the run {self.path.name}")
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Only one process trains here; a process that is killed loses its lock.
 
         Raises:
             RuntimeError: another process trains here now, or a link leads to files that are not the run's.
+            ValueError: the paths of its files are too long.
         """
+        self.check_path()
         if link := files.link_in(self.path):
             name = quoted(link.relative_to(self.path.parent).as_posix())
             raise RuntimeError(f"The link {name} leads to files that are not the run's: remove it and queue again.")
@@ -178,7 +185,7 @@ class RunFolder:
             place = self._of_step(step) if step else self.path
             lora, learned = (files.tensors(place / f"{name}.safetensors")[0] for name in ("lora", "clip"))
             result = RunResult.read(info, lora, learned, self.path, self.history(info.steps))
-            return replace(result, picked=step) if result.tokens else None
+            return replace(result, picked=step) if result.tokens or result.lora else None
         except (OSError, SafetensorError, LookupError, TypeError, ValueError):
             return None
 

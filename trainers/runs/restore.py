@@ -9,8 +9,8 @@ from torch import nn
 
 from ..formats import kohya
 from ..models.diffusion import Models
+from ..models.timestep_lora import RankSchedule, restore_timestep_lora
 from ..training import causal_adapters, trainables
-from ..training.timestep_lora import RankSchedule, restore_timestep_lora
 from .result import RunResult
 
 OTHER_MODEL = "The result of this run does not fit this model: give the checkpoint that the run started from."

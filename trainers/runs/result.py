@@ -9,9 +9,9 @@ from torch import Tensor
 from ..data.concept import check_word
 from ..formats import kohya, metadata
 from ..formats.foreign import DAMAGED
+from ..models.timestep_lora import RankSchedule
 from ..models.tokenizer import ROOM, Tokenizer, bundled_words
 from ..text import quoted
-from ..training.timestep_lora import RankSchedule
 from ..training.trainables import check_placeholder
 from .info import RunInfo
 

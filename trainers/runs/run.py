@@ -12,7 +12,9 @@ from ..data.concept import Concept
 from ..data.prompts import SUBJECT, cut_off
 from ..digest import digest_of
 from ..metrics.clip import ExtractorConfig
+from ..models.families import Family
 from ..models.tokenizer import Tokenizer
+from ..recipes import METHODS
 from ..recipes.base import Recipe
 from ..settings import decisive, part
 from ..stopping.monitor import Monitor
@@ -77,6 +79,14 @@ class Run:
         return "steps " + endless.digest(model)
 
 
+def check_family(recipe: Recipe, family: Family) -> None:
+    """Raise `ValueError` where a recipe needs what only Stable Diffusion has here."""
+    if recipe.needs and not family.text_encoders:
+        method = next(name for name, presets in METHODS.items() if type(recipe) in map(type, presets.values()))
+        others = " or ".join(name for name, presets in METHODS.items() if not next(iter(presets.values())).needs)
+        raise ValueError(f"{method} needs {recipe.needs}, which {family.name} models do not have here: use {others}.")
+
+
 def extractor_configs(recipe: Recipe, stopper: Iterable[Monitor]) -> list[ExtractorConfig]:
     """Return the configs of all feature extractors that a recipe and monitors use."""
     return [choice for part in (recipe, *stopper) for choice in getattr(part, "extractor_configs", ())]
@@ -103,7 +113,8 @@ def check_lengths(run: Run, previews: Iterable[str], tokenizers: Iterable[Tokeni
     sentences = []
     for tokenizer in tokenizers:
         own = Tokenizer(tokenizer.encode_words)
-        own.add_placeholder(concept.placeholder_token, max(vectors, len(initializer_ids(own, concept.initializer))))
+        for token, initializer in concept.words:
+            own.add_placeholder(token, max(vectors, len(initializer_ids(own, initializer))))
         sentences += [cut_off(own, name, text.replace(SUBJECT, subject), before) for name, text, before in prompts]
     sentences, more = (
         [*dict.fromkeys(filter(None, sentences))],

@@ -33,7 +33,8 @@ def write(concept: Concept, folder: Path) -> None:
             image = to_pil(tensor.expand(3, -1, -1)).convert(mode)
             files.save_png(image, folder / kind / f"{i:02d}.png")
             if not torch.equal(pixels(image), tensor):
-                exact[f"{kind}/{i:02d}"] = tensor.contiguous()
+                # A copy: safetensors refuses an image that was selected twice.
+                exact[f"{kind}/{i:02d}"] = tensor.clone(memory_format=torch.contiguous_format)
     if exact:
         with files.replaced(folder / EXACT) as temporary:
             save_file(exact, temporary)

@@ -12,11 +12,12 @@ from safetensors import SafetensorError
 from ..data.context import Context
 from ..device import SingleDevice
 from ..formats import kohya, metadata
+from ..models import timestep_lora
 from ..models.diffusion import Models
 from ..stopping import monitor as stopping
 from ..stopping.monitor import StageContext, StageMonitors
 from ..text import quoted, size_of, unknown_tokens
-from ..training import causal_adapters, state, timestep_lora
+from ..training import causal_adapters, state
 from ..training.loop import train_stage
 from ..training.memory import MemoryBudget, trained_values
 from ..training.optimizers import BYTES_PER_VALUE
@@ -101,7 +102,8 @@ class Trainer:
         elif known := self.folder.info():
             continued = known.continued_from
         self.source = source
-        origin = metadata.origin(self.models, len(concept.images), concept.at_resolution(self.models.resolution))
+        subject, size = self.run.recipe.subject(concept), concept.at_resolution(self.models.resolution)
+        origin = metadata.origin(self.models, subject, len(concept.images), size)
         self.info = RunInfo(
             settings=settings, dataset=self.run.dataset(), model=self.model, lineage=lineage, origin=origin,
             continued_from=continued,
@@ -129,7 +131,8 @@ class Trainer:
 
     def _warn_of_unknown(self) -> None:
         """Say which words of the preview's prompts look like placeholder tokens and are none of this training."""
-        known = self.models.text_encoders[0].tokenizer.placeholders
+        encoders = self.models.text_encoders
+        known = encoders[0].tokenizer.placeholders if encoders else {}
         for prompt in self.preview.used_prompts if known else ():
             for word, nearest in unknown_tokens(prompt, known).items():
                 self.callbacks.on_warning(
@@ -164,9 +167,10 @@ class Trainer:
 
     def _watch(self, stage: Stage, generator: torch.Generator, begin: StageState) -> None:
         """Set the monitors on a stage, and let them see it before its first step."""
+        concept = self.run.concept.members[0]  # the one that prompts with {} are about
         stage_context = StageContext(
-            models=self.models, stage=stage, concept=self.run.concept, device=self.device, generator=generator,
-            subject=self.run.recipe.subject(self.run.concept), context=self.context,
+            models=self.models, stage=stage, concept=concept, device=self.device, generator=generator,
+            subject=self.run.recipe.subject(concept), context=self.context,
         )  # fmt: skip
         state.restore(begin, stage.parameters(), generator)
         self.watch = StageMonitors(self.run.stopper, stage_context, self._entries(), begin.best)

@@ -123,7 +123,7 @@ def fastest_pass(
 ) -> Pass:
     """`run_pass`; on a card that holds the whole batch with its activations, as one CUDA graph."""
     run, models = partial(run_pass, stage, objective, device, micro_batch_size), objective.models
-    whole = not 0 < micro_batch_size < stage.batch_size and not models.text_encoders[0].checkpointing
+    whole = not 0 < micro_batch_size < stage.batch_size and not models.checkpointing
     if device.captures and whole:
         return GraphedPass(run, stage.parameters(), notice)
     return run

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..device import TOO_LARGE, is_out_of_memory
 from ..models.diffusion import Encoding, Models
+from ..models.flow import FlowModels, blocks
 from ..models.text_encoder import TextEncoder
 from ..models.tokenizer import LENGTH
 from .cross_attention import records_attention
@@ -45,7 +46,7 @@ def stage_bytes(
     """
     size, twice = min(memory_plan.micro_batch_size or batch_size, batch_size), memory_plan.gradient_checkpointing
     text = [encoder for encoder in models.text_encoders if any(p.requires_grad for p in encoder.parameters())]
-    activations = activation_bytes(models, resolution // 8, twice)
+    activations = activation_bytes(models, resolution // models.pixels_per_latent, twice)
     activations += PROMPTS * sum(text_activation_bytes(encoder, twice) for encoder in text)
     half = unet_precision(models) != torch.float32
     casts = copied_bytes(models) + (sum(map(cast_bytes, text)) if half and not twice else 0)
@@ -59,6 +60,8 @@ def activation_bytes(models: Models, side: int, checkpointing: bool) -> int:
     and recorded attention. Attention runs unfused there; the scores, which a fused kernel never stores,
     are left out unless they are recorded.
     """
+    if isinstance(models, FlowModels):
+        return _flow_activation_bytes(models, side, checkpointing)
     unet, before = models.unet, models.unet.training
     dtype = unet_precision(models)
     tensors = {name: _empty(t, dtype) for name, t in (*unet.named_parameters(), *unet.named_buffers())}
@@ -73,6 +76,31 @@ def activation_bytes(models: Models, side: int, checkpointing: bool) -> int:
         return whole
     # While it goes back, one block at a time is computed again.
     return whole + activation_bytes(models, side, False) // len(list(unet.down_blocks) + list(unet.up_blocks))
+
+
+def _flow_activation_bytes(models: FlowModels, side: int, checkpointing: bool) -> int:
+    """Count the same for a transformer that runs on its device alone: with fused attention it grows with the area.
+
+    It is counted at two small sizes. Copies of weights in the precision that it computes in are among what is kept.
+    """
+    (small, fewer), (large, more) = ((area, _kept_at(models, area, checkpointing)) for area in (16, 32))
+    kept = fewer + (more - fewer) * (side**2 - small**2) // (large**2 - small**2)
+    if not checkpointing:
+        return kept
+    return kept + _flow_activation_bytes(models, side, False) // max(1, len(blocks(models.unet)))
+
+
+def _kept_at(models: FlowModels, side: int, checkpointing: bool) -> int:
+    before = models.checkpointing
+    models.save_memory(checkpointing)
+    latents = torch.zeros(1, models.channels, side, side, device=models.device)
+    timesteps = torch.full((1,), len(models.sigmas) // 2, device=models.device)
+    encoding = models.encode_ids(models.tokenize([""]))
+    try:
+        forward = lambda: models.predict(latents, timesteps, encoding)  # noqa: E731
+        return _kept_bytes(forward, models.unet.parameters(), lambda tensor: False)
+    finally:
+        models.save_memory(before)
 
 
 def unet_precision(models: Models) -> torch.dtype:

@@ -5,10 +5,27 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
+from ..models.diffusion import Models
+
 
 def uniform(alphas_cumprod: Tensor, generator: Generator) -> Callable[[int], Tensor]:
     """Return a sampler of timesteps `[n]`, all equally likely."""
     return lambda n: torch.randint(len(alphas_cumprod), (n,), generator=generator)
+
+
+def logit_normal(count: int, generator: Generator) -> Callable[[int], Tensor]:
+    """Return a sampler of timesteps `[n]` below `count`: `floor(count * sigmoid(z))` with z ~ normal(0, 1).
+
+    Stable Diffusion 3's distribution for flow matching (arXiv 2403.03206): levels in the middle are the hardest.
+    """
+    return lambda n: (torch.randn(n, generator=generator).sigmoid() * count).long().clamp(max=count - 1)
+
+
+def natural(models: Models, generator: Generator) -> Callable[[int], Tensor]:
+    """Return the sampler of timesteps `[n]` that the model's kind is trained with."""
+    if models.prediction_type == "flow":
+        return logit_normal(len(models.alphas_cumprod), generator)
+    return uniform(models.alphas_cumprod, generator)
 
 
 def snr_probabilities(alphas_cumprod: Tensor) -> Tensor:

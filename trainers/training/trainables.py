@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
 from functools import partial
 
 import torch
@@ -155,6 +156,32 @@ def add_lora(
         elif rows != slice(None):
             parameter.register_hook(partial(_only_rows, rows))
     return list(lora.values())
+
+
+def layers(models: Models, patterns: str = "") -> list[str]:
+    """Return the names of linear layers in a network's transformer blocks.
+
+    Args:
+        patterns: separated by commas, with `*` for anything, such as `*attn*`: only layers that fit one of them, also
+            outside of the blocks; empty for all layers of the blocks.
+
+    Raises:
+        ValueError: no layer fits.
+    """
+    linear = [name for name, layer in models.unet.named_modules() if isinstance(layer, nn.Linear)]
+    wanted = [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]
+    if wanted:
+        found = [name for name in linear if any(fnmatchcase(name, pattern) for pattern in wanted)]
+    else:
+        lists = [name for name, part in models.unet.named_children() if isinstance(part, nn.ModuleList)]
+        in_blocks = re.compile(r"(^|\.)transformer_blocks\." if "down_blocks" in lists else rf"({'|'.join(lists)})\.")
+        found = [name for name in linear if in_blocks.search(name)]
+    if not found:
+        raise ValueError(
+            f"No linear layer of this model fits {quoted(patterns)}: its layers are called such as "
+            f"{quoted(linear[len(linear) // 2])}."
+        )
+    return found
 
 
 def _only_rows(rows: slice, gradient: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """`python -m trainers dreambench`: the right table, whatever ends it in between, and however many work on it."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from personalize.trainers import __main__ as command
 from personalize.trainers import images
 from personalize.trainers.cli.dreambench import command as dreambench
 from personalize.trainers.cli.dreambench import dataset as dreambench_data
+from personalize.trainers.cli.dreambench.subject import Worker
 from personalize.trainers.cli.dreambench.table import FAILED, MISSING, SCORES, Row, Table
 from personalize.trainers.evaluation import scorer, vqa
 from personalize.trainers.evaluation.report import COLUMNS, Report, Scored, Spread
@@ -111,6 +113,21 @@ def test_the_table_holds_what_scoring_gives(files, whole):
     assert table["fish_2"]["VQA"] == ""
     assert table["fish_2"]["note"] == "VQA: the package t2v_metrics is not installed"
     assert '<a href="fish_2/report.html">' in (whole / "dreambench.html").read_text()
+
+
+def test_masks_of_a_subject_are_trained_with_and_files_that_are_left_out_are_named(files, tmp_path, monkeypatch):
+    folder, runs, said = tmp_path / "data" / "dog", [], []
+    folder.mkdir(parents=True)
+    for name in ("1.png", "2.png", "2-masklabel.png"):
+        Image.new("RGB", (32, 32), "white").save(folder / name)
+    (folder / "notes.pdf").write_text("x")
+    flags = ["--data", str(tmp_path / "data"), "--out", str(tmp_path), *files.flags, "--references", "0"]
+    (subject,) = dreambench_data.read(tmp_path / "data", [])
+    worker = object.__new__(Worker)
+    worker.bench = dreambench.bench_of(dreambench.parser().parse_args(flags))
+    monkeypatch.setattr(Worker, "_evaluation", lambda self, subject, run, unseen: runs.append(run) or 1 / 0)
+    assert worker(dataclasses.replace(subject, reference="2.png"), said.append).state == FAILED
+    assert said[0] == "dog: left out: 'notes.pdf'" and len(runs[0].concept.masks) == 2
 
 
 @pytest.mark.slow

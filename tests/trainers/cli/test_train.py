@@ -180,7 +180,7 @@ def test_a_folder_is_read_as_load_references_reads_it(tmp_path):
     gray = np.linspace(0, 65535, 64 * 64, dtype=np.uint16).reshape(64, 64)
     Image.fromarray(gray).save(tmp_path / "a.png")
     Image.new("RGB", (64, 64), (255, 0, 0)).save(tmp_path / "b.tiff")
-    images, _ = read_folder(tmp_path)
+    images, *_ = read_folder(tmp_path)
     assert (images[0][0] - torch.from_numpy(gray.astype(np.float32) / 65535)).abs().max() < 1e-6
     assert images[1][:, 0, 0].tolist() == [1.0, 0.0, 0.0]
     Image.new("1", (20_000, 6_000)).save(tmp_path / "c.png")
@@ -269,3 +269,22 @@ def test_a_run_of_the_graph_is_trained_again_with_its_settings_and_images(of_gra
         assert (ours[name] - value).abs().max() <= 4.1 * FAST.lora_learning_rate, name
     rerun(of_graph, tmp_path)
     assert "not trained again" in capsys.readouterr().out
+
+
+def test_files_that_are_left_out_are_named_and_masks_are_used(tmp_path, capsys):
+    for name in ("a.png", "a-masklabel.png"):
+        Image.new("RGB", (32, 32), "white").save(tmp_path / name)
+    for name in ("notes.pdf", "b.heic"):
+        (tmp_path / name).write_text("x")
+    assert asked(tmp_path).concept.masks is not None
+    assert capsys.readouterr().out == "left out: 'b.heic', 'notes.pdf'\n"
+    given = evaluate.parser().parse_args(
+        ["none", "--images", str(tmp_path), "--checkpoint", "x", "--out", "y", "--class-word", "dog"]
+    )
+    with pytest.raises(ValueError, match="CLIP"):  # no metric model is given
+        evaluate.evaluate(given)
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        "left out: 'b.heic', 'notes.pdf'",
+        "The reference images are compared whole: their masks are not used.",
+    ]

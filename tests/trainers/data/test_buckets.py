@@ -41,7 +41,7 @@ def concept(shapes=SHAPES, crop="bucket", **changes):
 
 def paired(pool, p=0.5):
     augment = partial(AUGMENT, p=p, grayscale_p=0.0)
-    return PairedViews(templates=["a {}"], subject="dog", augment=augment, pool=pool, batch_size=4)
+    return PairedViews(templates=["a {}"], subjects=["dog"] * 20, augment=augment, pool=pool, batch_size=4)
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,13 @@ def pixels(pictures):
     return torch.cat([latents.mean for latents in pictures.latents.values()])
 
 
+def test_the_size_of_all_class_images_is_bounded_before_one_is_drawn():
+    with pytest.raises(
+        ValueError, match="^The 10000000 class images to generate have .* million pixels together, more"
+    ):
+        class_images_of(small.models(), concept(), Context(), seed=7, count=10_000_000, steps=2)
+
+
 def test_the_model_draws_them_the_same_every_time(tmp_path):
     first, again, kept, read, other = (small.models() for _ in range(5))
     drawn = class_images_of(first, concept(), Context(), seed=7, count=11, steps=2)

@@ -40,6 +40,8 @@ def limited(models, most, alone=0):
 )
 def test_the_latents_are_the_same(most, alone, expected):
     whole = encode_views(small.models(), views(8), 8)
+    with pytest.raises(ValueError, match="^The 1000000000 images to encode have .* million pixels together, more than"):
+        encode_views(small.models(), views(8), 10**9)
     models, sizes, room = limited(small.models(), most, alone)
     parts = encode_views(models, views(8), 8)
     assert sizes == expected and room == [most]

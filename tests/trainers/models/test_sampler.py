@@ -56,6 +56,15 @@ def test_zero_terminal_snr_divides_by_nothing(prediction):
     assert x.isfinite().all()
 
 
+def test_the_size_of_all_images_is_bounded_before_one_is_made():
+    """As of a preview of many prompts."""
+    models = small.models()
+    with pytest.raises(
+        ValueError, match="^The 5000 images to generate at once have 1310 million pixels together, more"
+    ):
+        sampler.sample(models, ["a dog"] * 5000, range(5000), size=(512, 512), steps=1)
+
+
 def test_a_image_depends_on_its_seed_alone():
     models = small.models()
     alone = sampler.sample(models, ["a dog"], [7], size=(32, 32), steps=3)

@@ -31,6 +31,15 @@ def test_a_placeholder_is_a_word(tokenizer, prompt, pieces):
     assert tokenizer.words(prompt) == ids
 
 
+def test_weights_and_what_is_beyond_75_tokens_are_no_part_of_a_prompt_here(tokenizer):
+    """As Train's tooltip says of its previews: the graph's own encoder reads `(dog:1.2)` as a weight."""
+    ids = tokenizer(["(dog:1.2)", "dog " * 80])
+    assert ids[0, 1:8].tolist() == [
+        i for piece in ("(", "dog", ":", "1", ".", "2", ")") for i in tokenizer.encode_words(piece)
+    ]
+    assert ids.shape == (2, 77) and ids[1, 1:76].tolist() == 75 * tokenizer.encode_words("dog")
+
+
 @pytest.mark.parametrize(
     ("prompt", "unknown"),
     [

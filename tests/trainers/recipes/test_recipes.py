@@ -182,7 +182,7 @@ def test_norm_clamp_holds(tmp_path):
 def test_preservation_prompts_are_drawn_in_their_shares():
     models = small.models()
     templates, captions = ["a {}", "one {}"], ["snow on a roof", "two boats"]
-    prompts = PreservationPrompts(models, "dog", templates, captions, PromptMix(empty=0.1, class_word=0.25))
+    prompts = PreservationPrompts(models, ["dog"], templates, captions, PromptMix(empty=0.1, class_word=0.25))
     ids, targets = prompts.sample(4000, torch.Generator().manual_seed(0))
     empty, template = models.tokenize([""])[0], models.tokenize(["a dog", "one dog"])
     is_empty = (ids == empty).all(dim=2)[:, 0]

@@ -13,7 +13,7 @@ from personalize.trainers.models.families import SD1, SDXL
 from personalize.trainers.recipes import attndreambooth, custom_diffusion, dreambooth_lora, t_lora, textual_inversion
 from personalize.trainers.recipes.textboost import TextBoost
 from personalize.trainers.recipes.textboost_2026 import TextBoost2026
-from personalize.trainers.runs import restore, train
+from personalize.trainers.runs import restore, saved_images, train
 from personalize.trainers.runs.folder import RunFolder
 from personalize.trainers.runs.run import Run
 
@@ -84,3 +84,10 @@ def test_another_model_gets_one_sentence(tmp_path):
     more = dataclasses.replace(result, lora={**result.lora, "lora_unet_nothing.diff": torch.ones(1)})
     with pytest.raises(ValueError, match="does not fit this model"):
         restore.put(more, small.models())
+
+
+def test_an_image_that_is_selected_twice_is_saved_twice(tmp_path):
+    """As by the selection "1, 1"; of numbers between those of a PNG."""
+    image = torch.full((3, 32, 32), 0.123456)
+    saved_images.write(Concept(images=(image, image), resolution=32), tmp_path)
+    assert all(torch.equal(image, back) for back in saved_images.read(tmp_path)["images"])

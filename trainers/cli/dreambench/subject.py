@@ -62,10 +62,13 @@ class Bench:
     micro_batch_size: int
     checkpoint_every: int
 
-    def concept(self, subject: Subject, images: tuple[torch.Tensor, ...], captions: tuple[str, ...] = ()) -> Concept:
-        """Return the concept of a subject with these images `[3, h, w]` in 0..1."""
+    def concept(
+        self, subject: Subject, images: tuple[torch.Tensor, ...], captions: tuple[str, ...] = (),
+        masks: tuple[torch.Tensor, ...] | None = None,
+    ) -> Concept:  # fmt: skip
+        """Return the concept of a subject with these images `[3, h, w]` in 0..1 and their masks `[1, h, w]`."""
         own: dict = {"initializer_token": subject.initializer} if subject.initializer else {}
-        return Concept(images=images, captions=captions, class_word=subject.class_word, **self.words | own)
+        return Concept(images=images, captions=captions, masks=masks, class_word=subject.class_word, **self.words | own)
 
     def own_prompts(self, subject: Subject) -> str:
         """Return the user's own lines for a subject; "" for none.
@@ -116,12 +119,13 @@ class Worker:
 
     def _done(self, subject: Subject, say: Say) -> Row:
         bench, folder = self.bench, self.bench.out / subject.name
-        images, captions = read_folder(subject.folder)
+        images, captions, masks = read_folder(subject.folder, say)
         names = [file.name for file in image_files(subject.folder)]
         order = sorted(range(len(images)), key=lambda i: names[i] != subject.reference)  # the chosen one first
         images, captions = tuple(images[i] for i in order), tuple(captions[i] for i in order if captions)
+        masks = tuple(masks[i] for i in order) if masks else None
         count = bench.references or len(images)
-        concept = bench.concept(subject, images[:count], captions[:count])
+        concept = bench.concept(subject, images[:count], captions[:count], masks and masks[:count])
         bench.recipe.check(concept)
         run = Run(concept=concept, recipe=bench.recipe, stopper=bench.stopper, seed=bench.seed, dtype=bench.dtype)
         evaluation = self._evaluation(subject, run, images[count:])

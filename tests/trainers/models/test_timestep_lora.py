@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from personalize.tests.support import small
-from personalize.trainers.training.timestep_lora import (
+from personalize.trainers.models.timestep_lora import (
     RankSchedule,
     TimestepLoRA,
     add_timestep_lora,

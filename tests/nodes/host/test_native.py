@@ -1,0 +1,145 @@
+"""Transformers on the host's own modules: are their gradients right, does a LoRA on them learn, is it used whole?"""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from personalize.nodes.host.session import operations_with_gradients
+from personalize.tests.support import random_native
+from personalize.trainers.formats import kohya
+from personalize.trainers.models import gradient_check
+from personalize.trainers.models.families import FLOW_FAMILIES
+from personalize.trainers.models.flow import blocks
+from personalize.trainers.training import trainables
+
+pytestmark = pytest.mark.comfy
+PROMPT = "a photo of sks dog"
+
+
+@pytest.fixture(scope="module", params=random_native.LAYOUTS)
+def models(tmp_path_factory, request):
+    """`FlowModels` of a tiny random checkpoint with a LoRA; its text encoder is random numbers for each prompt."""
+    models = random_native.models(tmp_path_factory.mktemp("random"), request.param)
+    trainables.add_lora(models.unet, trainables.layers(models), 4, 4, torch.Generator().manual_seed(0))
+    return models
+
+
+@pytest.fixture(autouse=True)
+def gradients():
+    """As in a training session."""
+    with operations_with_gradients():
+        yield
+
+
+def adapters(models):
+    return [parameter for name, parameter in models.unet.named_parameters() if "lora_" in name]
+
+
+def test_every_family_has_a_checkpoint_here():
+    assert {family.name for family in FLOW_FAMILIES} == {*random_native.LAYOUTS}
+
+
+def test_the_gradient_is_right_and_a_fixed_batch_is_learned(models):
+    """The check of every training raises at a wrong gradient; then steps on six noise levels of one batch."""
+    params = gradient_check.reached(models, adapters(models), PROMPT)
+    assert len(params) > 0.8 * len(adapters(models)) and not any(p.is_inference() for p in models.unet.parameters())
+    losses = fit(models, params, steps=8)
+    assert losses[-1] < 0.97 * losses[0], losses
+    used_whole(models)
+
+
+def used_whole(models):
+    """The stock loader finds a weight for every key of the file."""
+    import comfy.lora
+    import comfy.lora_convert
+
+    state = kohya.lora(models)
+    key_map = comfy.lora.model_lora_keys_unet(models.network.patcher.parent.model, {})
+    loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(state)), key_map, log_missing=True)
+    assert {key for adapter in loaded.values() for key in adapter.loaded_keys} == set(state)
+    assert len(loaded) == len(state) / 3
+
+
+def test_gradient_checkpointing_changes_no_gradient(models):
+    params = gradient_check.reached(models, adapters(models), PROMPT)
+    gradients = []
+    for checkpointing in (False, True):
+        models.save_memory(checkpointing)
+        assert models.checkpointing == checkpointing
+        gradients.append(gradient_of(models, params))
+        models.save_memory(False)
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.9999
+    assert gradients[1].norm() == pytest.approx(gradients[0].norm().item(), rel=1e-3)
+
+
+def gradient_of(models, params):
+    latents, noise, timesteps, encoding = batch(models)
+    prediction = models.predict(models.add_noise(latents, noise, timesteps), timesteps, encoding)
+    loss = (prediction - models.target(latents, noise, timesteps)).square().mean()
+    return torch.cat([part.flatten() for part in torch.autograd.grad(loss, params)])
+
+
+def test_blocks_that_are_run_twice_on_what_they_changed_are_refused(tmp_path):
+    """Gradient checkpointing without copies: the second pass through a block of Flux begins with its own output."""
+    models = random_native.models(tmp_path, "Flux.1")
+    lora = trainables.add_lora(models.unet, trainables.layers(models), 4, 4, torch.Generator().manual_seed(0))
+    for block in blocks(models.unet):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    with pytest.raises(ValueError, match=r"^The gradients of Flux\.1 are wrong in this ComfyUI \(a slope of"):
+        gradient_check.reached(models, lora, PROMPT)
+    assert all(not parameter.any() for parameter in lora[1::2])  # they are what they were
+
+
+def test_operations_in_place_are_exchanged_where_results_stay_the_same(tmp_path):
+    """A block that drops the result of `add_` computes something else without it."""
+    models = random_native.models(tmp_path, "Flux.1")
+    lora = trainables.add_lora(models.unet, trainables.layers(models), 4, 4, torch.Generator().manual_seed(0))
+    embed = models.unet.txt_in.forward
+
+    def dropped(x):
+        y = embed(x)
+        y.mul_(3.0)
+        return y
+
+    models.unet.txt_in.forward = dropped
+    with pytest.raises(ValueError, match="what it computes changes without operations in place"):
+        gradient_check.reached(models, lora, PROMPT)
+
+
+def test_a_part_of_the_gradient_that_is_missing_is_refused(tmp_path):
+    models = random_native.models(tmp_path, "SD 3")
+    lora = trainables.add_lora(models.unet, trainables.layers(models), 4, 4, torch.Generator().manual_seed(0))
+    attention = models.unet.joint_blocks[0].x_block.attn
+    whole = attention.pre_attention
+    attention.pre_attention = lambda x: tuple(part.detach() for part in whole(x))
+    with pytest.raises(ValueError, match="The gradients of SD 3 are wrong"):
+        gradient_check.reached(models, lora, PROMPT)
+
+
+def test_a_clip_of_another_family_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="^This CLIP does not belong to a Qwen-Image model: use the text encoder"):
+        random_native.models(tmp_path, "Qwen-Image", text="Krea 2")
+
+
+def batch(models):
+    """Latents, noise, timesteps of six levels and the encoding of a fixed batch."""
+    generator = torch.Generator().manual_seed(1)
+    latents, noise = (torch.randn(6, models.channels, 8, 8, generator=generator) for _ in range(2))
+    timesteps = ((torch.arange(6) + 0.5) / 6 * len(models.sigmas)).long()
+    return latents, noise, timesteps, models.encode_prompts([PROMPT] * 6)
+
+
+def fit(models, params, steps):
+    """The losses of some steps on one batch."""
+    latents, noise, timesteps, encoding = batch(models)
+    optimizer, losses = torch.optim.AdamW(params, lr=5e-3), []
+    for _ in range(steps):
+        prediction = models.predict(models.add_noise(latents, noise, timesteps), timesteps, encoding)
+        loss = (prediction - models.target(latents, noise, timesteps)).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
