@@ -2,13 +2,13 @@
 
 from comfy_api.latest import io
 
-from ..trainers.data.concept import Concept
-from ..trainers.images import left_out
+from ..trainers.data.concept import Concept, check_class_word, check_word
+from ..trainers.images import ImageFile, left_out
 from ..trainers.text import as_lines
 from .host import models, session
 from .host.folders import fingerprint
 from .reference_images import captions_for, chosen, connected, files_in, masked, of_class
-from .schema import checked
+from .schema import checked, valid
 from .sockets import CATEGORY, ConceptSocket
 
 
@@ -133,6 +133,15 @@ class LoadReferences(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(
+        cls, folder=(None,), class_folder=(None,), class_word=(None,), placeholder_token=(None,), images=None
+    ) -> bool | str:
+        """Check what is known before the graph runs; the host passes its sockets, too, without images."""
+        checks = [(_files, folder), (_files, class_folder), (check_class_word, class_word), (_token, placeholder_token)]
+        answers = [valid(check, *value) for check, value in checks]
+        return next((answer for answer in answers if answer is not True), True)
+
+    @classmethod
     def fingerprint_inputs(cls, folder="", class_folder="", **others) -> str:
         return fingerprint({"folder": folder, "class_folder": class_folder})
 
@@ -145,9 +154,7 @@ class LoadReferences(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         references = connected(images)
         texts = captions_for(as_lines(captions), len(references))
-        (files, others), (class_files, more) = (
-            files_in(name[0].strip()) if name[0].strip() else ([], []) for name in (folder, class_folder)
-        )
+        (files, others), (class_files, more) = _files(*folder), _files(*class_folder)
         masks = [m for batch in mask or [] for m in batch.reshape(-1, *batch.shape[-2:])]
         references, masks, texts = chosen(
             references, texts, files, masks, max_images[0], select_images[0], inverted=invert_mask[0]
@@ -171,3 +178,12 @@ class LoadReferences(io.ComfyNode):
         first = concept.images[0].movedim(0, -1)[None]
         shown = session.preview(masked(first, concept.masks[0]), cls) if concept.masks else None
         return io.NodeOutput(concept, first, concept.placeholder_token, width, height, ui=shown)
+
+
+def _files(folder: str) -> tuple[list[ImageFile], list[str]]:
+    """Return `files_in` a folder; nothing for an empty name."""
+    return files_in(folder.strip()) if folder.strip() else ([], [])
+
+
+def _token(placeholder: str) -> None:
+    check_word(placeholder.strip())

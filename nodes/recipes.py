@@ -153,8 +153,7 @@ def with_extractors(settings):
     Raises:
         ValueError: a metric model that they name cannot be found.
     """
-    for extractor in extractor_configs(settings, ()):
-        extractors.check(extractor)
+    extractors.check(*extractor_configs(settings, ()))
     return settings
 
 

@@ -61,6 +61,12 @@ def _number_in(message: str) -> int | None:
     return int(number) if number.isdigit() else None
 
 
+def joined(sentences: Iterable[str]) -> str:
+    """Return sentences as one, with semicolons between them."""
+    first, *others = (sentence.removesuffix(".") for sentence in sentences)
+    return "; ".join([first, *(other[:1].lower() + other[1:] for other in others)]) + "."
+
+
 def as_lines(texts: Sequence[str]) -> str:
     """Return the text of a widget as it is, and a list's texts as one line each."""
     return texts[0] if len(texts) == 1 else "\n".join(" ".join(text.split()) for text in texts)

@@ -56,3 +56,18 @@ def test_prompts_that_miss_the_subject_are_named_before_the_training(server, sma
         assert sentence in said
     else:
         assert "placeholder" not in said and "alone" not in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"references.placeholder_token": "my dog"}, "The placeholder 'my dog' is not one word"),
+        ({"references.class_word": " "}, "The class word is empty"),
+        ({"references.folder": "nowhere"}, "The folder 'nowhere' does not exist"),
+        ({"references.class_folder": "../output"}, "is not inside ComfyUI's input folder"),
+        ({"references.folder": "\ud83d"}, "is not inside ComfyUI's input folder"),
+    ],
+)
+def test_a_wrong_word_or_folder_is_refused_when_it_is_queued(server, smallest, changes, sentence):
+    outcome = prompts.queue(server.client, changed(smallest, changes))
+    assert outcome.kind == "refused" and sentence in outcome.message and not prompts.faults(outcome.message)

@@ -61,8 +61,7 @@ class Concept:
         for name, images in named.items():
             if any(min(image.shape[-2:]) < 8 for image in images):
                 raise ValueError(f"A {name} is smaller than 8 pixels on a side: use a larger one.")
-        if not self.class_word:
-            raise ValueError("The class word is empty: write the class of your subject, such as dog.")
+        check_class_word(self.class_word)
         check_word(self.placeholder_token)
         if 0 < self.resolution < SMALLEST:
             raise ValueError(
@@ -207,6 +206,12 @@ class Concept:
     def caption(self, image: int) -> str:
         """Return the caption of an image, with `{}` for the subject; "" for none."""
         return self.captions[image] if self.captions else ""
+
+
+def check_class_word(word: str) -> None:
+    """Raise `ValueError` unless there is a class word."""
+    if not word.strip():
+        raise ValueError("The class word is empty: write the class of your subject, such as dog.")
 
 
 def check_word(token: str) -> None:

@@ -53,9 +53,11 @@ class PairedViews:
 
     def all_prompts(self, concept: Concept) -> list[str]:
         """Return every prompt of the batches, without what names an operation."""
-        texts = [concept.caption(i) for i in range(len(concept.images))]
-        texts += self.templates if not all(texts) else ()
-        return [text.replace("{}", self.subject) for text in dict.fromkeys(texts) if text]
+        prompts: list[str] = []
+        for i, subject in enumerate(self.subjects):
+            caption = concept.caption(i)
+            prompts += [text.replace("{}", subject) for text in ([caption] if caption else self.templates)]
+        return [*dict.fromkeys(prompts)]
 
     def pools(self, models: Models, concept: Concept, generator: Generator) -> Iterator[Latents]:
         """Yield encoded views for one step after the other, all of one size: a pool for each size, or fresh ones.

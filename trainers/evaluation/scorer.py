@@ -80,9 +80,8 @@ class ScorerConfig:
         return [self.clip, self.dino, *([self.lpips] if with_lpips else [])]
 
     def check(self, extractors: ExtractorCache) -> None:
-        """Raise `ValueError` where one cannot be loaded, as far as names and folders show; quick."""
-        for choice in self.choices(extractors):
-            extractors.check(choice)
+        """Raise `ValueError` where some cannot be loaded, as far as names and folders show; quick."""
+        extractors.check(*self.choices(extractors))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ..text import joined
 from .clip import ExtractorConfig
 from .feature_extractors import FeatureExtractor
 
@@ -22,9 +23,16 @@ class ExtractorCache:
     folders: Callable[[], Iterable[str | Path]] = tuple
     loaded: dict[Hashable, FeatureExtractor] = field(default_factory=dict)
 
-    def check(self, config: ExtractorConfig) -> None:
-        """Raise `ValueError` where it cannot be loaded, as far as names and folders show; quick."""
-        config.check(self.folders())
+    def check(self, *configs: ExtractorConfig) -> None:
+        """Raise one `ValueError` for all that cannot be loaded, as far as names and folders show; quick."""
+        problems = []
+        for config in configs:
+            try:
+                config.check(self.folders())
+            except ValueError as error:
+                problems.append(str(error))
+        if problems:
+            raise ValueError(joined(dict.fromkeys(problems)))
 
     def load(self, config: ExtractorConfig) -> FeatureExtractor:
         """Return the feature extractor of these settings, loaded if it is not.

@@ -88,7 +88,7 @@ class LoRA:
         classes = prior.images(models, concept, generator, context, self.class_image_guidance)
         views = PairedViews(
             templates=TEMPLATES[self.templates],
-            subject=self.subject(concept),
+            subjects=concept.subjects(with_class_word=True),
             augment=partial(augmentation.random_flip, p=self.flip_p),
             pool=self.views,
             batch_size=self.batch_size,

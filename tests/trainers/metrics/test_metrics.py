@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from personalize.trainers.evaluation.scorer import REFERENCE_SCORES, ScorerConfig
+from personalize.trainers.metrics.extractor_cache import ExtractorCache
 from personalize.trainers.metrics.feature_extractors import FeatureExtractor, load_clip, load_image_encoder
 from personalize.trainers.metrics.metrics import clip_image, clip_text, dino, image_similarity, plain_prompt
 
@@ -250,3 +251,13 @@ def test_gap_closed_is_a_ratio_of_means_with_a_jackknife_error():
     assert closed["standard_error"] == pytest.approx(error)
     assert fidelity_report.closed(rows, "untuned", "identity")["mean"] == 0
     assert fidelity_report.closed({"method": rows["method"]}, "method", "identity") is None
+
+
+def test_all_that_is_missing_is_named_at_once(tmp_path):
+    config = ScorerConfig(clip_weights="a.safetensors", dino_weights="b.safetensors")
+    with pytest.raises(ValueError) as refused:
+        config.check(ExtractorCache(folders=lambda: [tmp_path]))
+    where = "below models/clip_vision or models/personalize: put them there, or correct the name"
+    assert str(refused.value) == (
+        f"There are no CLIP weights 'a.safetensors' {where}; there are no DINO weights 'b.safetensors' {where}."
+    )
