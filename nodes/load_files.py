@@ -169,6 +169,10 @@ def read(paths: dict[str, Path], encoders: tuple[str, ...], clip, token: str) ->
         lora = foreign.lora(tensors, header, _settings(paths["lora"])) if tensors or not bundled else {}
         embeddings = embeddings | {word: bundled[word] for word in bundled.keys() - embeddings.keys()}
     tokens = {}
+    if embeddings and not encoders:
+        raise ValueError(
+            "This model's text encoders read no embedding: load it with a model of SD 1.x, SD 2.x or SDXL."
+        )
     for word, state in embeddings.items():
         check_word(word)
         check_placeholder(weights.tokenizer_of(clip, encoders[0]), word)
