@@ -81,4 +81,12 @@ WITHOUT = (
     ],
 )  # fmt: skip
 def test_what_is_said_of_prompts(prompts, subject, expected):
-    assert placeholder_advice(prompts, "<concept>", subject) == expected
+    assert placeholder_advice(prompts, {"<concept>": subject}) == expected
+
+
+def test_of_several_subjects_one_is_enough():
+    subjects = {"<concept>": "<concept> dog", "<mug>": "<mug> mug"}
+    assert placeholder_advice(["a <mug> mug"], subjects) == []
+    assert "has <mug> alone, but this training learns '<mug> mug'" in placeholder_advice(["a <mug>"], subjects)[0]
+    assert "has <mgu>, which is no placeholder: write <mug>" in placeholder_advice(["a <mgu>"], subjects)[0]
+    assert placeholder_advice(["a dog"], {}) == []  # nothing is learned as a word
