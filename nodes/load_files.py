@@ -108,8 +108,14 @@ class LoadFiles(io.ComfyNode):
         else:
             result = read(paths, encoders, clip, placeholder_token.strip())
         tokens = ", ".join(result.tokens) or "no placeholder token"
-        notices(cls.hidden.unique_id)(f"{tokens}; {len(result.lora)} LoRA tensors")
+        zero = ", all zero, so that it changes nothing" if result.lora and _is_zero(result.lora) else ""
+        notices(cls.hidden.unique_id)(f"{tokens}; {len(result.lora)} LoRA tensors{zero}")
         return io.NodeOutput(*apply(model, clip, result, strength_unet, strength_text_encoder, full_precision), result)
+
+
+def _is_zero(lora: dict[str, Tensor]) -> bool:
+    """Return whether a LoRA adds nothing anywhere, as of a training that learned nothing."""
+    return not any(tensor.any() for key, tensor in lora.items() if not key.endswith((".lora_down.weight", ".alpha")))
 
 
 def names(kind: str) -> list[str]:

@@ -13,22 +13,17 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .text import quoted, text_of
+from .text import left_out, quoted, text_of
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
 MASK = "-masklabel"  # behind the name of an image, the name of its mask
 MAX_PIXELS = 100_000_000  # of a file; more is nearly always a mistake, and takes gigabytes to open
 MOST_PIXELS = 3 * MAX_PIXELS  # of all files that are read together: 3.6 GB
-NAMED = 5  # files that are left out, in messages; the others are counted
 MOST_GENERATED = 2**30  # pixels of images that are generated together: 13 GB
 
 
 def check_pixels(pixels: int, images: str = "The images", most: int = MOST_GENERATED) -> None:
-    """Raise `ValueError` where images together have too many pixels: each takes 12 bytes of memory.
-
-    Args:
-        images: what messages call them.
-    """
+    """Raise `ValueError` where `images`, as messages call them, have too many pixels: each takes 12 bytes of memory."""
     if pixels > most:
         raise ValueError(
             f"{images} have {pixels // 10**6} million pixels together, more than {most // 10**6}: make them smaller, "
@@ -88,10 +83,6 @@ class ImageFile:
     caption_file: Path | None = None
     mask_file: Path | None = None
 
-    def image(self) -> Tensor:
-        """Read the image: see `read_image`."""
-        return read_image(self.path)
-
     def caption(self) -> str:
         """Read the caption as one line; "" where there is none."""
         if self.caption_file is None:
@@ -142,8 +133,7 @@ def find_images(folder: Path, allowed: Callable[[Path], Path] = lambda file: fil
     inner = _folders(folder)
     if not found and inner:
         raise ValueError(
-            f"The folder {quoted(folder.name)} holds no images itself, but its folder {quoted(inner[0])} does: name "
-            "that one."
+            f"The folder {quoted(folder.name)} holds no images, but its folder {quoted(inner[0])} does: name that one."
         )
     if not found:
         raise ValueError(
@@ -184,7 +174,7 @@ def read_images(files: Sequence[ImageFile]) -> tuple[tuple[Tensor, ...], tuple[s
         ValueError: a file cannot be read, a mask has another size than its image, or they are too many.
     """
     check_sizes(path for file in files for path in (file.path, file.mask_file) if path)
-    images, captions = tuple(file.image() for file in files), tuple(file.caption() for file in files)
+    images, captions = tuple(read_image(file.path) for file in files), tuple(file.caption() for file in files)
     if all(file.mask_file is None for file in files):
         return images, captions if any(captions) else (), None
     masks = tuple(map(_mask, files, images))
@@ -236,12 +226,6 @@ def read_folder(
     if names:
         say(left_out(names))
     return read_images(files)
-
-
-def left_out(names: Sequence[str]) -> str:
-    """Return a line with the names of files that are neither images nor belong to one."""
-    more = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
-    return f"left out: {', '.join(map(quoted, names[:NAMED]))}{more}"
 
 
 def read_image(file: Path) -> Tensor:

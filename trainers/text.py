@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+NAMED = 5  # files that are left out, in messages; the others are counted
 # By the system's number of an error: what to do where a file cannot be written.
 REMEDIES = {
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "allow ComfyUI to write there"),
@@ -22,6 +23,12 @@ def quoted(words: object, most: int = 80) -> str:
     """Quote what a user wrote, on one line and never so long that it hides the rest of the sentence."""
     text = repr(words)
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
+
+
+def left_out(names: Sequence[str]) -> str:
+    """Return a line with the names of a folder's files that are neither images nor belong to one."""
+    more = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
+    return f"left out: {', '.join(map(quoted, names[:NAMED]))}{more}"
 
 
 def reason(error: Exception) -> str:

@@ -64,7 +64,7 @@ def test_folders_of_images_are_named(tmp_path):
     (tmp_path / "10_sks dog").mkdir()
     write(tmp_path / "10_sks dog", "1.png")
     (tmp_path / "empty").mkdir()
-    name = re.escape(f"The folder {tmp_path.name!r} holds no images itself, but its folder '10_sks dog' does: name")
+    name = re.escape(f"The folder {tmp_path.name!r} holds no images, but its folder '10_sks dog' does: name")
     with pytest.raises(ValueError, match=f"^{name} that one.$"):
         find_images(tmp_path)
     write(tmp_path, "2.png")
