@@ -9,7 +9,6 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 
-from ..trainers.device import SingleDevice
 from ..trainers.evaluation.scorer import described
 from ..trainers.runs import pick
 from ..trainers.runs.callbacks import Callbacks
@@ -217,10 +216,6 @@ def _train(
 ) -> RunResult:  # fmt: skip
     load_extractors(run, notify)
     models = weights.read_models(graph, run.dtype, notify)
-    encoders = models.text_encoders[:1]
-    class_tokens = sum(len(encoder.tokenizer.words(run.concept.class_word)) for encoder in encoders)
-    for sentence in run.concept.advice(models.resolution, class_tokens):
-        warn(sentence)
     progress = internals.ProgressBar(run.recipe.steps)
 
     def on_step(report) -> None:
@@ -245,11 +240,14 @@ def _train(
             on_warning=warn,
             finish=view.finish,
         )
-        # A transformer of the host's looks at values while it runs, which a CUDA graph cannot.
-        device = SingleDevice(device=device, dtype=run.dtype, graph=not graph.flow)
-        options |= {"model": model_fingerprint, "device": device, "callbacks": callbacks, "cache": cache_folder()}
-        options["extractors"] = extractors
-        return train(run, models, folder, free_memory=lambda: free_memory(device.device), **options)
+        options |= {
+            "model": model_fingerprint,
+            "device": weights.device_of(graph, device, run.dtype),
+            "callbacks": callbacks,
+            "cache": cache_folder(),
+            "extractors": extractors,
+        }
+        return train(run, models, folder, free_memory=lambda: free_memory(device), **options)
 
 
 def load_extractors(run: Run, notify) -> None:

@@ -75,17 +75,18 @@ def write_metric_models(folder):
     shutil.copy(evaluators.WEIGHTS / "evaluator_instance.safetensors", folder / ENCODER)
 
 
-async def taken(url, workflows, profile):
-    """{template: frames of Train while the first one learns, and of each the whole editor at the end}"""
-    found = {}
+async def take(url, workflows, profile):
+    """Writes each template's card as soon as it has learned, and the film of the first one."""
     async with browser.open_editor(url, profile) as page:
         await page.resize(*SCREEN)
         for name, workflow in workflows.items():
             await page.run(LOAD % json.dumps(workflow))
             await page.run("await app.queuePrompt(0, 1)")
-            found[name] = [frame async for frame in learning(page, name)]
-            print(name, flush=True)
-    return found
+            *frames, whole = [frame async for frame in learning(page, name)]
+            whole.save(ROOT / "workflows" / f"{name}.jpg", quality=85)
+            if frames:
+                film(frames)
+            print(f"  {name}", flush=True)
 
 
 async def learning(page, name):
@@ -124,11 +125,7 @@ def main():
     with server as host, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         object_info = host.object_info()
         workflows = {name: with_demo(name, object_info) for name in names}
-        found = asyncio.run(taken(server.url, workflows, Path(profile) / "profile"))
-    for name, (*frames, whole) in found.items():
-        whole.save(ROOT / "workflows" / f"{name}.jpg", quality=85)
-        if frames:
-            film(frames)
+        asyncio.run(take(server.url, workflows, Path(profile) / "profile"))
 
 
 if __name__ == "__main__":

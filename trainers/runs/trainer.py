@@ -30,7 +30,7 @@ from .info import RunInfo
 from .pace import Pace
 from .preview import Preview, draw_if_it_fits
 from .result import RunResult
-from .run import Run
+from .run import Run, advice
 
 
 @dataclass(kw_only=True)
@@ -52,6 +52,8 @@ class Trainer:
     endings: list[str] = dataclasses.field(default_factory=list)
 
     def go(self) -> RunResult:
+        for sentence in advice(self.run, self.models):
+            self.callbacks.on_warning(sentence)
         earlier = self._begin()
         self.models.to(self.device.device, self.run.dtype)
         generator = torch.Generator().manual_seed(self.run.seed)
