@@ -1,6 +1,7 @@
 """The README's screenshots of the editor: `python dev.py screenshots`, with a Chromium on the path.
 
-Each template learns the demo's subject in a real ComfyUI, in a real browser of 1440 x 900 points. Writes its card,
+Each template learns the demo's subject in a real ComfyUI, in a real browser of 1440 x 900 points; those for models that
+the demo does not have are shown as they open. Writes its card,
 workflows/<name>.jpg, and demo/live.webp, Train of the first template while it learns. `python -m tools.screenshots
 COMFYUI NAME ...` takes some of them.
 """
@@ -75,13 +76,30 @@ def write_metric_models(folder):
     shutil.copy(evaluators.WEIGHTS / "evaluator_instance.safetensors", folder / ENCODER)
 
 
-async def taken(url, workflows, profile):
-    """{template: frames of Train while the first one learns, and of each the whole editor at the end}"""
+def place_files(workflow, models):
+    """Put empty files where a template's loaders look for theirs, which are opened by nobody; return whether any."""
+    files = [file for node in workflow["nodes"] for file in node["properties"].get("models", [])]
+    missing = [file for file in files if file["directory"] != "checkpoints"]
+    for file in missing:
+        (models / file["directory"]).mkdir(parents=True, exist_ok=True)
+        (models / file["directory"] / file["name"]).touch()
+    return bool(missing)
+
+
+async def taken(url, workflows, still, profile):
+    """{template: frames of Train while the first one learns, and of each the whole editor at the end}
+
+    Those in `still` are not queued.
+    """
     found = {}
     async with browser.open_editor(url, profile) as page:
         await page.resize(*SCREEN)
         for name, workflow in workflows.items():
             await page.run(LOAD % json.dumps(workflow))
+            if name in still:
+                await asyncio.sleep(4)  # the pictures of its nodes are loaded
+                found[name] = [opened(await page.captured())]
+                continue
             await page.run("await app.queuePrompt(0, 1)")
             found[name] = [frame async for frame in learning(page, name)]
             print(name, flush=True)
@@ -120,11 +138,14 @@ def main():
     shutil.rmtree(base, ignore_errors=True)  # a training that is finished would be used again
     show.prepare(ROOT, base, sys.executable, "dog")
     write_metric_models(base / "models" / "clip_vision")
+    still = {
+        name for name in names if place_files(show.read_json(ROOT / "workflows" / f"{name}.json"), base / "models")
+    }
     server = client.Server(comfyui, sys.executable, base, cpu=not client.has_accelerator(sys.executable))
     with server as host, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         object_info = host.object_info()
         workflows = {name: with_demo(name, object_info) for name in names}
-        found = asyncio.run(taken(server.url, workflows, Path(profile) / "profile"))
+        found = asyncio.run(taken(server.url, workflows, still, Path(profile) / "profile"))
     for name, (*frames, whole) in found.items():
         whole.save(ROOT / "workflows" / f"{name}.jpg", quality=85)
         if frames:
