@@ -1,9 +1,8 @@
 """The README's screenshots of the editor: `python dev.py screenshots`, with a Chromium on the path.
 
 Each template learns the demo's subject in a real ComfyUI, in a real browser of 1440 x 900 points; those for models that
-the demo does not have are shown as they open. Writes its card,
-workflows/<name>.jpg, and demo/live.webp, Train of the first template while it learns. `python -m tools.screenshots
-COMFYUI NAME ...` takes some of them.
+the demo does not have are taken as they open. Writes its card, workflows/<name>.jpg, and demo/live.webp, Train of the
+first template while it learns. `python -m tools.screenshots COMFYUI NAME ...` takes some of them.
 """
 
 import asyncio
@@ -86,24 +85,22 @@ def place_files(workflow, models):
     return bool(missing)
 
 
-async def taken(url, workflows, still, profile):
-    """{template: frames of Train while the first one learns, and of each the whole editor at the end}
-
-    Those in `still` are not queued.
-    """
-    found = {}
+async def take(url, workflows, still, profile):
+    """Writes each template's card as soon as it has learned, of those in `still` as it opens, and the first's film."""
     async with browser.open_editor(url, profile) as page:
         await page.resize(*SCREEN)
         for name, workflow in workflows.items():
             await page.run(LOAD % json.dumps(workflow))
             if name in still:
                 await asyncio.sleep(4)  # the pictures of its nodes are loaded
-                found[name] = [opened(await page.captured())]
-                continue
-            await page.run("await app.queuePrompt(0, 1)")
-            found[name] = [frame async for frame in learning(page, name)]
-            print(name, flush=True)
-    return found
+                frames, whole = [], opened(await page.captured())
+            else:
+                await page.run("await app.queuePrompt(0, 1)")
+                *frames, whole = [frame async for frame in learning(page, name)]
+            whole.save(ROOT / "workflows" / f"{name}.jpg", quality=85)
+            if frames:
+                film(frames)
+            print(f"  {name}", flush=True)
 
 
 async def learning(page, name):
@@ -138,18 +135,13 @@ def main():
     shutil.rmtree(base, ignore_errors=True)  # a training that is finished would be used again
     show.prepare(ROOT, base, sys.executable, "dog")
     write_metric_models(base / "models" / "clip_vision")
-    still = {
-        name for name in names if place_files(show.read_json(ROOT / "workflows" / f"{name}.json"), base / "models")
-    }
+    templates = {name: show.read_json(ROOT / "workflows" / f"{name}.json") for name in names}
+    still = {name for name, workflow in templates.items() if place_files(workflow, base / "models")}
     server = client.Server(comfyui, sys.executable, base, cpu=not client.has_accelerator(sys.executable))
     with server as host, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         object_info = host.object_info()
         workflows = {name: with_demo(name, object_info) for name in names}
-        found = asyncio.run(taken(server.url, workflows, still, Path(profile) / "profile"))
-    for name, (*frames, whole) in found.items():
-        whole.save(ROOT / "workflows" / f"{name}.jpg", quality=85)
-        if frames:
-            film(frames)
+        asyncio.run(take(server.url, workflows, still, Path(profile) / "profile"))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,7 @@ class ImageFile:
 
 def image_files(folder: Path) -> list[Path]:
     """Return a folder's images without their masks, `img2` before `img10`."""
-    return [file for file in _with_masks(folder) if not file.stem.endswith(MASK)]
+    return [file for file in _with_masks(folder) if not _key(file.stem).endswith(MASK)]
 
 
 def _with_masks(folder: Path) -> list[Path]:
@@ -118,7 +119,8 @@ def find_images(folder: Path, allowed: Callable[[Path], Path] = lambda file: fil
     """Return the images of a folder, `img2` before `img10`, and the names of files that are none and belong to none.
 
     A caption is a text in `a.txt`, `a.caption` or `a.png.txt` beside `a.png`; its mask is `a-masklabel.png`, as in
-    OneTrainer.
+    OneTrainer. Small and capital letters are alike, as are the two spellings of `é`, which systems exchange when files
+    are copied. Folders with images, as kohya's scripts want them, are named but not read.
 
     Args:
         allowed: returns the path of a file, or raises `ValueError` where it must not be read.
@@ -127,21 +129,39 @@ def find_images(folder: Path, allowed: Callable[[Path], Path] = lambda file: fil
         ValueError: the folder holds no images.
     """
     names = sorted((file.name for file in folder.iterdir() if file.is_file()), key=_natural)
-    masks = {file.stem.removesuffix(MASK): file for file in _with_masks(folder) if file.stem.endswith(MASK)}
+    texts = {_key(name): folder / name for name in names} | {name: folder / name for name in names}
+    masks = {stem.removesuffix(MASK): file for file in _with_masks(folder) if (stem := _key(file.stem)).endswith(MASK)}
     found = [
         ImageFile(
             path=allowed(file),
-            caption_file=next((allowed(folder / text) for text in _captions(Path(file.name)) if text in names), None),
-            mask_file=allowed(masks[file.stem]) if file.stem in masks else None,
+            caption_file=next((allowed(texts[name]) for name in _captions(Path(file.name)) if name in texts), None),
+            mask_file=allowed(masks[_key(file.stem)]) if _key(file.stem) in masks else None,
         )
         for file in image_files(folder)
     ]
+    inner = _folders(folder)
+    if not found and inner:
+        raise ValueError(
+            f"The folder {quoted(folder.name)} holds no images itself, but its folder {quoted(inner[0])} does: name "
+            "that one."
+        )
     if not found:
         raise ValueError(
             f"The folder {quoted(folder.name)} holds no images: put png, jpg, webp, avif, bmp or tiff files into it."
         )
     used = {file.name for each in found for file in (each.path, each.caption_file, each.mask_file) if file}
-    return found, [name for name in names if name not in used]
+    return found, [name for name in names if name not in used] + [f"{name}/" for name in inner]
+
+
+def _folders(folder: Path) -> list[str]:
+    """Return the names of folders in a folder that hold images."""
+    inner = (each for each in folder.iterdir() if each.is_dir() and not each.is_symlink() and each.name[0] != ".")
+    return sorted((each.name for each in inner if image_files(each)), key=_natural)
+
+
+def _key(name: str) -> str:
+    """Return what is equal of names that a system may have respelled."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _natural(name: str) -> tuple[list, str]:
@@ -149,8 +169,10 @@ def _natural(name: str) -> tuple[list, str]:
     return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", name)], name
 
 
-def _captions(image: Path) -> tuple[str, ...]:
-    return f"{image.stem}.txt", f"{image.stem}.caption", f"{image.name}.txt"
+def _captions(image: Path) -> list[str]:
+    """Return the names that an image's caption may have, its own spelling first."""
+    own = [f"{image.stem}.txt", f"{image.stem}.caption", f"{image.name}.txt"]
+    return own + [_key(name) for name in own]
 
 
 def read_images(files: Sequence[ImageFile]) -> tuple[tuple[Tensor, ...], tuple[str, ...], tuple[Tensor, ...] | None]:
@@ -206,8 +228,10 @@ def read_folder(
     """Return what `read_images` does of a folder, and name the files that are left out.
 
     Raises:
-        ValueError: the folder holds no images, or a file in it cannot be read.
+        ValueError: there is no such folder, it holds no images, or a file in it cannot be read.
     """
+    if not folder.is_dir():
+        raise ValueError(f"The folder {quoted(str(folder))} does not exist: check its path.")
     files, names = find_images(folder)
     if names:
         say(left_out(names))
