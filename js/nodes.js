@@ -1,6 +1,7 @@
 // What the editor itself does not do for the pack's nodes: advanced settings are folded away in the classic editor, too,
 // sentences of a node stand on it, and sockets of one type have one color.
 import { app } from "../../scripts/app.js";
+import { t } from "./texts.mjs";
 
 const COLORS = { CONCEPT: "#e8a33d", RECIPE: "#5fb3a1", RESULT: "#7fc25a", STOPPER: "#d9697a", REPORT: "#8f8fe0",
   METRIC_MODELS: "#4fa8c9" };
@@ -71,7 +72,7 @@ function say(node, sentences) {
   let widget = node.widgets?.find(({ name }) => name === "said");
   if (!widget) {
     const box = Object.assign(document.createElement("div"), { className: "personalize-text" });
-    const button = Object.assign(document.createElement("button"), { textContent: "Copy" });
+    const button = Object.assign(document.createElement("button"), { textContent: t("Copy") });
     box.append(document.createElement("div"), button);
     button.onclick = () => navigator.clipboard.writeText(button.value);
     const options = { serialize: false, hideOnZoom: false, margin: 6, getMinHeight: () => 76 };

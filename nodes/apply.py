@@ -145,7 +145,7 @@ def _is_whole(parts: dict[str, Tensor]) -> bool:
     kind = parts.keys() - {"diff_b"}
     if kind == {"lora_up.weight", "lora_down.weight", "alpha"}:
         up, down, alpha = (parts[part] for part in ("lora_up.weight", "lora_down.weight", "alpha"))
-        return alpha.numel() == 1 and up.ndim > 1 and down.ndim > 1
+        return alpha.numel() == 1 and up.ndim > 1 and down.ndim > 1 and up.numel() > 0 and down.numel() > 0
     return bool(parts) and kind <= {"diff"}
 
 

@@ -26,7 +26,7 @@ class JoinConcepts(io.ComfyNode):
                     "{} stands for in previews.",
                 ),
             ],
-            outputs=[ConceptSocket.Output(display_name="concept", tooltip="The concepts as one, for Train.")],
+            outputs=[ConceptSocket.Output(display_name="concept", tooltip="All subjects as one concept, for Train.")],
         )
 
     @classmethod

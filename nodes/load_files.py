@@ -1,4 +1,4 @@
-"""Load Personalized Files: reads this pack's files, and other programs' LoRAs and embeddings, as a RESULT."""
+"""Load Personalized Files: reads this pack's files, and other programs' LoRAs, embeddings and folders, as a RESULT."""
 
 import re
 from functools import partial
@@ -14,6 +14,7 @@ from ..trainers.formats import foreign
 from ..trainers.runs.result import RunResult, from_other_programs, read_complete
 from ..trainers.text import quoted, reason, text_of
 from ..trainers.training.trainables import check_placeholder
+from . import diffusers_folder
 from .apply import FULL_PRECISION, apply
 from .host import folders, weights
 from .host.models import family_of
@@ -62,6 +63,10 @@ class LoadFiles(io.ComfyNode):
                     tooltip="Strength of the text encoder's part; the token embedding is always applied in full.",
                 ),
                 io.Boolean.Input("full_precision", default=False, advanced=True, optional=True, tooltip=FULL_PRECISION),
+                io.Combo.Input(
+                    "diffusers", options=names("diffusers"), optional=True,
+                    tooltip="Folder in models/diffusers of a model that was trained from this one, to load instead.",
+                ),
             ],
             outputs=[
                 *learned_outputs(),
@@ -72,41 +77,57 @@ class LoadFiles(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, personalized: str | None = None, lora: str | None = None, embedding: str | None = None
-    ) -> bool | str:
+        cls, personalized: str | None = None, lora: str | None = None, embedding: str | None = None,
+        diffusers: str | None = None,
+    ) -> bool | str:  # fmt: skip
         """Check the files as they are now; the host's own check compares with an earlier list."""
-        chosen = {"personalized": personalized, "lora": lora, "embedding": embedding}
+        chosen = {"personalized": personalized, "lora": lora, "embedding": embedding, "diffusers": diffusers}
         answers = [valid(partial(path_of, name), value) for name, value in chosen.items()]
         return next((answer for answer in answers if answer is not True), True)
 
     @classmethod
-    def fingerprint_inputs(cls, personalized: str = NONE, lora: str = NONE, embedding: str = NONE, **others) -> str:
-        chosen = {"personalized": personalized, "lora": lora, "embedding": embedding}
+    def fingerprint_inputs(
+        cls, personalized: str = NONE, lora: str = NONE, embedding: str = NONE, diffusers: str = NONE, **others
+    ) -> str:
+        chosen = {"personalized": personalized, "lora": lora, "embedding": embedding, "diffusers": diffusers}
         paths = [path for name, value in chosen.items() if value is not None and (path := path_of(name, value))]
+        paths = [file for path in paths for file in ([path] if path.is_file() else sorted(path.glob("*/*")))]
         return folders.digest_of_files(*paths, *filter(Path.is_file, map(_adapter_config, paths)))
 
     @classmethod
     @checked
     def execute(
         cls, model, clip, personalized, lora=NONE, embedding=NONE, placeholder_token="<concept>", strength_unet=1.0,
-        strength_text_encoder=1.0, full_precision=False,
+        strength_text_encoder=1.0, full_precision=False, diffusers=NONE,
     ) -> io.NodeOutput:  # fmt: skip
-        chosen = {"personalized": personalized, "lora": lora, "embedding": embedding}
+        chosen = {"personalized": personalized, "lora": lora, "embedding": embedding, "diffusers": diffusers}
         paths = {name: path for name, value in chosen.items() if (path := path_of(name, value or NONE))}
-        result = read(paths, family_of(model, clip).text_encoders, clip, placeholder_token.strip())
+        encoders = family_of(model, clip).text_encoders
+        if paths.keys() == {"diffusers"}:
+            result = diffusers_folder.read(paths["diffusers"], model, clip, encoders)
+        else:
+            result = read(paths, encoders, clip, placeholder_token.strip())
         tokens = ", ".join(result.tokens) or "no placeholder token"
-        notices(cls.hidden.unique_id)(f"{tokens}; {len(result.lora)} LoRA tensors")
+        zero = ", all zero, so that it changes nothing" if result.lora and _is_zero(result.lora) else ""
+        notices(cls.hidden.unique_id)(f"{tokens}; {len(result.lora)} LoRA tensors{zero}")
         return io.NodeOutput(*apply(model, clip, result, strength_unet, strength_text_encoder, full_precision), result)
 
 
+def _is_zero(lora: dict[str, Tensor]) -> bool:
+    """Return whether a LoRA adds nothing anywhere, as of a training that learned nothing."""
+    return not any(tensor.any() for key, tensor in lora.items() if not key.endswith((".lora_down.weight", ".alpha")))
+
+
 def names(kind: str) -> list[str]:
-    """Return the file names that an input offers."""
+    """Return the names of files, or of folders, that an input offers."""
+    if kind == "diffusers":
+        return [NONE, *sorted(folders.diffusers_folders())]
     listed = folders.model_files(KINDS[kind])
     return [NONE, *(name for name in listed if name.endswith(".safetensors"))]
 
 
 def path_of(kind: str, name: object) -> Path | None:
-    """Return the file that an input names, within the host's folders of that kind; `None` where none is chosen.
+    """Return the file or folder that an input names, within the host's folders; `None` where none is chosen.
 
     Raises:
         ValueError: it does not exist, or is not a safetensors file.
@@ -114,6 +135,13 @@ def path_of(kind: str, name: object) -> Path | None:
     name = str(name)  # the host does not see to it that a choice is text
     if name == NONE:
         return None
+    if kind == "diffusers":
+        if name not in (known := folders.diffusers_folders()):
+            raise ValueError(
+                f"There is no folder {quoted(name)} with unet/*.safetensors in models/diffusers: choose one from the "
+                "list (press R to refresh it)."
+            )
+        return known[name]
     if not name.endswith(".safetensors"):
         raise ValueError(f"The file {quoted(name)} is not a safetensors file: convert it, or choose another.")
     plain = "\0" not in name and ".." not in re.split(r"[\\/]", name)
@@ -133,10 +161,9 @@ def read(paths: dict[str, Path], encoders: tuple[str, ...], clip, token: str) ->
     """
     if not paths:
         raise ValueError("No file is chosen: choose a personalized file, or a LoRA, an embedding or both.")
-    if "personalized" in paths and len(paths) > 1:
-        raise ValueError(
-            "A personalized file cannot be combined with a LoRA or an embedding: load those with another node."
-        )
+    for kind, what in (("personalized", "personalized file"), ("diffusers", "diffusers folder")):
+        if kind in paths and len(paths) > 1:
+            raise ValueError(f"A {what} cannot be combined with a LoRA or an embedding: load those with another node.")
     contents = {kind: _contents(path) for kind, path in paths.items()}
     if "personalized" in contents:
         return read_complete(*contents["personalized"], paths["personalized"])
@@ -148,6 +175,10 @@ def read(paths: dict[str, Path], encoders: tuple[str, ...], clip, token: str) ->
         lora = foreign.lora(tensors, header, _settings(paths["lora"])) if tensors or not bundled else {}
         embeddings = embeddings | {word: bundled[word] for word in bundled.keys() - embeddings.keys()}
     tokens = {}
+    if embeddings and not encoders:
+        raise ValueError(
+            "This model's text encoders read no embedding: load it with a model of SD 1.x, SD 2.x or SDXL."
+        )
     for word, state in embeddings.items():
         check_word(word)
         check_placeholder(weights.tokenizer_of(clip, encoders[0]), word)

@@ -3,8 +3,8 @@
 from comfy_api.latest import io
 
 from ..trainers.data.concept import Concept, check_class_word, check_word
-from ..trainers.images import ImageFile, left_out
-from ..trainers.text import as_lines
+from ..trainers.images import ImageFile
+from ..trainers.text import as_lines, left_out
 from .host import models, session
 from .host.folders import fingerprint
 from .reference_images import captions_for, chosen, connected, files_in, masked, of_class

@@ -1,5 +1,6 @@
 """Plot History: the curves of a training as an image, as files for other programs, and as a summary."""
 
+import time
 from pathlib import Path
 
 from comfy_api.latest import io, ui
@@ -8,10 +9,13 @@ from ..trainers.evaluation.prompt_folders import folder_of
 from ..trainers.files import replaced
 from ..trainers.reports import history, history_export, history_plot
 from ..trainers.runs.result import RunResult
-from ..trainers.text import reason, remedy
+from ..trainers.text import quoted, reason, remedy
 from .host import folders, session
+from .host.run_list import find, labels
 from .schema import checked, valid
 from .sockets import EVALUATION_FOLDER, ResultSocket
+
+CONNECTED = "the connected result"
 
 
 class PlotHistory(io.ComfyNode):
@@ -27,7 +31,7 @@ class PlotHistory(io.ComfyNode):
             search_aliases=["loss", "curve", "graph", "chart", "tensorboard", "csv", "log"],
             is_output_node=True,
             inputs=[
-                ResultSocket.Input("result"),
+                ResultSocket.Input("result", optional=True),
                 io.Combo.Input(
                     "scale", options=["linear", "log"],
                     tooltip="Scale of the loss axes; log shows small changes of small losses."
@@ -56,6 +60,10 @@ class PlotHistory(io.ComfyNode):
                 ResultSocket.Input(
                     "second_result", optional=True, tooltip="Second training to plot over the first."
                 ),
+                io.Combo.Input(
+                    "run", options=[CONNECTED, *labels()], default=CONNECTED, optional=True,
+                    tooltip="Run to plot: that of the connected result, or another, the newest first.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The plot, a panel per quantity."),
@@ -68,17 +76,29 @@ class PlotHistory(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, prefix: str | None = None, tensorboard: bool | None = None) -> bool | str:
+    def validate_inputs(
+        cls, prefix: str | None = None, tensorboard: bool | None = None, run: str | None = None
+    ) -> bool | str:
         """Check what is known before the graph runs, which may train for hours before it reaches this node."""
+        if (answer := valid(lambda chosen: chosen == CONNECTED or find(chosen), run)) is not True:
+            return answer
         if (answer := valid(_folder, prefix)) is not True:
             return answer
         return valid(lambda wanted: wanted and history_export.check_tensorboard(), tensorboard)
 
     @classmethod
+    def fingerprint_inputs(cls, run: str | None = CONNECTED, **others) -> float:
+        if run in (None, CONNECTED):
+            return time.time() if run is None else 0.0
+        return (find(run).path / "run.json").stat().st_mtime
+
+    @classmethod
     @checked
     def execute(
-        cls, result, scale, running_mean, width, panel_height, save, tensorboard, prefix, second_result=None
-    ) -> io.NodeOutput:
+        cls, scale, running_mean, width, panel_height, save, tensorboard, prefix, result=None, second_result=None,
+        run=CONNECTED,
+    ) -> io.NodeOutput:  # fmt: skip
+        result = _chosen(result, run)
         runs = [result, second_result] if second_result else [result]
         size = {"width": width, "panel_height": panel_height}
         image = history_plot.image(runs, **size, log=scale == "log", mean_of=running_mean)
@@ -87,6 +107,18 @@ class PlotHistory(io.ComfyNode):
         losses = {"loss": [entry["loss"] for entry in history.entries(result)]}  # the form of core's Train LoRA
         shown = session.preview(image, cls) | ui.PreviewText(summary).as_dict()
         return io.NodeOutput(image, csv, summary, losses, ui=shown)
+
+
+def _chosen(result: RunResult | None, run: str) -> RunResult:
+    """Return the result of a run on disk, or the connected one."""
+    chosen = result if run == CONNECTED else find(run).result(partial=True)
+    if chosen is None:
+        raise ValueError(
+            "There is no training to plot: connect a result, or choose a run that has one."
+            if run == CONNECTED
+            else f"The run {quoted(run)} has no result: choose another, or queue its training again."
+        )
+    return chosen
 
 
 def _folder(prefix: str) -> Path:

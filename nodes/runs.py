@@ -1,53 +1,17 @@
 """Load Personalized and Runs: use, list and delete earlier trainings in output/personalize/runs."""
 
-import re
 import time
 
 from comfy_api.latest import io, ui
 
-from ..trainers.runs.folder import RunFolder
 from ..trainers.runs.pick import picked
 from ..trainers.stopping.pick_by_score import PickByScore
-from ..trainers.text import quoted, reason, remedy
+from ..trainers.text import reason, remedy, size_of
 from .apply import FULL_PRECISION, apply
-from .host.folders import runs_folder
+from .host.run_list import cache_size, find, folders, label, labels
 from .host.session import notices
 from .schema import checked, valid
 from .sockets import CATEGORY, learned_outputs, result_output
-
-NONE = "there is no run yet"
-
-
-def folders() -> list[RunFolder]:
-    """Return all runs, the newest first."""
-    files = [file for file in runs_folder().glob("*/run.json") if re.fullmatch(r"[0-9a-f]{16}", file.parent.name)]
-    return [RunFolder(file.parent) for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)]
-
-
-def labels() -> list[str]:
-    """Return one line per run, the newest first; each ends with the run's digest."""
-    return [_label(folder) for folder in folders()] or [NONE]
-
-
-def _label(folder: RunFolder) -> str:
-    info = folder.info()
-    if info is None:
-        return f"? damaged {folder.path.name}"
-    state = "" if info.complete else ", interrupted" if info.stop_reason else ", not finished"
-    return f"{info.placeholder_token} {info.settings['method']}, {info.steps} steps{state} {folder.path.name}"
-
-
-def find(label: object) -> RunFolder:
-    """Return the run that a label, or a digest alone, names.
-
-    Raises:
-        ValueError: the run does not exist.
-    """
-    digest = str(label).rsplit(" ", 1)[-1]  # the host does not see to it that a choice is text
-    for folder in folders():
-        if folder.path.name == digest:
-            return folder
-    raise ValueError(f"There is no run {quoted(str(label))}: choose one from the list (press R to refresh it).")
 
 
 class Load(io.ComfyNode):
@@ -114,7 +78,7 @@ class Runs(io.ComfyNode):
             node_id="PersonalizeRuns",
             display_name="Runs",
             category=CATEGORY,
-            description="Lists the trainings on disk with their sizes, and deletes one if asked to.",
+            description="Shows the trainings on disk, to be named and deleted.",
             search_aliases=["delete", "disk space", "clean up", "trainings"],
             is_output_node=True,
             inputs=[
@@ -147,7 +111,8 @@ class Runs(io.ComfyNode):
                     f"The run {folder.path.name} cannot be deleted ({reason(error)}): {remedy(error)} and queue again."
                 ) from error
             lines.append(f"Deleted {run}.")
-        sizes = [(_label(folder), folder.size()) for folder in folders()]
-        lines += [f"{size / 2**20:8.1f} MB  {label}" for label, size in sizes]
-        lines.append(f"{len(sizes)} runs, {sum(size for _, size in sizes) / 2**20:.1f} MB")
+        sizes = [(label(folder), folder.size()) for folder in folders()]
+        lines += [f"{size_of(size):>10}  {name}" for name, size in sizes]
+        cache = f"cache {size_of(cache_size())}"
+        lines.append(f"{len(sizes)} runs, {size_of(sum(size for _, size in sizes))}; {cache}")
         return io.NodeOutput("\n".join(lines), ui=ui.PreviewText("\n".join(lines)))

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..trainers.evaluation.prompt_folders import is_name
 from ..trainers.files import check_length, replaced
 from ..trainers.formats import kohya
+from ..trainers.formats.z_image import with_diffusers_names
 from ..trainers.runs.result import complete
 from ..trainers.text import quoted, reason, remedy
 from .host import folders, weights
@@ -120,7 +121,7 @@ def _header(path: str) -> dict[str, str] | None:
 def _files(result, name: str, complete_file: bool) -> Files:
     files, token = {}, result.placeholder_token
     if result.lora:
-        files["loras"] = lambda: result.lora, result.metadata(name)
+        files["loras"] = lambda: with_diffusers_names(result.lora), result.metadata(name)
     if token in result.tokens:
         embedding = kohya.embedding(token, result.tokens[token])
         files["embeddings"] = lambda: embedding, result.metadata(name, "textual-inversion")

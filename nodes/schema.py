@@ -33,7 +33,7 @@ SOCKETS = {
     "PERSONALIZE_STOPPER": lambda value: isinstance(value, tuple) and all(hasattr(one, "evaluator") for one in value),
 }
 # Lists of runs and files change while a workflow is open; the nodes of these inputs check them.
-CHANGING = ("run", "personalized", "lora", "embedding")
+CHANGING = ("run", "personalized", "lora", "embedding", "diffusers")
 WIDGETS = {"STRING": str, "INT": int, "FLOAT": (int, float), "BOOLEAN": int}
 
 

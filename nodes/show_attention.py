@@ -117,7 +117,12 @@ class Reading:
 
 def _places(readings: list[Reading], vae) -> list[list[list[int]]]:
     """Return the positions of each reading's words; raise `ValueError`, before anything runs, for what does not fit."""
-    families = [models.check_fit(reading.model, reading.clip, vae).name for reading in readings]
+    found = [models.check_fit(reading.model, reading.clip, vae) for reading in readings]
+    families = [family.name for family in found]
+    if without := [family.name for family in found if not family.text_encoders]:
+        raise ValueError(
+            f"{without[0]} models have no cross-attention to show: connect a model of SD 1.x, SD 2.x or SDXL."
+        )
     if len({*families}) > 1:
         raise ValueError(
             f"The base model is {families[1]}, but the model is {families[0]}: connect the one it was trained from."

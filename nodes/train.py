@@ -9,9 +9,6 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 
-from ..trainers.data.concept import Concept
-from ..trainers.data.prompts import placeholder_advice
-from ..trainers.device import SingleDevice
 from ..trainers.evaluation.scorer import described
 from ..trainers.runs import pick
 from ..trainers.runs.callbacks import Callbacks
@@ -23,17 +20,14 @@ from ..trainers.runs.train import train
 from ..trainers.training.memory import MemoryPlan
 from ..trainers.training.trainables import check_words
 from .apply import FULL_PRECISION, apply, fits
-from .host import clip_attachment, internals, weights
+from .host import clip_attachment, internals, live, prompt_texts, run_list, weights
 from .host.folders import cache_folder, runs_folder
-from .host.live import Live
 from .host.models import GraphModels
-from .host.prompt_texts import encoded
 from .host.session import check_interrupted, extractors, free_memory, notices, training_dtype, training_session
 from .host.unsupported import warning
 from .schema import checked
 from .sockets import CATEGORY, ConceptSocket, RecipeSocket, StopperSocket, learned_outputs, result_output
 
-CLIP_OUTPUT, SUBJECT_OUTPUT, PLACEHOLDER_OUTPUT = 1, 4, 2  # of Train, and of Load References
 PREVIEW_PROMPTS = "a photo of {}\na painting of {}"
 
 
@@ -101,6 +95,11 @@ class Train(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs) -> int:
+        """Return another number once a run of this node is to train on."""
+        return live.REOPENED[str(cls.hidden.unique_id)]
+
+    @classmethod
     @checked
     def execute(
         cls, model, clip, vae, concept, recipe, seed, preview_prompts, preview_every, previews_per_prompt,
@@ -126,13 +125,15 @@ class Train(io.ComfyNode):
         def warn(sentence: str) -> None:
             logging.warning(sentence)
             warnings.append(sentence)
+            live.warn(cls.hidden, warnings)
             notify(sentence)
 
         subject = recipe.subject(concept)
-        for sentence in [warning(model, clip), *of_prompts(cls.hidden, concept, subject)]:
+        for sentence in [warning(model, clip), *prompt_texts.advice(cls.hidden, concept, recipe)]:
             if sentence:
                 warn(sentence)
         result = find_or_train(model, clip, vae, run, notify, hidden=cls.hidden, warn=warn, **options)
+        run_list.note_checkpoint(result.folder.name, prompt_texts.checkpoint(cls.hidden))
         result = pick.chosen(result, stopper)
         end = f"run {result.folder.name}: {result.stop_reason}, {result.seconds / 60:.1f} minutes of training"
         end += f". In prompts write {subject}"  # some presets learn it with the class word
@@ -142,16 +143,6 @@ class Train(io.ComfyNode):
         # The live view shows the previews.
         shown = {"personalize_run": [result.folder.name]}
         return io.NodeOutput(trained_model, trained_clip, result, images, subject, ui=shown)
-
-
-def of_prompts(hidden, concept: Concept, subject: str) -> list[str]:
-    """Return what is to be said of the prompts that the graph encodes with this node's CLIP, before it trains."""
-    node_id, prompt = str(hidden.unique_id), hidden.prompt or {}
-    known = {(node_id, SUBJECT_OUTPUT): subject}
-    match prompt.get(node_id, {}).get("inputs", {}).get("concept"):
-        case [str(references), int()]:
-            known[references, PLACEHOLDER_OUTPUT] = concept.placeholder_token
-    return placeholder_advice(encoded(prompt, (node_id, CLIP_OUTPUT), known), concept.placeholder_token, subject)
 
 
 def seed_input() -> io.Input:
@@ -225,10 +216,6 @@ def _train(
 ) -> RunResult:  # fmt: skip
     load_extractors(run, notify)
     models = weights.read_models(graph, run.dtype, notify)
-    encoders = models.text_encoders[:1]
-    class_tokens = sum(len(encoder.tokenizer.words(run.concept.class_word)) for encoder in encoders)
-    for sentence in run.concept.advice(models.resolution, class_tokens):
-        warn(sentence)
     progress = internals.ProgressBar(run.recipe.steps)
 
     def on_step(report) -> None:
@@ -245,7 +232,7 @@ def _train(
         notify(sentence)
         check_interrupted()
 
-    with Live(folder, run.recipe.steps, hidden) as view:
+    with live.Live(folder, run.recipe.steps, hidden) as view:
         callbacks = Callbacks(
             on_step=on_step,
             on_preview=on_preview,
@@ -253,11 +240,14 @@ def _train(
             on_warning=warn,
             finish=view.finish,
         )
-        # A transformer of the host's looks at values while it runs, which a CUDA graph cannot.
-        device = SingleDevice(device=device, dtype=run.dtype, graph=not graph.flow)
-        options |= {"model": model_fingerprint, "device": device, "callbacks": callbacks, "cache": cache_folder()}
-        options["extractors"] = extractors
-        return train(run, models, folder, free_memory=lambda: free_memory(device.device), **options)
+        options |= {
+            "model": model_fingerprint,
+            "device": weights.device_of(graph, device, run.dtype),
+            "callbacks": callbacks,
+            "cache": cache_folder(),
+            "extractors": extractors,
+        }
+        return train(run, models, folder, free_memory=lambda: free_memory(device), **options)
 
 
 def load_extractors(run: Run, notify) -> None:

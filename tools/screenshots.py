@@ -1,8 +1,8 @@
 """The README's screenshots of the editor: `python dev.py screenshots`, with a Chromium on the path.
 
-Each template learns the demo's subject in a real ComfyUI, in a real browser of 1440 x 900 points. Writes its card,
-workflows/<name>.jpg, and demo/live.webp, Train of the first template while it learns. `python -m tools.screenshots
-COMFYUI NAME ...` takes some of them.
+Each template learns the demo's subject in a real ComfyUI, in a real browser of 1440 x 900 points; those for models that
+the demo does not have are taken as they open. Writes its card, workflows/<name>.jpg, and demo/live.webp, Train of the
+first template while it learns. `python -m tools.screenshots COMFYUI NAME ...` takes some of them.
 """
 
 import asyncio
@@ -75,14 +75,28 @@ def write_metric_models(folder):
     shutil.copy(evaluators.WEIGHTS / "evaluator_instance.safetensors", folder / ENCODER)
 
 
-async def take(url, workflows, profile):
-    """Writes each template's card as soon as it has learned, and the film of the first one."""
+def place_files(workflow, models):
+    """Put empty files where a template's loaders look for theirs, which are opened by nobody; return whether any."""
+    files = [file for node in workflow["nodes"] for file in node["properties"].get("models", [])]
+    missing = [file for file in files if file["directory"] != "checkpoints"]
+    for file in missing:
+        (models / file["directory"]).mkdir(parents=True, exist_ok=True)
+        (models / file["directory"] / file["name"]).touch()
+    return bool(missing)
+
+
+async def take(url, workflows, still, profile):
+    """Writes each template's card as soon as it has learned, of those in `still` as it opens, and the first's film."""
     async with browser.open_editor(url, profile) as page:
         await page.resize(*SCREEN)
         for name, workflow in workflows.items():
             await page.run(LOAD % json.dumps(workflow))
-            await page.run("await app.queuePrompt(0, 1)")
-            *frames, whole = [frame async for frame in learning(page, name)]
+            if name in still:
+                await asyncio.sleep(4)  # the pictures of its nodes are loaded
+                frames, whole = [], opened(await page.captured())
+            else:
+                await page.run("await app.queuePrompt(0, 1)")
+                *frames, whole = [frame async for frame in learning(page, name)]
             whole.save(ROOT / "workflows" / f"{name}.jpg", quality=85)
             if frames:
                 film(frames)
@@ -121,11 +135,13 @@ def main():
     shutil.rmtree(base, ignore_errors=True)  # a training that is finished would be used again
     show.prepare(ROOT, base, sys.executable, "dog")
     write_metric_models(base / "models" / "clip_vision")
+    templates = {name: show.read_json(ROOT / "workflows" / f"{name}.json") for name in names}
+    still = {name for name, workflow in templates.items() if place_files(workflow, base / "models")}
     server = client.Server(comfyui, sys.executable, base, cpu=not client.has_accelerator(sys.executable))
     with server as host, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         object_info = host.object_info()
         workflows = {name: with_demo(name, object_info) for name in names}
-        asyncio.run(take(server.url, workflows, Path(profile) / "profile"))
+        asyncio.run(take(server.url, workflows, still, Path(profile) / "profile"))
 
 
 if __name__ == "__main__":

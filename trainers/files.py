@@ -97,6 +97,11 @@ def inside(folder: Path | str, path: Path | str) -> bool:
         return False
 
 
+def size(folder: Path) -> int:
+    """Return the bytes of all files below a folder; links do not count."""
+    return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+
+
 def link_in(folder: Path) -> Path | None:
     """Return a link that `folder` is or contains; `None` if there is none."""
     return next((path for path in (folder, *folder.rglob("*")) if path.is_symlink() or _is_junction(path)), None)

@@ -2,6 +2,7 @@
 
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,22 +13,17 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .text import quoted, text_of
+from .text import left_out, quoted, text_of
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
 MASK = "-masklabel"  # behind the name of an image, the name of its mask
 MAX_PIXELS = 100_000_000  # of a file; more is nearly always a mistake, and takes gigabytes to open
 MOST_PIXELS = 3 * MAX_PIXELS  # of all files that are read together: 3.6 GB
-NAMED = 5  # files that are left out, in messages; the others are counted
 MOST_GENERATED = 2**30  # pixels of images that are generated together: 13 GB
 
 
 def check_pixels(pixels: int, images: str = "The images", most: int = MOST_GENERATED) -> None:
-    """Raise `ValueError` where images together have too many pixels: each takes 12 bytes of memory.
-
-    Args:
-        images: what messages call them.
-    """
+    """Raise `ValueError` where `images`, as messages call them, have too many pixels: each takes 12 bytes of memory."""
     if pixels > most:
         raise ValueError(
             f"{images} have {pixels // 10**6} million pixels together, more than {most // 10**6}: make them smaller, "
@@ -87,10 +83,6 @@ class ImageFile:
     caption_file: Path | None = None
     mask_file: Path | None = None
 
-    def image(self) -> Tensor:
-        """Read the image: see `read_image`."""
-        return read_image(self.path)
-
     def caption(self) -> str:
         """Read the caption as one line; "" where there is none."""
         if self.caption_file is None:
@@ -105,7 +97,7 @@ class ImageFile:
 
 def image_files(folder: Path) -> list[Path]:
     """Return a folder's images without their masks, `img2` before `img10`."""
-    return [file for file in _with_masks(folder) if not file.stem.endswith(MASK)]
+    return [file for file in _with_masks(folder) if not _key(file.stem).endswith(MASK)]
 
 
 def _with_masks(folder: Path) -> list[Path]:
@@ -118,7 +110,8 @@ def find_images(folder: Path, allowed: Callable[[Path], Path] = lambda file: fil
     """Return the images of a folder, `img2` before `img10`, and the names of files that are none and belong to none.
 
     A caption is a text in `a.txt`, `a.caption` or `a.png.txt` beside `a.png`; its mask is `a-masklabel.png`, as in
-    OneTrainer.
+    OneTrainer. Small and capital letters are alike, as are the two spellings of `é`, which systems exchange when files
+    are copied. Folders with images, as kohya's scripts want them, are named but not read.
 
     Args:
         allowed: returns the path of a file, or raises `ValueError` where it must not be read.
@@ -127,21 +120,38 @@ def find_images(folder: Path, allowed: Callable[[Path], Path] = lambda file: fil
         ValueError: the folder holds no images.
     """
     names = sorted((file.name for file in folder.iterdir() if file.is_file()), key=_natural)
-    masks = {file.stem.removesuffix(MASK): file for file in _with_masks(folder) if file.stem.endswith(MASK)}
+    texts = {_key(name): folder / name for name in names} | {name: folder / name for name in names}
+    masks = {stem.removesuffix(MASK): file for file in _with_masks(folder) if (stem := _key(file.stem)).endswith(MASK)}
     found = [
         ImageFile(
             path=allowed(file),
-            caption_file=next((allowed(folder / text) for text in _captions(Path(file.name)) if text in names), None),
-            mask_file=allowed(masks[file.stem]) if file.stem in masks else None,
+            caption_file=next((allowed(texts[name]) for name in _captions(Path(file.name)) if name in texts), None),
+            mask_file=allowed(masks[_key(file.stem)]) if _key(file.stem) in masks else None,
         )
         for file in image_files(folder)
     ]
+    inner = _folders(folder)
+    if not found and inner:
+        raise ValueError(
+            f"The folder {quoted(folder.name)} holds no images, but its folder {quoted(inner[0])} does: name that one."
+        )
     if not found:
         raise ValueError(
             f"The folder {quoted(folder.name)} holds no images: put png, jpg, webp, avif, bmp or tiff files into it."
         )
     used = {file.name for each in found for file in (each.path, each.caption_file, each.mask_file) if file}
-    return found, [name for name in names if name not in used]
+    return found, [name for name in names if name not in used] + [f"{name}/" for name in inner]
+
+
+def _folders(folder: Path) -> list[str]:
+    """Return the names of folders in a folder that hold images."""
+    inner = (each for each in folder.iterdir() if each.is_dir() and not each.is_symlink() and each.name[0] != ".")
+    return sorted((each.name for each in inner if image_files(each)), key=_natural)
+
+
+def _key(name: str) -> str:
+    """Return what is equal of names that a system may have respelled."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _natural(name: str) -> tuple[list, str]:
@@ -149,8 +159,10 @@ def _natural(name: str) -> tuple[list, str]:
     return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", name)], name
 
 
-def _captions(image: Path) -> tuple[str, ...]:
-    return f"{image.stem}.txt", f"{image.stem}.caption", f"{image.name}.txt"
+def _captions(image: Path) -> list[str]:
+    """Return the names that an image's caption may have, its own spelling first."""
+    own = [f"{image.stem}.txt", f"{image.stem}.caption", f"{image.name}.txt"]
+    return own + [_key(name) for name in own]
 
 
 def read_images(files: Sequence[ImageFile]) -> tuple[tuple[Tensor, ...], tuple[str, ...], tuple[Tensor, ...] | None]:
@@ -162,7 +174,7 @@ def read_images(files: Sequence[ImageFile]) -> tuple[tuple[Tensor, ...], tuple[s
         ValueError: a file cannot be read, a mask has another size than its image, or they are too many.
     """
     check_sizes(path for file in files for path in (file.path, file.mask_file) if path)
-    images, captions = tuple(file.image() for file in files), tuple(file.caption() for file in files)
+    images, captions = tuple(read_image(file.path) for file in files), tuple(file.caption() for file in files)
     if all(file.mask_file is None for file in files):
         return images, captions if any(captions) else (), None
     masks = tuple(map(_mask, files, images))
@@ -206,18 +218,14 @@ def read_folder(
     """Return what `read_images` does of a folder, and name the files that are left out.
 
     Raises:
-        ValueError: the folder holds no images, or a file in it cannot be read.
+        ValueError: there is no such folder, it holds no images, or a file in it cannot be read.
     """
+    if not folder.is_dir():
+        raise ValueError(f"The folder {quoted(str(folder))} does not exist: check its path.")
     files, names = find_images(folder)
     if names:
         say(left_out(names))
     return read_images(files)
-
-
-def left_out(names: Sequence[str]) -> str:
-    """Return a line with the names of files that are neither images nor belong to one."""
-    more = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
-    return f"left out: {', '.join(map(quoted, names[:NAMED]))}{more}"
 
 
 def read_image(file: Path) -> Tensor:

@@ -7,11 +7,28 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+NAMED = 5  # files that are left out, in messages; the others are counted
+# By the system's number of an error: what to do where a file cannot be written.
+REMEDIES = {
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "allow ComfyUI to write there"),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "put the folder back that was moved or deleted"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the system's limit of open files"),
+    errno.EBUSY: "close the program that uses it",
+    errno.EIO: "check that disk",
+    errno.ENAMETOOLONG: "use a shorter name, or move ComfyUI to a folder with a shorter path",
+}
+
 
 def quoted(words: object, most: int = 80) -> str:
     """Quote what a user wrote, on one line and never so long that it hides the rest of the sentence."""
     text = repr(words)
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
+
+
+def left_out(names: Sequence[str]) -> str:
+    """Return a line with the names of a folder's files that are neither images nor belong to one."""
+    more = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
+    return f"left out: {', '.join(map(quoted, names[:NAMED]))}{more}"
 
 
 def reason(error: Exception) -> str:
@@ -23,13 +40,15 @@ def reason(error: Exception) -> str:
 def remedy(error: Exception) -> str:
     """Say what to do where a file cannot be written, by the system's reason."""
     number = getattr(error, "errno", None) or _number_in(str(error))
-    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return "allow ComfyUI to write there"
-    if number in (errno.ENOENT, errno.ENOTDIR):
-        return "put the folder back that was moved or deleted"
-    if number == errno.ENAMETOOLONG:
-        return "use a shorter name, or move ComfyUI to a folder with a shorter path"
-    return "make room on that disk"
+    return REMEDIES.get(number or 0, "make room on that disk")
+
+
+def sentence_of(error: Exception) -> str:
+    """Return an error's message on one line, a system's without the folders of this machine."""
+    if isinstance(error, OSError) and error.errno:
+        name = f" {quoted(Path(os.fsdecode(error.filename)).name)}" if isinstance(error.filename, str | bytes) else ""
+        return f"The file{name} cannot be used ({reason(error)}): {remedy(error)}."
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def size_of(size: int) -> str:

@@ -41,6 +41,12 @@ def model_folder(kind: str) -> str:
     return folder_paths.get_folder_paths(kind)[0]
 
 
+def diffusers_folders() -> dict[str, Path]:
+    """Return, by name, the folders in the host's folder of diffusers' models that hold a U-Net as safetensors."""
+    found = [folder for root in folder_paths.get_folder_paths("diffusers") for folder in sorted(Path(root).glob("*"))]
+    return {folder.name: folder for folder in reversed(found) if any((folder / "unet").glob("*.safetensors"))}
+
+
 def weight_folders() -> list[str]:
     """Return the folders in which metric models are looked for."""
     return [folder for kind in ("clip_vision", "personalize") for folder in folder_paths.get_folder_paths(kind)]

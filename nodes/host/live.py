@@ -1,27 +1,27 @@
-"""Serves the live view: sends events of running trainings, and the history of any run on request.
+"""The live view's data: events of running trainings, and the history of any run.
 
 The view itself is js/personalize.js. It stores nothing: it shows what is sent from here, and asks by run digest.
 """
 
-import asyncio
 import json
 import math
 import re
 import time
+from collections import Counter
 from pathlib import Path
 
-from aiohttp import web
 from server import PromptServer
 
 from ...trainers.runs.folder import RunFolder
 from . import folders, internals
 
-EVENT = "personalize.step"
+EVENT, WARNINGS = "personalize.step", "personalize.warnings"
 INTERVAL = 0.2  # seconds between two events of a training
 MOST = 1000  # points of a history that are sent, and as many more that have measurements
 NEWEST = 8  # names of previews in an event
 AWAY = 60.0  # seconds that a client may be away, as while its page is reloaded
 RUNNING: dict[str, "Live"] = {}  # the trainings of this process, by run digest
+REOPENED: Counter[str] = Counter()  # node id -> how often its user had an ended run train on
 
 
 class Live:
@@ -35,7 +35,7 @@ class Live:
         """
         context = internals.get_executing_context()
         self.folder, self.planned = folder, steps
-        self.prompt = {"run": folder.name, "node": str(hidden.unique_id), "workflow": _workflow_id(hidden)}
+        self.prompt = {"run": folder.name, **_place(hidden)}
         self.prompt |= {"prompt_id": context.prompt_id if context else None}
         self.entries: list[dict] = []  # since the last event
         self.stages: dict[str, int] = {}  # stage -> its steps, for the stages so far
@@ -100,8 +100,7 @@ class Live:
         stage = {"stage": entry["stage"], "stage_step": entry["stage_step"], "stage_steps": entry["steps"]}
         event = self.prompt | stage | {"step": entry["step"], "steps": self.steps(), "entries": entries}
         event |= {"seconds": entry["seconds"], "seconds_left": self.seconds_left(), "running": running}
-        if server := _server():
-            server.send_sync(EVENT, event | {"previews": previews(self.folder)[-NEWEST:]}, self.owner())
+        _send(EVENT, event | {"previews": previews(self.folder)[-NEWEST:]}, self.owner())
 
     def owner(self) -> str | None:
         """Return the client whose training it is; `None` where it is everybody's.
@@ -119,6 +118,20 @@ class Live:
 
 def _server():
     return getattr(PromptServer, "instance", None)  # a test imports the nodes without a server
+
+
+def warn(hidden, sentences: list[str]) -> None:
+    """Show sentences on a node in the editor that queued it, in place of earlier ones, until its next graph runs."""
+    _send(WARNINGS, _place(hidden) | {"sentences": sentences}, getattr(_server(), "client_id", None))
+
+
+def _send(event: str, data: dict, client: str | None) -> None:
+    if server := _server():
+        server.send_sync(event, data, client)
+
+
+def _place(hidden) -> dict[str, str | None]:
+    return {"node": str(hidden.unique_id), "workflow": _workflow_id(hidden)}
 
 
 def _workflow_id(hidden) -> str | None:
@@ -151,6 +164,7 @@ def history(digest: str) -> dict | None:
         "stops": info.stops,
         "stop_reason": "" if view else info.stop_reason,
         "running": view is not None,
+        "can_go_on": view is None and info.ended_by_user and (folder / "last.safetensors").is_file(),
         "previews": previews(folder),
     }
 
@@ -209,54 +223,3 @@ def previews(folder: Path) -> list[str]:
     """Return the file names of the previews in the order of their steps; `/view` serves them."""
     names = [re.fullmatch(r"step_(\d+)\.png", file.name) for file in (folder / "previews").glob("step_*.png")]
     return [name[0] for name in sorted(filter(None, names), key=lambda name: int(name[1]))]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Routes
-
-
-def is_digest(text: object) -> bool:
-    """Return whether this is a run's digest, 16 hexadecimal digits."""
-    return isinstance(text, str) and re.fullmatch(r"[0-9a-f]{16}", text) is not None
-
-
-async def get_run(request: web.Request) -> web.Response:
-    """Answer GET /personalize/runs/{digest} with a run's history."""
-    digest = request.match_info["digest"]
-    # In a thread, so that a long history does not delay other answers.
-    found = await asyncio.to_thread(history, digest) if is_digest(digest) else None
-    return (
-        web.json_response(found)
-        if found
-        else _refused(404, "The run does not exist: its folder may have been deleted.")
-    )
-
-
-async def post_finish(request: web.Request) -> web.Response:
-    """Answer POST /personalize/finish {"run": digest, "client": id}: end the run's stage after the next step.
-
-    The client is the one that queued the training; a program that queued it without an id sends none here either.
-    """
-    try:
-        asked = json.loads(await request.read())
-    except (ValueError, RecursionError):
-        asked = None
-    known = isinstance(asked, dict) and asked.keys() - {"client"} == {"run"} and is_digest(asked["run"])
-    if not known or not isinstance(asked.get("client"), str | None):
-        return _refused(400, 'The request is not valid: send {"run": "..."} with the 16 hexadecimal digits of a run.')
-    view = RUNNING.get(asked["run"])
-    if view is None:
-        return _refused(404, "The run is not training: there is nothing to finish.")
-    if view.owner() not in (None, asked.get("client")):
-        return _refused(403, "The run was queued by another client: finish it in the editor that queued it.")
-    view.finishing = True
-    return web.json_response({"run": asked["run"]})
-
-
-def _refused(status: int, sentence: str) -> web.Response:
-    return web.json_response({"error": sentence}, status=status)
-
-
-if _server():
-    PromptServer.instance.routes.get("/personalize/runs/{digest}")(get_run)
-    PromptServer.instance.routes.post("/personalize/finish")(post_finish)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...trainers.device import is_out_of_memory
 from ...trainers.models.flow import FlowModels
-from . import internals
+from . import internals, sampler
 from .models import GraphModels
 from .session import check_interrupted
 
@@ -65,7 +65,8 @@ class HostNetwork:
         self.encode([prompt for prompt in ("", *prompts) if prompt not in self.encoded])
         images: dict[int, Tensor] = {}
         for prompt, rows in by_prompt(prompts):
-            noise = torch.cat([self._noise(seeds[i], size) for i in rows])
+            empty = sampler.empty_latents(self.patcher, *size)
+            noise = torch.cat([internals.prepare_noise(empty, seeds[i]) for i in rows])
             latents = internals.sample(
                 self.patcher, noise, steps, guidance, "euler", "simple", self.encoded[prompt], self.encoded[""],
                 torch.zeros_like(noise), disable_pbar=True, seed=seeds[rows[0]],
@@ -105,12 +106,6 @@ class HostNetwork:
             parts = {name: cond.process_cond(batch_size=len(x), area=None).concat([]) for name, cond in made}
             self.conditions[key] = {name: _on(part, x.device) for name, part in parts.items()}
         return self.conditions[key]
-
-    def _noise(self, seed: int, size: tuple[int, int]) -> Tensor:
-        kind = self.patcher.model.latent_format
-        height, width = (side // kind.spacial_downscale_ratio for side in size)
-        empty = torch.zeros(1, kind.latent_channels, height, width)
-        return internals.prepare_noise(self._with_frame(empty), seed)
 
     def _with_frame(self, latents: Tensor) -> Tensor:
         return latents[:, :, None] if self.frames else latents

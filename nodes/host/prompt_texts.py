@@ -1,15 +1,30 @@
-"""Finds the prompts that a graph will encode with a CLIP, as far as they are known before anything has run."""
+"""Reads the graph that was queued: the prompts that it will encode with a CLIP, and where a MODEL came from."""
 
 from collections.abc import Iterator
 
-from ...trainers.data.prompts import prompts_of
+from ...trainers.data.concept import Concept
+from ...trainers.data.prompts import placeholder_advice, prompts_of
+from ...trainers.recipes.base import Recipe
 from . import internals
 
 # Nodes whose text follows from their inputs alone. Everything else has to run first.
 TEXT_NODES = (
     "PrimitiveString", "PrimitiveStringMultiline", "StringConcatenate", "StringReplace", "StringTrim",
 )  # fmt: skip
+CLIP_OUTPUT, SUBJECT_OUTPUT, PLACEHOLDER_OUTPUT = 1, 4, 2  # of Train, and of Load References
 Source = tuple[str, int]  # a node's id and the number of one of its outputs
+
+
+def advice(hidden, concept: Concept, recipe: Recipe) -> list[str]:
+    """Return what is to be said of the prompts that a graph encodes with a Train node's CLIP, before it trains."""
+    node_id, prompt = str(hidden.unique_id), hidden.prompt or {}
+    known = {(node_id, SUBJECT_OUTPUT): recipe.subject(concept)}
+    match _inputs(prompt.get(node_id)).get("concept"):
+        case [str(references), int()]:
+            known[references, PLACEHOLDER_OUTPUT] = concept.placeholder_token
+    subjects = {member.placeholder_token: recipe.subject(member) for member in concept.members}
+    learned = {token: subject for token, subject in subjects.items() if token in subject}
+    return placeholder_advice(encoded(prompt, (node_id, CLIP_OUTPUT), known), learned)
 
 
 def encoded(prompt: dict, clip: Source, known: dict[Source, str]) -> list[str | None]:
@@ -35,6 +50,23 @@ def encoded(prompt: dict, clip: Source, known: dict[Source, str]) -> list[str | 
                 sources.append((name, outputs.index("CLIP")))
             done.add(name)
     return found
+
+
+def checkpoint(hidden) -> str:
+    """Return the name of the file from which a node's MODEL was loaded, by the graph; "" where that does not tell."""
+    node_id, prompt = str(hidden.unique_id), hidden.prompt or {}
+    while inputs := _inputs(prompt.get(node_id)):
+        prompt = {
+            name: node for name, node in prompt.items() if name != node_id
+        }  # what is not executed may have cycles
+        named = [inputs[name] for name in ("ckpt_name", "unet_name") if isinstance(inputs.get(name), str)]
+        if named:
+            return named[0]
+        match inputs.get("model"):
+            case [str(node_id), int()]:
+                continue
+        break
+    return ""
 
 
 def _readers(prompt: dict, source: Source) -> list[str]:

@@ -49,9 +49,17 @@ def encode(clip, prompt: str) -> list:
     return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
 
 
-def start_latents(seeds: Sequence[int], sampling: Sampling) -> Tensor:
-    """Return noise `[seeds, 4, h / 8, w / 8]` that depends on each seed alone, not on its neighbours in the batch."""
-    empty = torch.zeros(1, 4, sampling.height // 8, sampling.width // 8)
+def empty_latents(model, height: int, width: int) -> Tensor:
+    """Return zeros in the shape of a MODEL's latents of one image, `[1, 4, h / 8, w / 8]` of Stable Diffusion."""
+    kind = model.model.latent_format
+    sides = height // kind.spacial_downscale_ratio, width // kind.spacial_downscale_ratio
+    frames = (1,) if kind.latent_dimensions == 3 else ()  # of families that share a video's autoencoder
+    return torch.zeros(1, kind.latent_channels, *frames, *sides)
+
+
+def start_latents(model, seeds: Sequence[int], sampling: Sampling) -> Tensor:
+    """Return noise of each seed that depends on it alone, not on its neighbours in the batch."""
+    empty = empty_latents(model, sampling.height, sampling.width)
     return torch.cat([internals.prepare_noise(empty, seed) for seed in seeds])
 
 
@@ -59,7 +67,7 @@ def _latents(model, positive, negative, seeds, sampling: Sampling, on_step) -> T
     def callback(step: int, *others) -> None:
         on_step(len(seeds))
 
-    noise = start_latents(seeds, sampling)
+    noise = start_latents(model, seeds, sampling)
     return internals.sample(
         model, noise, sampling.steps, sampling.cfg, sampling.sampler, sampling.scheduler, positive, negative,
         torch.zeros_like(noise), callback=callback, disable_pbar=True, seed=seeds[0],
@@ -68,4 +76,5 @@ def _latents(model, positive, negative, seeds, sampling: Sampling, on_step) -> T
 
 def _decoded(vae, latents: Tensor) -> Tensor:
     session.check_interrupted()
-    return vae.decode(latents).cpu().float()
+    decoded = vae.decode(latents).cpu().float()
+    return decoded.reshape(-1, *decoded.shape[-3:])

@@ -10,6 +10,7 @@ import comfy.model_management as mm
 import torch
 from torch import Tensor
 
+from ...trainers.device import SingleDevice
 from ...trainers.digest import digest_of, sampled
 from ...trainers.models.diffusion import Models, build_unet
 from ...trainers.models.families import Family
@@ -137,6 +138,14 @@ def read_models(
         decode_latents=_decoder(model, vae),
         known_adapters={word: adapters.whole() for word, adapters in clip_attachment.of(clip).adapters.items()},
     )
+
+
+def device_of(graph: GraphModels, device: torch.device, dtype: torch.dtype) -> SingleDevice:
+    """Return the device as a training of these models uses it.
+
+    A transformer of the host's looks at values while it runs, which a CUDA graph cannot.
+    """
+    return SingleDevice(device=device, dtype=dtype, graph=not graph.flow)
 
 
 def tokenizer_of(clip, name: str) -> Tokenizer:

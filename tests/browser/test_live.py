@@ -34,7 +34,9 @@ window.look = box => {
     if (pixels[i + 3] > 200 && pixels[i] < 90 && pixels[i + 2] > 200) columns.push((i / 4) % width / width);
   const button = box.querySelector('button'), pictures = [...box.querySelectorAll('img')];
   return {title: box.querySelector('header span').textContent, end: box.querySelector('footer').textContent,
-    shown: box.getBoundingClientRect().height, enabled: !button.disabled, blue: columns.length,
+    warned: box.querySelector('.warnings').textContent,
+    shown: box.getBoundingClientRect().height, button: button.textContent,
+    enabled: !button.disabled && button.textContent === 'Finish now', blue: columns.length,
     from: Math.min(1, ...columns), to: Math.max(0, ...columns),
     pictures: pictures.filter(each => each.naturalWidth).map(each => each.parentNode.textContent)};
 };
@@ -240,6 +242,10 @@ def test_both_nodes_say_why_it_ended(seen):
     assert all("finished by hand" in view["end"] and not view["enabled"] for view in seen["end"])
 
 
+def test_what_was_ended_by_hand_can_train_on(seen):
+    assert [view["button"] for view in seen["vue"]] == ["Train on", "Train on"]
+
+
 def test_a_run_that_is_there_already_is_drawn_on_nodes_of_the_new_kind(seen):
     for view in seen["vue"]:
         assert "TextBoost:" in view["title"] and "finished by hand" in view["end"] and view["pictures"]
@@ -247,3 +253,38 @@ def test_a_run_that_is_there_already_is_drawn_on_nodes_of_the_new_kind(seen):
 
 def test_no_script_failed(seen):
     assert seen["errors"] == []
+
+
+async def one_training(server, made, folder):
+    """What the view shows of a training whose prompt misses the subject, after a reload, and in the template anew."""
+    seen = {}
+    async with browser.open_editor(server.url, folder) as page:
+        await opened(page, made)
+        await page.run("await app.queuePrompt(0, 1)")
+        seen["warned"] = (await until(page, lambda views: views[0]["warned"]))[0]
+        seen["ended"] = (await until(page, lambda views: views[0]["end"]))[0]
+        await nothing_queued(server)
+        await reload(page)
+        await page.run(TOOLS)
+        seen["reloaded"] = (await until(page, lambda views: views and views[0]["blue"]))[0]
+        await opened(page, made)
+        seen["anew"] = (await page.run("return live().map(look)"))[0]
+    return seen
+
+
+def test_a_view_belongs_to_its_workflow_and_warns_before_the_training(server, object_info, tmp_path):
+    made = workflow(object_info)
+    for changes in ({"PersonalizeTextBoost": {"preset.steps": 3}}, {"Prompt": {"value": "a photo of a dog"}}):
+        made = override_workflow(made, object_info, changes)
+    seen = asyncio.run(one_training(server, made, tmp_path / "profile"))
+    assert "No prompt has the placeholder <concept>" in seen["warned"]["warned"] and not seen["warned"]["title"]
+    assert seen["ended"]["warned"] == seen["warned"]["warned"]
+    assert "3 steps" in seen["ended"]["title"] and seen["reloaded"]["blue"]
+    assert seen["reloaded"]["title"] == seen["ended"]["title"] and seen["reloaded"]["end"] == seen["ended"]["end"]
+    assert (seen["anew"]["shown"], seen["anew"]["title"]) == (0, ""), "a template shows the curve of an earlier graph"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "workflows").glob("*.json")), ids=lambda path: path.stem)
+def test_a_template_gets_an_identity_when_it_is_opened(path):
+    """With one of its own, two graphs that were made from it would be the same to the editor, and share their view."""
+    assert "id" not in show.read_json(path)

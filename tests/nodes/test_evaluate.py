@@ -96,7 +96,7 @@ def test_images_are_those_of_a_ksampler_with_that_seed(evaluate, graph):
     assert (pictures[0] - pictures[2]).abs().max() > 0.02 and (pictures[0] - pictures[1]).abs().max() > 0.02
 
 
-def test_all_prompts_of_a_seed_start_alike_whatever_their_neighbours():
+def test_all_prompts_of_a_seed_start_alike_whatever_their_neighbours(graph):
     from personalize.nodes.host.sampler import Sampling, start_latents
 
     sampling = Sampling(
@@ -110,7 +110,7 @@ def test_all_prompts_of_a_seed_start_alike_whatever_their_neighbours():
         height=96,
         batch_size=2,
     )
-    both = start_latents((3, 9), sampling)
+    both = start_latents(graph[0], (3, 9), sampling)
     assert both.shape == (2, 4, 12, 8)
     for seed, latents in zip((3, 9), both):
         assert torch.equal(latents, torch.randn(1, 4, 12, 8, generator=torch.Generator().manual_seed(seed))[0])

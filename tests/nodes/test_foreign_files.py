@@ -256,6 +256,21 @@ def test_names_of_adapters_are_left_out(graph, model_folders, adapted):
     assert same(load(graph, lora="named.safetensors")[2].lora, load(graph, lora="theirs.safetensors")[2].lora)
 
 
+def test_a_lora_that_changes_nothing_says_so(graph, model_folders, monkeypatch):
+    """As a training leaves it that learned nothing."""
+    from personalize.nodes import load_files
+
+    said, layer = [], "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    monkeypatch.setattr(load_files, "notices", lambda node: said.append)
+    for up in (torch.zeros(64, 2), torch.ones(64, 2)):
+        state = {f"{layer}.lora_down.weight": torch.ones(2, 64), f"{layer}.lora_up.weight": up}
+        save_file(state, model_folders["loras"] / "zero.safetensors")
+        load(graph, lora="zero.safetensors")
+    assert said == [
+        f"no placeholder token; 3 LoRA tensors{more}" for more in (", all zero, so that it changes nothing", "")
+    ]
+
+
 @pytest.mark.parametrize("name, part", [("<my dog>", "clip_l"), ("ohwx", "string_to_param.*"), ("a.b", "emb_params")])
 def test_embeddings_inside_of_a_lora_are_read_too(graph, model_folders, adapted, name, part):
     """As OneTrainer bundles them; one that is chosen beside it comes first."""

@@ -138,6 +138,45 @@ def test_a_complete_file_brings_it_back(graph, trained, tmp_path):
     assert len(apply(*graph[:2], back)[0].patches) == LAYERS
 
 
+def test_the_saved_file_is_diffusers_and_the_stock_loaders(graph, trained):
+    """Queries, keys and values apart, each a third of the host's; both readers use every key."""
+    import comfy.lora
+    import comfy.lora_convert
+    from diffusers import ZImageTransformer2DModel
+    from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_z_image_lora_to_diffusers as converted
+
+    from personalize.trainers.formats.z_image import with_diffusers_names
+
+    state = with_diffusers_names(trained.lora)
+    assert len(state) == 3 * (LAYERS + 2 * 6)
+    key_map = comfy.lora.model_lora_keys_unet(graph[0].model, {})
+    loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(state)), key_map, log_missing=True)
+    assert {key for adapter in loaded.values() for key in adapter.loaded_keys} == set(state)
+
+    def product(lora, name):
+        return lora[f"{name}.lora_up.weight"] @ lora[f"{name}.lora_down.weight"] * lora[f"{name}.alpha"] / 2
+
+    parts = [product(state, f"diffusion_model.layers.1.attention.to_{part}") for part in "qkv"]
+    assert torch.allclose(torch.cat(parts), product(trained.lora, "lora_unet_layers_1_attention_qkv"))
+    shape = {"dim": 256, "n_layers": 2, "n_refiner_layers": 2, "n_heads": 8, "n_kv_heads": 8, "cap_feat_dim": 32}
+    with torch.device("meta"):
+        theirs = ZImageTransformer2DModel(**shape, axes_dims=[16, 8, 8], axes_lens=[64, 64, 64])
+    linear = {name for name, layer in theirs.named_modules() if isinstance(layer, torch.nn.Linear)}
+    read = converted(dict(state))
+    assert {key.removeprefix("transformer.").rpartition(".lora_")[0] for key in read} <= linear and len(read) == 2 * 46
+    assert with_diffusers_names({"lora_unet_x.lora_up.weight": torch.ones(2, 2)}).keys() == {
+        "lora_unet_x.lora_up.weight"
+    }
+
+
+def test_what_stable_diffusion_alone_has_is_refused(graph):
+    from personalize.nodes import show_attention
+
+    reading = show_attention.Reading("trained", *graph[:2], "a dog", ["dog"])
+    with pytest.raises(ValueError, match="^Z-Image models have no cross-attention to show: connect a model of SD 1"):
+        show_attention._places([reading], graph[2])
+
+
 def test_prior_preservation_generates_its_own_images(train):
     recipe = LoRA(
         steps=2, views=2, lora_rank=2, prior_weight=0.5, class_images=2, class_image_steps=2, layers="*attention*"

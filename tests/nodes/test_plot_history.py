@@ -499,6 +499,8 @@ def test_without_tensorboard_one_sentence_before_anything_runs(output, monkeypat
         ({"running_mean": 0}, "^The value of running_mean is 0: use 1 to 10000"),
         ({"scale": "square"}, "^The value of scale is 'square': choose one of linear, log"),
         ({"second_result": "mine"}, "^The input second_result received no PERSONALIZE_RESULT: connect one"),
+        ({"result": None}, "^There is no training to plot: connect a result, or choose a run"),
+        ({"run": "f" * 16}, "^There is no run 'ffffffffffffffff': choose one"),
         ({"result": made.result([])}, "^This result has no history to plot: connect one of Train or Load"),
         ({"second_result": made.result([])}, "^This result has no history to plot"),
         (
@@ -562,3 +564,16 @@ def test_a_trainings_own_history(tmp_path):
     assert [float(row["loss"]) for row in rows] == [line["loss"] for line in lines]
     assert [float(row["DVAR/ratio"]) for row in rows] == [line["measures"]["DVAR"]["ratio"] for line in lines]
     assert history_export.started(kept) == pytest.approx((tmp_path / "run.json").stat().st_mtime - kept.seconds)
+
+
+@pytest.mark.comfy
+def test_a_run_on_disk_is_plotted_without_a_connection(output):
+    from personalize.tests.support import small
+    from personalize.tests.trainers.recipes.test_recipes import FAST, concept
+    from personalize.trainers.runs import train
+    from personalize.trainers.runs.run import Run
+
+    digest = "0" * 16
+    result = train.train(Run(concept=concept(), recipe=FAST), small.models(), output / "personalize" / "runs" / digest)
+    chosen, connected = (plot(**values).result for values in ({"result": None, "run": digest}, {"result": result}))
+    assert torch.equal(chosen[0], connected[0]) and chosen[2] == connected[2]

@@ -71,6 +71,17 @@ def test_the_texts_hold_nothing_that_the_editor_would_take_for_code(language):
         assert not re.search(r"[@|{}]", "".join(tips).replace("{}", ""))
 
 
+@pytest.mark.parametrize("language", FILES)
+def test_the_words_of_the_scripts_are_translated_and_nothing_else(language):
+    scripts = [path.read_text(encoding="utf-8") for path in (FILES[language].parents[2] / "js").glob("*.*js")]
+    source = re.sub(r'"\s*\+ "', "", "\n".join(scripts))  # a text in two lines
+    texts = json.loads(FILES[language].with_name("main.json").read_text(encoding="utf-8"))["personalize"]
+    assert {*re.findall(r'\bt\("([^"]+)"', source)} <= texts.keys()
+    assert [words for words in texts if f'"{words}"' not in source] == []
+    for words, translated in texts.items():
+        assert translated and sorted(re.findall(r"{\w+}", words)) == sorted(re.findall(r"{\w+}", translated))
+
+
 def on_the_canvas():
     """Titles of the templates' nodes without their numbers, and names of an app's fields; nothing else has words."""
     found = set()

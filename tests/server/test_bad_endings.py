@@ -67,6 +67,8 @@ def test_a_full_disk_gets_one_sentence_and_the_run_goes_on_when_there_is_room(tm
         (errno.EROFS, r"\(Read-only file system\): allow ComfyUI to write there and queue again"),
         (errno.EACCES, r"\(Permission denied\): allow ComfyUI to write there and queue again"),
         (errno.ENOENT, r"\(No such file or directory\): put the folder back that was moved or deleted and"),
+        (errno.EMFILE, r"\(Too many open files\): raise the system's limit of open files and queue again"),
+        (errno.EIO, r"\(Input/output error\): check that disk and queue again"),
         (errno.ENOSPC, r"\(No space left on device\): make room on that disk and queue again"),
     ],
 )

@@ -132,6 +132,8 @@ CHROMA = {
 FLUX2 = {
     **FLUX,
     "image_model": "flux2",
+    "depth": 1,  # its text is padded to 512 tokens
+    "depth_single_blocks": 1,
     "in_channels": 128,
     "out_channels": 128,
     "vec_in_dim": None,
@@ -218,11 +220,25 @@ def transformer(family, generator):
     return {name: random_weights(name, parameter, generator) for name, parameter in module.named_parameters()}
 
 
-def write_transformer(path, family, seed=0):
+def write_transformer(path, family, seed=0, scaled_fp8=False):
     """The file that UNETLoader reads."""
     state = transformer(family, torch.Generator().manual_seed(seed))
+    state = quantized(state) if scaled_fp8 else state
     save_file({name: value.contiguous() for name, value in state.items()}, path)
     return path
+
+
+def quantized(state):
+    """The same file with matrices in float8, each divided by a scale that stands next to it."""
+    found = {"scaled_fp8": torch.empty(0, dtype=torch.float8_e4m3fn)}
+    for name, value in state.items():
+        if value.ndim == 2 and "blocks." in name:
+            scale = value.abs().max() / 448
+            found[name] = (value / scale).to(torch.float8_e4m3fn)
+            found[name.replace(".weight", ".scale_weight")] = scale
+        else:
+            found[name] = value
+    return found
 
 
 def write_checkpoint(path, family="Z-Image", seed=0):
@@ -237,11 +253,11 @@ def write_checkpoint(path, family="Z-Image", seed=0):
     return path
 
 
-def load_transformer(path):
+def load_transformer(path, **options):
     """The MODEL of UNETLoader: made in inference mode."""
     register()
     with torch.inference_mode():
-        return comfy.sd.load_diffusion_model(str(path))
+        return comfy.sd.load_diffusion_model(str(path), model_options=options)
 
 
 def load(path):
@@ -270,10 +286,15 @@ class RandomText:
 
 def models(folder, family, text=""):
     """A family's transformer as `FlowModels`, without an autoencoder; with random text, or that of another family."""
+    model = load_transformer(write_transformer(folder / "transformer.safetensors", family))
+    return models_of(model, family, text)
+
+
+def models_of(model, family, text=""):
+    """`FlowModels` of a MODEL."""
     from personalize.nodes.host import native
     from personalize.nodes.host.models import FLOWS, GraphModels, alphas_of
 
-    model = load_transformer(write_transformer(folder / "transformer.safetensors", family))
     alphas = alphas_of(model.get_model_object("model_sampling").sigmas)
     row = next(row for row in FLOWS.values() if row and row.name == family)
     graph = GraphModels(model, RandomText(text or family), None, row, "flow", alphas)

@@ -1,5 +1,6 @@
 """Folders of images as people and programs leave them: what belongs to an image, and what is left out."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,33 @@ def test_what_belongs_to_no_image_is_named(tmp_path):
     found, left_out = find_images(tmp_path)
     assert [each.path.name for each in found] == ["a.png"]
     assert sorted(left_out) == sorted([*others, "b-masklabel.png"])
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "mask"),
+    [
+        ("IMG_1.JPG", "IMG_1.TXT", "img_1-MaskLabel.PNG"),  # of a camera, of another system
+        ("Cafe\u0301.png", "Caf\u00e9.txt", "Caf\u00e9-masklabel.png"),  # of a Mac, and of others
+    ],
+)
+def test_a_caption_and_a_mask_may_be_spelled_otherwise(tmp_path, image, text, mask):
+    for name in (image, mask):
+        Image.new("RGB", (16, 16), "white").save(tmp_path / name, format="PNG")
+    (tmp_path / text).write_text("a {} on grass")
+    files, left = find_images(tmp_path)
+    assert len(files) == 1 and left == [] and files[0].caption() == "a {} on grass" and files[0].mask().all()
+
+
+def test_folders_of_images_are_named(tmp_path):
+    """As kohya's scripts want them: `dataset/10_sks dog/1.png`."""
+    (tmp_path / "10_sks dog").mkdir()
+    write(tmp_path / "10_sks dog", "1.png")
+    (tmp_path / "empty").mkdir()
+    name = re.escape(f"The folder {tmp_path.name!r} holds no images, but its folder '10_sks dog' does: name")
+    with pytest.raises(ValueError, match=f"^{name} that one.$"):
+        find_images(tmp_path)
+    write(tmp_path, "2.png")
+    assert find_images(tmp_path)[1] == ["10_sks dog/"]
 
 
 def test_a_mask_beside_an_image_is_its_mask(tmp_path):

@@ -207,21 +207,30 @@ def progress(say: Say, steps: int, report: StepReport) -> None:
 
 def train_command(
     run: Run, models: Models, folder: RunFolder, device: SingleDevice, say: Say, *, micro_batch_size: int,
-    preview: Preview | None = None, **options,
+    preview: Preview | None = None, log: Callable[[StepReport], None] = lambda report: None, **options,
 ) -> RunResult:  # fmt: skip
-    """Train with progress in lines of text; on a card the plan fits its free memory."""
+    """Train with progress in lines of text; on a card the plan fits its free memory.
+
+    Args:
+        log: also receives every step.
+    """
     preview = preview or Preview()
     tokenizers = [encoder.tokenizer for encoder in models.text_encoders]
     for sentence in check_lengths(run, preview.used_prompts, tokenizers):
         say(sentence)
     card = device.device.type == "cuda"
+
+    def on_step(report: StepReport) -> None:
+        progress(say, run.recipe.steps, report)
+        log(report)
+
     return train(
         run, models, folder,
         device=device,
         preview=preview,
         memory_plan=MemoryPlan(micro_batch_size=micro_batch_size),
         free_memory=(lambda: torch.cuda.mem_get_info(device.device)[0]) if card else None,
-        callbacks=Callbacks(on_step=partial(progress, say, run.recipe.steps), on_notice=say, on_warning=say),
+        callbacks=Callbacks(on_step=on_step, on_notice=say, on_warning=say),
         **options,
     )  # fmt: skip
 

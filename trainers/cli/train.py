@@ -20,7 +20,7 @@ from ..runs.result import RunResult
 from ..runs.run import Run, extractor_configs
 from ..runs.shared_folder import SharedFolder
 from ..training.distributed import ManyDevices, launched, processes
-from . import concepts
+from . import concepts, wandb_log
 from .options import (
     METHOD_NAMES,
     WORDS,
@@ -82,6 +82,9 @@ def _run_flags(command: argparse.ArgumentParser) -> None:
         help="generate this prompt during training; may be repeated",
     )
     command.add_argument("--preview-every", type=int, default=50, metavar="N", help="steps between previews [50]")
+    command.add_argument(
+        "--wandb", metavar="PROJECT", help="also log every step to this project of Weights & Biases (pip install wandb)"
+    )
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -132,6 +135,8 @@ def _run_training(
     say: Callable[[str], None], first: bool = True,
 ) -> RunResult:  # fmt: skip
     run.recipe.check(run.concept)
+    if given.wandb:
+        wandb_log.check()
     models = loader(given)().to("cpu", run.dtype)
     model = fingerprint(models)
     folder = folders(given.out / run.digest(model))
@@ -143,6 +148,8 @@ def _run_training(
     extractors = extractor_cache(given)
     for config in extractor_configs(run.recipe, run.stopper):
         extractors.load(config)
+    wanted = given.wandb and first
+    log = wandb_log.logger(given.wandb, folder.path.name, run.settings()) if wanted else lambda report: None
     result = train_command(
         run, models, folder, devices(device=device, dtype=run.dtype), say,
         model=model,
@@ -151,6 +158,7 @@ def _run_training(
         checkpoint_every=given.checkpoint_every,
         cache=given.out / "cache" if first else None,
         extractors=extractors,
+        log=log,
     )  # fmt: skip
     result = pick.chosen(result, run.stopper)
     say(f"run {folder.path.name}: {result.stop_reason}, {result.seconds / 60:.1f} minutes of training")

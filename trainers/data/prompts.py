@@ -50,32 +50,33 @@ def cut_off(tokenizer: Tokenizer, name: str, prompt: str, reserved: int = 0) -> 
     return f"The {name} {quoted(prompt)} has {len(ids)} tokens, of which the first {room} are read: shorten it."
 
 
-def placeholder_advice(prompts: Sequence[str | None], token: str, subject: str) -> list[str]:
-    """Return sentences about prompts that will not show the subject, or not as it is learned; each kind once.
+def placeholder_advice(prompts: Sequence[str | None], subjects: dict[str, str]) -> list[str]:
+    """Return a sentence about prompts that will not show a subject, or not as it is learned; none where all is well.
 
     Args:
         prompts: those that a training's text encoder will read; `None` for one that is not known yet.
-        token: the placeholder token.
-        subject: what stood for the subject while it was learned: `<dog>`, or `<dog> dog`.
+        subjects: placeholder tokens that are learned, and what stood for their subjects meanwhile: `<dog>` itself, or
+            `<dog> dog`.
     """
     known = [prompt for prompt in prompts if prompt and prompt.strip()]
-    for prompt in known:
-        for word in unknown_tokens(prompt, [token]):
+    for prompt in known if subjects else ():
+        for word, token in unknown_tokens(prompt, subjects).items():
             if _alike(token, [word]):
                 return [f"The prompt {quoted(prompt)} has {word}, which is no placeholder: write {token}."]
-    if known and None not in prompts and not any(re.search(any_of([token]), prompt) for prompt in known):
-        words = [word for prompt in known for word in re.findall(r"[\w<>*-]+", prompt)]
+    if subjects and known and None not in prompts and not any(re.search(any_of(subjects), text) for text in known):
+        token, words = next(iter(subjects)), [word for text in known for word in re.findall(r"[\w<>*-]+", text)]
         near = _alike(token, words)
         where = f"in place of {quoted(near)}" if near else f"where it should be, as in 'a photo of {token}'"
         return [f"No prompt has the placeholder {token}, so no image will show your subject: write it {where}."]
-    following = r"\s+".join(map(re.escape, subject.removeprefix(token).split()))
-    alone = rf"(?:{any_of([token])})(?!\s+(?i:{following})(?!\w))"
-    for prompt in known if following else ():
-        if re.search(alone, prompt):
-            return [
-                f"The prompt {quoted(prompt)} has {token} alone, but this training learns {quoted(subject)}: write "
-                "that in prompts, or connect the output subject of Train."
-            ]
+    for token, subject in subjects.items():
+        following = r"\s+".join(map(re.escape, subject.removeprefix(token).split()))
+        alone = rf"(?:{any_of([token])})(?!\s+(?i:{following})(?!\w))"
+        for prompt in known if following else ():
+            if re.search(alone, prompt):
+                return [
+                    f"The prompt {quoted(prompt)} has {token} alone, but this training learns {quoted(subject)}: "
+                    "write that in prompts, or connect the output subject of Train."
+                ]
     return []
 
 

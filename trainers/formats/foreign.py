@@ -47,6 +47,8 @@ def lora(state: dict[str, Tensor], header: dict[str, str], adapter_config: str =
     for mark, kind in OTHERS.items():
         if any(mark in key for key in state):
             raise ValueError(f"This LoRA is {kind}, which cannot be read here: {STOCK}.")
+    for key in (key for key in state if not key.endswith("alpha") and not state[key].is_floating_point()):
+        raise ValueError(f"This LoRA has whole numbers in {quoted(key)}, as quantized files do: {STOCK}.")
     if any(key.startswith(KOHYA) for key in state):
         return _whole(dict(state))
     # PEFT's module names hold the adapter's own name; its files leave it out.
@@ -79,7 +81,9 @@ def _whole(state: dict[str, Tensor]) -> dict[str, Tensor]:
         has = {part for part in PARTS if f"{name}.{part}" in state}
         low_rank = {"lora_down.weight", "lora_up.weight"} <= has
         if low_rank:
-            down = _matrix(state, f"{name}.lora_down.weight")
+            down, up = (_matrix(state, f"{name}.lora_{part}.weight") for part in ("down", "up"))
+            if up.shape[1] != len(down):
+                raise ValueError(NOT_WHOLE.format(quoted(name)))
             state.setdefault(f"{name}.alpha", torch.tensor(float(len(down))))
         if not (low_rank or has & {"diff", "diff_b"}) or "diff" in has and has - {"diff", "diff_b"}:
             raise ValueError(NOT_WHOLE.format(quoted(name)))
@@ -91,7 +95,7 @@ def _is_kohyas(key: str) -> bool:
 
 
 def _matrix(state: dict[str, Tensor], key: str) -> Tensor:
-    if key not in state or state[key].ndim < 2:
+    if key not in state or state[key].ndim < 2 or not state[key].numel():
         raise ValueError(NOT_WHOLE.format(quoted(key)))
     return state[key]
 

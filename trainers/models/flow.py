@@ -57,6 +57,9 @@ class FlowModels(Models):
     prompts: list[str] = field(default_factory=list)
     checkpointed: bool = False
 
+    def __post_init__(self):
+        self.precision = torch.float32  # until `to`: weights in float8 are computed in another
+
     def to(self, device: torch.device | str, unet_dtype: torch.dtype) -> "FlowModels":
         """Load the network, which knows its device, to compute in a precision."""
         self.precision = unet_dtype

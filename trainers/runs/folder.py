@@ -189,9 +189,37 @@ class RunFolder:
         except (OSError, SafetensorError, LookupError, TypeError, ValueError):
             return None
 
+    def reopen(self) -> None:
+        """Let a run that its user ended go on when it is queued again, from its last state with new moments.
+
+        Raises:
+            RuntimeError: it is training, or cannot go on.
+            OSError: it cannot be written.
+        """
+        with self.lock():
+            info = self.info()
+            if not info or not info.ended_by_user or not self.has("last.safetensors"):
+                raise RuntimeError(f"The run {self.path.name} cannot train on: only one that Finish now ended can.")
+            replace(info, complete=False).write(self.path)
+
     def size(self) -> int:
         """Bytes on disk."""
-        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+        return files.size(self.path)
+
+    def note(self, **changes) -> None:
+        """Write other values of fields into run.json that decide nothing: its name, or its checkpoint.
+
+        Its time stays that of the training.
+
+        Raises:
+            RuntimeError: the run is training, or a link leads out of it.
+            OSError: it cannot be written.
+        """
+        with self.lock():
+            if info := RunInfo.read(self.path):
+                times = (self.path / "run.json").stat()
+                replace(info, **changes).write(self.path)
+                os.utime(self.path / "run.json", ns=(times.st_atime_ns, times.st_mtime_ns))
 
     def delete(self) -> None:
         """Raises RuntimeError while the run is training, and where a link leads out of it."""

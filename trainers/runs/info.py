@@ -6,8 +6,15 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from .. import files
+from ..stopping.monitor import STOPPED_BY_USER
 
-OWN = ("model", "lineage", "continued_from")  # what a run's folder says of it, and no file that leaves the folder
+OWN = (
+    "model",
+    "lineage",
+    "continued_from",
+    "name",
+    "checkpoint",
+)  # what a run's folder says of it, and no file that leaves the folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +33,8 @@ class RunInfo:
         seconds: of training.
         steps: that led to what was learned.
         stops: where monitors fired; see `monitor.stops`.
+        name: what its user calls it; may be empty.
+        checkpoint: name of the file that the model was loaded from, where that is known.
     """
 
     settings: dict
@@ -39,10 +48,18 @@ class RunInfo:
     seconds: float = 0.0
     steps: int = 0
     stops: list = field(default_factory=list)
+    name: str = ""
+    checkpoint: str = ""
 
     @property
     def placeholder_token(self) -> str:
         return self.settings["concept"]["placeholder_token"]
+
+    @property
+    def ended_by_user(self) -> bool:
+        """Whether it is complete because its user ended the last stage."""
+        stops = [stop.get("step") for stop in self.stops if stop.get("monitor") == STOPPED_BY_USER]
+        return self.complete and self.steps in stops
 
     @classmethod
     def parse(cls, values) -> "RunInfo":

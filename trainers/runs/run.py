@@ -12,6 +12,7 @@ from ..data.concept import Concept
 from ..data.prompts import SUBJECT, cut_off
 from ..digest import digest_of
 from ..metrics.clip import ExtractorConfig
+from ..models.diffusion import Models
 from ..models.families import Family
 from ..models.tokenizer import Tokenizer
 from ..recipes import METHODS
@@ -90,6 +91,13 @@ def check_family(recipe: Recipe, family: Family) -> None:
 def extractor_configs(recipe: Recipe, stopper: Iterable[Monitor]) -> list[ExtractorConfig]:
     """Return the configs of all feature extractors that a recipe and monitors use."""
     return [choice for part in (recipe, *stopper) for choice in getattr(part, "extractor_configs", ())]
+
+
+def advice(run: Run, models: Models) -> list[str]:
+    """Return sentences about what will make a run's result worse, though it can be trained."""
+    encoders = models.text_encoders[:1]
+    class_tokens = sum(len(encoder.tokenizer.words(run.concept.class_word)) for encoder in encoders)
+    return run.concept.advice(models.resolution, class_tokens)
 
 
 def check_lengths(run: Run, previews: Iterable[str], tokenizers: Iterable[Tokenizer], vectors: int = 0) -> list[str]:

@@ -30,7 +30,7 @@ from .info import RunInfo
 from .pace import Pace
 from .preview import Preview, draw_if_it_fits
 from .result import RunResult
-from .run import Run
+from .run import Run, advice
 
 
 @dataclass(kw_only=True)
@@ -52,6 +52,8 @@ class Trainer:
     endings: list[str] = dataclasses.field(default_factory=list)
 
     def go(self) -> RunResult:
+        for sentence in advice(self.run, self.models):
+            self.callbacks.on_warning(sentence)
         earlier = self._begin()
         self.models.to(self.device.device, self.run.dtype)
         generator = torch.Generator().manual_seed(self.run.seed)
@@ -92,21 +94,21 @@ class Trainer:
     def _begin(self) -> tuple[StageState, ...]:
         """The stages that an earlier process got through, here or in a run with fewer steps."""
         settings, lineage = self.run.settings(), self.run.lineage(self.model)
-        concept, continued = self.run.concept, ""
+        concept, continued, known = self.run.concept, "", self.folder.info()
         source, earlier = self.folder, self.folder.last_state()
         if not earlier:
             source, earlier = self.folder.ancestor(lineage, self.run.recipe.steps if lineage else 0)
         if source is not self.folder:
             moments = "" if earlier[-1].optimizer else ", with new optimizer moments"
             continued = f"step {total_steps(earlier)} of run {source.path.name}{moments}"
-        elif known := self.folder.info():
+        elif known:
             continued = known.continued_from
         self.source = source
         subject, size = self.run.recipe.subject(concept), concept.at_resolution(self.models.resolution)
         origin = metadata.origin(self.models, subject, len(concept.images), size)
         self.info = RunInfo(
             settings=settings, dataset=self.run.dataset(), model=self.model, lineage=lineage, origin=origin,
-            continued_from=continued,
+            continued_from=continued, name=known.name if known else "",
         )  # fmt: skip
         self.folder.start(self.info, concept)
         self.log = StepLog(self.folder, source.history(total_steps(earlier)))

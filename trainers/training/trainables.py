@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from functools import partial
@@ -139,13 +140,18 @@ def add_lora(
             because weight decay of zero is zero: those outputs stay the base's.
     """
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import Linear
 
-    plain = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and ".lora_" not in name]
+    plain = [name for name, layer in module.named_modules() if is_linear(layer) and ".lora_" not in name]
     targets = [name for name in plain if f".{name}".endswith(tuple(f".{target}" for target in targets))]
     earlier = {name for name, _ in module.named_parameters() if "lora_" in name}
     vars(module).pop("peft_config", None)  # of an earlier call, which peft would warn about
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)  # type: ignore[arg-type]  # divides as well
-    inject_adapter_in_model(config, module)
+    own = {type(layer) for layer in map(module.get_submodule, targets) if not isinstance(layer, nn.Linear)}
+    config._register_custom_module(dict.fromkeys(own, Linear))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Unsupported layer type")  # it asks for in_features, which these have
+        inject_adapter_in_model(config, module)
     lora = {name: p for name, p in module.named_parameters() if "lora_" in name}
     for name, parameter in lora.items():
         if name in earlier:
@@ -158,6 +164,12 @@ def add_lora(
     return list(lora.values())
 
 
+def is_linear(layer: nn.Module) -> bool:
+    """Return whether a module is a linear layer, also one of the host's that holds its weight in another format."""
+    own = hasattr(layer, "in_features") and hasattr(layer, "out_features") and not hasattr(layer, "base_layer")
+    return isinstance(layer, nn.Linear) or own
+
+
 def layers(models: Models, patterns: str = "") -> list[str]:
     """Return the names of linear layers in a network's transformer blocks.
 
@@ -168,7 +180,7 @@ def layers(models: Models, patterns: str = "") -> list[str]:
     Raises:
         ValueError: no layer fits.
     """
-    linear = [name for name, layer in models.unet.named_modules() if isinstance(layer, nn.Linear)]
+    linear = [name for name, layer in models.unet.named_modules() if is_linear(layer)]
     wanted = [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]
     if wanted:
         found = [name for name in linear if any(fnmatchcase(name, pattern) for pattern in wanted)]

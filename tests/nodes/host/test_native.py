@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from personalize.nodes.host import sampler, weights
 from personalize.nodes.host.session import operations_with_gradients
 from personalize.tests.support import random_native
+from personalize.trainers.digest import digest_of
 from personalize.trainers.formats import kohya
 from personalize.trainers.models import gradient_check
 from personalize.trainers.models.families import FLOW_FAMILIES
@@ -50,6 +52,12 @@ def test_the_gradient_is_right_and_a_fixed_batch_is_learned(models):
     used_whole(models)
 
 
+def test_images_start_from_latents_of_the_familys_shape(models):
+    sizes = {"Flux.2": (1, 128, 4, 8), "Qwen-Image": (1, 16, 1, 8, 16), "Krea 2": (1, 16, 1, 8, 16)}
+    found = sampler.empty_latents(models.network.patcher, 64, 128).shape
+    assert found == sizes.get(models.family.name, (1, 16, 8, 16))
+
+
 def used_whole(models):
     """The stock loader finds a weight for every key of the file."""
     import comfy.lora
@@ -79,6 +87,24 @@ def gradient_of(models, params):
     prediction = models.predict(models.add_noise(latents, noise, timesteps), timesteps, encoding)
     loss = (prediction - models.target(latents, noise, timesteps)).square().mean()
     return torch.cat([part.flatten() for part in torch.autograd.grad(loss, params)])
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_weights_in_float8_stay_so_and_give_right_gradients(tmp_path, scaled):
+    """Cast by Load Diffusion Model, or with a scale for each matrix as files have them."""
+    path = random_native.write_transformer(tmp_path / "qwen.safetensors", "Qwen-Image", scaled_fp8=scaled)
+    model = random_native.load_transformer(path, **{} if scaled else {"dtype": torch.float8_e4m3fn})
+    models = random_native.models_of(model, "Qwen-Image")
+    lora = trainables.add_lora(models.unet, trainables.layers(models), 4, 4, torch.Generator().manual_seed(0))
+    assert len(lora) == 2 * 2 * 14
+    params = gradient_check.reached(models, lora, PROMPT)
+    sampled = [weights._sampled(model, name, parameter) for name, parameter in model.model.named_parameters()]
+    assert len(digest_of(sampled, [])) == 16
+    weight = models.unet.transformer_blocks[0].attn.to_q.base_layer.weight
+    assert weight.dtype == torch.float8_e4m3fn or type(weight).__name__ == "QuantizedTensor"
+    losses = fit(models, params, steps=4)
+    assert losses[-1] < losses[0]
+    used_whole(models)
 
 
 def test_blocks_that_are_run_twice_on_what_they_changed_are_refused(tmp_path):

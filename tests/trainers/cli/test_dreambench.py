@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -128,6 +129,17 @@ def test_masks_of_a_subject_are_trained_with_and_files_that_are_left_out_are_nam
     monkeypatch.setattr(Worker, "_evaluation", lambda self, subject, run, unseen: runs.append(run) or 1 / 0)
     assert worker(dataclasses.replace(subject, reference="2.png"), said.append).state == FAILED
     assert said[0] == "dog: left out: 'notes.pdf'" and len(runs[0].concept.masks) == 2
+
+
+def test_a_failed_subject_names_no_folder_of_this_machine(files, tmp_path, monkeypatch):
+    """Its sentence stands in a page that others may read."""
+    worker = object.__new__(Worker)
+    worker.bench = dreambench.bench_of(dreambench.parser().parse_args(arguments(files, tmp_path)))
+    (subject, *_) = dreambench_data.read(files.data, [])
+    locked = OSError(errno.EACCES, "Permission denied", str(tmp_path / "1.png"))
+    monkeypatch.setattr(Worker, "_done", lambda *given: (_ for _ in ()).throw(locked))
+    row = worker(subject, lambda sentence: None)
+    assert row.why == "The file '1.png' cannot be used (Permission denied): allow ComfyUI to write there."
 
 
 @pytest.mark.slow

@@ -288,3 +288,10 @@ def test_files_that_are_left_out_are_named_and_masks_are_used(tmp_path, capsys):
         "left out: 'b.heic', 'notes.pdf'",
         "The reference images are compared whole: their masks are not used.",
     ]
+
+
+@pytest.mark.parametrize("name", ["none", "a.png"])
+def test_a_folder_of_images_that_does_not_exist_gets_one_sentence(tmp_path, name):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=f"^The folder '.*{name}' does not exist: check its path.$"):
+        asked(tmp_path / name)

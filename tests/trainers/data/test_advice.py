@@ -3,8 +3,13 @@
 import pytest
 import torch
 
+from personalize.tests.support import small
 from personalize.trainers.data.concept import Concept
 from personalize.trainers.data.prompts import placeholder_advice
+from personalize.trainers.recipes.textual_inversion import TextualInversion
+from personalize.trainers.runs.callbacks import Callbacks
+from personalize.trainers.runs.run import Run
+from personalize.trainers.runs.train import train
 
 
 def concept(*sizes, **values):
@@ -37,6 +42,15 @@ def test_what_is_said(given, resolution, tokens, expected):
     assert given.advice(resolution, tokens) == expected
 
 
+def test_it_is_said_by_every_training_before_it_begins(tmp_path):
+    """As a warning, which the node shows and the command line prints."""
+    said, recipe = [], TextualInversion(steps=1, batch_size=1, views=1)
+    callbacks = Callbacks(on_warning=said.append, on_step=lambda report: said.append("a step"))
+    run = Run(concept=concept((16, 40), resolution=32), recipe=recipe)
+    train(run, small.models(), tmp_path, callbacks=callbacks)
+    assert said == ["Image 1 is only 40 x 16 pixels and is enlarged 2.0 times: use a larger one.", "a step"]
+
+
 NONE = "No prompt has the placeholder <concept>, so no image will show your subject: write it {}."
 WITHOUT = (
     "The prompt {!r} has <concept> alone, but this training learns '<concept> dog': write that in prompts, or connect "
@@ -67,4 +81,12 @@ WITHOUT = (
     ],
 )  # fmt: skip
 def test_what_is_said_of_prompts(prompts, subject, expected):
-    assert placeholder_advice(prompts, "<concept>", subject) == expected
+    assert placeholder_advice(prompts, {"<concept>": subject}) == expected
+
+
+def test_of_several_subjects_one_is_enough():
+    subjects = {"<concept>": "<concept> dog", "<mug>": "<mug> mug"}
+    assert placeholder_advice(["a <mug> mug"], subjects) == []
+    assert "has <mug> alone, but this training learns '<mug> mug'" in placeholder_advice(["a <mug>"], subjects)[0]
+    assert "has <mgu>, which is no placeholder: write <mug>" in placeholder_advice(["a <mgu>"], subjects)[0]
+    assert placeholder_advice(["a dog"], {}) == []  # nothing is learned as a word

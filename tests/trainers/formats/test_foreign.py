@@ -1,6 +1,7 @@
 """What a LoRA or an embedding file may hold that this pack does not know: is each refused in one sentence?"""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,13 @@ REFUSED = {
         {},
         f"^This LoRA contains a layer twice, in two spellings: {STOCK}",
     ),
+    "quantized": (
+        {key: value.to(torch.int8) for key, value in PAIR.items()},
+        {},
+        f"^This LoRA has whole numbers in '{re.escape(D)}', as quantized files do: {STOCK}",
+    ),
+    "two ranks": (PAIR | {D: torch.ones(3, 4, 3, 3)}, {}, "^The layer 'lora_unet_conv_in' of this LoRA is incomplete"),
+    "no rank": ({D: torch.ones(0, 4, 3, 3), U: torch.ones(32, 0, 1, 1)}, {}, "of this LoRA is incomplete"),
     "nothing": ({}, {}, f"^0 of this LoRA's 0 entries are unknown here: {STOCK}"),
     "half a layer": ({D: PAIR[D]}, {}, r"^The layer 'lora_unet_conv_in' of this LoRA is incomplete: download or save"),
     "the other half": ({U: PAIR[U]}, {}, "is incomplete"),

@@ -69,7 +69,7 @@ def test_every_prompt_is_known_before_the_first_step():
     """Text encoders that do not train are asked once; captions stand in for templates."""
     from personalize.trainers.data.paired_views import PairedViews
 
-    views = PairedViews(templates=("a {}", "one {}"), subject="sks dog", augment=None, pool=1, batch_size=1)
+    views = PairedViews(templates=("a {}", "one {}"), subjects=("sks dog",) * 2, augment=None, pool=1, batch_size=1)
     assert views.all_prompts(concept()) == ["a sks dog", "one sks dog"]
     assert views.all_prompts(concept(captions=("{} in a wood", ""))) == [
         "sks dog in a wood",

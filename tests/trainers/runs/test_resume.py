@@ -144,6 +144,15 @@ def test_a_damaged_checkpoint_is_not_used(tmp_path, damage, damaged):
     assert learned(folder) == learned(tmp_path / "whole" / "run")
 
 
+def test_a_run_keeps_its_name_when_it_goes_on(tmp_path):
+    with pytest.raises(Killed):
+        train(tmp_path, stop_after=3)
+    RunFolder(tmp_path).note(name="Rex")
+    assert RunFolder(tmp_path).info().name == "Rex"
+    train(tmp_path)
+    assert RunFolder(tmp_path).info().name == "Rex" and RunFolder(tmp_path).info().complete
+
+
 def test_more_steps_go_on_where_fewer_ended(tmp_path):
     """Exactly from a broken-off run; from a finished one, whose optimizer is gone, with new moments, and it says so."""
     whole = dataclasses.replace(FAST, steps=9)
@@ -163,6 +172,23 @@ def test_more_steps_go_on_where_fewer_ended(tmp_path):
     about = RunFolder(tmp_path / "finished" / "long").info()
     assert about.continued_from == "step 7 of run short, with new optimizer moments"
     assert learned(tmp_path / "finished" / "long")[1][:7] == learned(tmp_path / "whole" / "run")[1][:7]
+
+
+def test_a_run_that_its_user_ended_trains_on_when_asked(tmp_path):
+    def lines():
+        return [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+
+    early = training.Callbacks(finish=lambda: len(lines()) == 3)
+    ended = train(tmp_path, callbacks=early)
+    assert ended.complete and ended.steps == 3 and "finished by hand" in ended.stop_reason
+    folder, before = RunFolder(tmp_path), lines()
+    folder.reopen()
+    assert folder.result() is None and folder.result(partial=True).steps == 3  # it can still be loaded
+    result = train(tmp_path)
+    assert result.complete and result.stop_reason == "all 7 steps done" and lines()[:3] == before and len(lines()) == 7
+    assert any(not torch.equal(result.lora[name], ended.lora[name]) for name in ended.lora)
+    with pytest.raises(RuntimeError, match="cannot train on: only one that Finish now ended can"):
+        folder.reopen()
 
 
 def test_another_run_is_no_ancestor(tmp_path):

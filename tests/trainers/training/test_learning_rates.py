@@ -20,6 +20,7 @@ from personalize.trainers.training.optimizers import SCHEDULES, Optimization
 THEIRS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 SHORT = {"steps": 4, "steps_1": 4, "steps_2": 4, "steps_3": 4, "views": 2, "prior_weight": 0.0}
 SHORT |= {f"batch_size{stage}": 1 for stage in ("", "_1", "_2", "_3")}
+SHORT |= {"lora_rank": 4, "min_rank": 2}
 
 
 def rates_of_diffusers(name, rate, warmup, steps):

@@ -26,7 +26,7 @@ from ...runs.folder import RunFolder
 from ...runs.result import RunResult
 from ...runs.run import Run, extractor_configs
 from ...stopping.monitor import Monitor
-from ...text import quoted, text_of
+from ...text import quoted, sentence_of, text_of
 from ...training import trainables
 from ..options import Say, train_command
 from .dataset import Subject
@@ -113,7 +113,7 @@ class Worker:
         try:
             return self._done(subject, say)
         except FAILURES as error:
-            sentence = " ".join(str(error).split()) or type(error).__name__
+            sentence = sentence_of(error)
             say(f"failed: {sentence}")
             return Row.failed(subject, sentence)
 

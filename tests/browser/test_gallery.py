@@ -1,0 +1,87 @@
+"""The gallery of runs in a real Chromium: chosen with a click, renamed and deleted in the editor's own dialogs."""
+
+import asyncio
+import json
+
+import pytest
+from PIL import Image
+
+from personalize.tests.support import browser
+from personalize.trainers.runs.info import RunInfo
+
+pytestmark = [pytest.mark.slow, pytest.mark.comfy, pytest.mark.browser]
+OLD, NEW = "0" * 15 + "a", "0" * 15 + "b"
+START = """
+app.graph.clear();
+for (const type of ['PersonalizeLoad', 'PersonalizeRuns', 'PersonalizePlotHistory', 'PersonalizeTrain'])
+  app.graph.add(LiteGraph.createNode(type));
+const [load, runs, plot, train] = app.graph.nodes;
+window.card = (node, run) =>
+  widget(node, 'gallery').element.querySelector(`[data-run="${run}"]`);
+window.widget = (node, wanted) => // a node that is clicked comes to the front, which is the end of their list
+  app.graph.nodes.find(({type}) => type === `Personalize${node}`).widgets.find(({name}) => name === wanted);
+window.until = async what => { while (!what()) await new Promise(done => setTimeout(done, 100)); return what(); };
+window.press = (place, words) =>
+  [...place.querySelectorAll('button')].find(button => button.textContent.trim() === words).click();
+window.chosen = node => card(node, '%(old)s').classList.contains('chosen');
+window.dialog = () => document.querySelector('[role=dialog]');
+await until(() => card('Load', '%(old)s')?.querySelector('img').naturalWidth);
+const height = plot.size[1];
+train.connect(2, plot, 0);
+const folded = plot.size[1];
+train.disconnectOutput(2);
+return {heights: [height, folded, plot.size[1]], text: card('Load', '%(old)s').innerText}
+"""
+CHOOSE = """
+card('Load', '%(old)s').click();
+return [widget('Load', 'run').value, chosen('Load'), chosen('Runs')]
+"""
+RENAME = """
+press(card('Runs', '%(old)s'), 'Rename');
+const input = await until(() => dialog()?.querySelector('input'));
+input.value = 'Rex';
+input.dispatchEvent(new Event('input', {bubbles: true}));
+await new Promise(done => setTimeout(done, 200));
+press(dialog(), 'Confirm');
+await until(() => card('Runs', '%(old)s').innerText.includes('Rex'));
+return [widget('Load', 'run').value, card('Load', '%(old)s').querySelector('b').textContent]
+"""
+DELETE = """
+await until(() => !dialog());
+press(card('Runs', '%(old)s'), 'Delete');
+await until(() => dialog());
+const said = dialog().innerText;
+press(dialog(), 'Delete');
+await until(() => !card('Load', '%(old)s'));
+return [said, widget('Load', 'run').options.values]
+"""
+
+
+def write(folder, method):
+    (folder / "images").mkdir(parents=True)
+    settings = {"method": method, "concept": {"placeholder_token": "<dog>", "class_word": "dog"}}
+    info = RunInfo(settings=settings, dataset="", complete=True, steps=250, checkpoint="sd15.safetensors")
+    info.write(folder)
+    Image.new("RGB", (64, 64), "red").save(folder / "images" / "00.png")
+
+
+def test_runs_are_chosen_renamed_and_deleted_in_the_gallery(server, tmp_path):
+    runs = server.base / "output" / "personalize" / "runs"
+    for digest, method in ((OLD, "TextBoost"), (NEW, "DreamBoothLoRA")):
+        write(runs / digest, method)
+
+    async def look():
+        async with browser.open_editor(server.url, tmp_path / "profile") as page:
+            found = [await page.run(body % {"old": OLD}, timeout=60) for body in (START, CHOOSE, RENAME, DELETE)]
+            return [*found, page.errors]
+
+    start, chosen, renamed, (said, left), errors = asyncio.run(look())
+    assert start["text"].splitlines()[:4] == ["<dog>", "dog", "TextBoost, 250 steps", "sd15.safetensors"]
+    open_height, folded, again = start["heights"]
+    assert folded < open_height - 200 and again == open_height  # a connected result needs no gallery
+    assert chosen == [f"<dog> TextBoost, 250 steps {OLD}", True, False]
+    assert renamed == [f"Rex: <dog> TextBoost, 250 steps {OLD}", "Rex"]
+    assert json.loads((runs / NEW / "run.json").read_text())["name"] == ""
+    assert "Rex will be deleted" in said and not (runs / OLD).exists() and (runs / NEW).exists()
+    assert f"<dog> DreamBoothLoRA, 250 steps {NEW}" in left and not any(OLD in label for label in left)
+    assert errors == []
