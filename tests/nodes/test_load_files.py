@@ -65,8 +65,9 @@ def test_a_complete_file_comes_back_bit_for_bit(graph, trained, model_folders):
     assert torch.equal(unet(model), unet(theirs[0]))
     assert clip_attachment.of(clip).tokens.keys() == trained.tokens.keys()
     save(result, "again")
-    for kind, folder in model_folders.items():
-        assert same(load_file(folder / "again.safetensors"), load_file(folder / "mine.safetensors")), kind
+    for kind in ("loras", "embeddings", "personalize"):
+        again, first = (load_file(model_folders[kind] / f"{name}.safetensors") for name in ("again", "mine"))
+        assert same(again, first), kind
 
 
 def test_adapters_come_back_bit_for_bit_and_are_no_lora(graph, model_folders, tmp_path):
@@ -106,6 +107,7 @@ def test_files_are_numbered_and_the_same_result_is_not_saved_twice(trained, mode
         "loras": ["mine_2.safetensors", "mine_3.safetensors", "mine_4.safetensors"],
         "embeddings": ["mine_3.safetensors", "mine_4.safetensors"],
         "personalize": ["mine.safetensors", "mine_3.safetensors", "mine_4.safetensors"],
+        "checkpoints": [],
     }
     assert (model_folders["loras"] / "mine_2.safetensors").read_bytes() == b"somebody's"
 
