@@ -1,4 +1,4 @@
-"""Lists the runs below output/personalize/runs, and the cache beside them, as nodes and the gallery show them.
+"""Lists the runs below output/personalize/runs, and the cache next to them, as nodes and the gallery show them.
 
 A run is named by its digest alone, or by a label that ends with it: no path comes from outside.
 """

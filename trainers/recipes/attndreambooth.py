@@ -28,7 +28,7 @@ Differences to the authors' code:
 
 Whole weights need 16 bytes of memory each, 10 with `optimizer = adamw8bit`; `fine_tuning = lora` makes small files and
 fits small cards. The optimizer and the schedule of the learning rates, which each stage
-begins anew, are declared with the optimizers (`same`).
+begins again, are declared with the optimizers (`same`).
 """
 
 from collections.abc import Callable, Collection, Iterator

@@ -19,7 +19,7 @@ class Recipe(Protocol):
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field]]
-    needs: str  # of a model beside layers for a LoRA, as "a text encoder that trains"; empty for nothing
+    needs: str  # of a model besides layers for a LoRA, as "a text encoder that trains"; empty for nothing
 
     @property
     def steps(self) -> int:

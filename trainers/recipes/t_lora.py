@@ -16,7 +16,7 @@ The MODEL keeps the schedule when it generates. A LoRA file cannot: stock loader
 Differences to the authors' code:
 - V is the placeholder token, starting from the row of the word that stands in the authors' prompts ("sks"), or from the
   concept's initializer token.
-- The image's latent is sampled anew at each step from its posterior, which is encoded once.
+- The image's latent is sampled at each step from its posterior, which is encoded once.
 """
 
 from collections.abc import Collection, Iterator
