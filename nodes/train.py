@@ -15,7 +15,7 @@ from ..trainers.runs.callbacks import Callbacks
 from ..trainers.runs.folder import RunFolder
 from ..trainers.runs.preview import Preview
 from ..trainers.runs.result import RunResult
-from ..trainers.runs.run import Run, check_family, check_lengths, extractor_configs
+from ..trainers.runs.run import Run, check_family, check_lengths, extractor_configs, start_of
 from ..trainers.runs.train import train
 from ..trainers.training.memory import MemoryPlan
 from ..trainers.training.trainables import check_words
@@ -179,7 +179,7 @@ def find_or_train(
     graph = GraphModels.of(model, clip, vae)
     for sentence in check(graph, clip, run, preview.used_prompts):
         warn(sentence)
-    fingerprint = weights.fingerprint(graph)
+    fingerprint = start_of(run.recipe, run.stopper, weights.fingerprint(graph), extractors)
     folder = runs_folder() / run.digest(fingerprint)
     RunFolder(folder).check_path()
     finished = RunFolder(folder).result()

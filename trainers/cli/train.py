@@ -17,7 +17,7 @@ from ..runs import pick, replay
 from ..runs.folder import RunFolder
 from ..runs.preview import Preview
 from ..runs.result import RunResult
-from ..runs.run import Run, extractor_configs
+from ..runs.run import Run, extractor_configs, start_of
 from ..runs.shared_folder import SharedFolder
 from ..training.distributed import ManyDevices, launched, processes
 from . import concepts, wandb_log
@@ -138,14 +138,14 @@ def _run_training(
     if given.wandb:
         wandb_log.check()
     models = loader(given)().to("cpu", run.dtype)
-    model = fingerprint(models)
+    extractors = extractor_cache(given)
+    model = start_of(run.recipe, run.stopper, fingerprint(models), extractors)
     folder = folders(given.out / run.digest(model))
     say(f"run {folder.path.name}")
     if finished := folder.result():
         finished = pick.chosen(finished, run.stopper)
         say(f"{finished.stop_reason}; it is complete and not trained again")
         return finished
-    extractors = extractor_cache(given)
     for config in extractor_configs(run.recipe, run.stopper):
         extractors.load(config)
     wanted = given.wandb and first

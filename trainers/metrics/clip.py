@@ -68,6 +68,10 @@ class ClipConfig:
         """
         return _load(self, _find(self, folders))
 
+    def files(self, folders: Iterable[str | Path]) -> list[Path]:
+        """Return the files of its weights, as `read` finds them."""
+        return [_find(self, folders).weights]
+
 
 class ExtractorConfig(Protocol):
     """Settings that name a feature extractor: `ClipConfig`, `DinoConfig` and `LpipsConfig`."""
@@ -76,6 +80,7 @@ class ExtractorConfig(Protocol):
     def key(self) -> Hashable: ...
     def check(self, folders: Iterable[str | Path]) -> None: ...
     def read(self, folders: Iterable[str | Path]) -> FeatureExtractor: ...
+    def files(self, folders: Iterable[str | Path]) -> list[Path]: ...
 
 
 @dataclass(frozen=True, kw_only=True)

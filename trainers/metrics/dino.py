@@ -85,6 +85,11 @@ class DinoConfig:
             ) from error
         return replace(found, name=self.dino_weights.strip() or self.dino_model)
 
+    def files(self, folders: Iterable[str | Path]) -> list[Path]:
+        """Return the files of its weights, as `read` finds them."""
+        model, file = self._find(folders)
+        return [file] if file else sorted(Path(model).glob("*.safetensors"))
+
     def _find(self, folders: Iterable[str | Path]) -> tuple[str, Path | None]:
         """Return name and checkpoint for `load_image_encoder`."""
         if not self.dino_weights.strip():

@@ -10,6 +10,7 @@ import torch
 from ..text import joined
 from .clip import ExtractorConfig
 from .feature_extractors import FeatureExtractor
+from .weight_files import digest
 
 
 @dataclass
@@ -21,7 +22,7 @@ class ExtractorCache:
     """
 
     folders: Callable[[], Iterable[str | Path]] = tuple
-    loaded: dict[Hashable, FeatureExtractor] = field(default_factory=dict)
+    loaded: dict[Hashable, tuple[list, FeatureExtractor]] = field(default_factory=dict)  # with their files' times
 
     def check(self, *configs: ExtractorConfig) -> None:
         """Raise one `ValueError` for all that cannot be loaded, as far as names and folders show; quick."""
@@ -40,10 +41,23 @@ class ExtractorCache:
         Raises:
             ValueError: there is no such file or architecture, or the two do not belong together.
         """
-        if config.key not in self.loaded:
+        written = [(path, path.stat().st_mtime_ns) for path in config.files(self.folders())]
+        known, extractor = self.loaded.get(config.key, (None, None))
+        if extractor is None or known != written:
+            self.loaded.pop(config.key, None)  # its memory is free before the other is read
             with torch.inference_mode(False):  # a tensor made in inference mode cannot be moved outside of it
-                self.loaded[config.key] = config.read(self.folders())
-        return self.loaded[config.key]
+                extractor = config.read(self.folders())
+            self.loaded[config.key] = written, extractor
+        return extractor
+
+    def digest(self, configs: Iterable[ExtractorConfig]) -> str:
+        """Return a digest of the weights of these settings, from their files; "" for none.
+
+        Raises:
+            ValueError: there is no such file or architecture.
+        """
+        files = [path for config in configs for path in config.files(self.folders())]
+        return digest(files) if files else ""
 
     @contextlib.contextmanager
     def on(self, device: torch.device | str, config: ExtractorConfig) -> Iterator[FeatureExtractor]:

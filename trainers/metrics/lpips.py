@@ -46,6 +46,10 @@ class LpipsConfig:
         if why := self.missing(folders):
             raise ValueError(f"LPIPS cannot be measured: {why}.")
 
+    def files(self, folders: Iterable[str | Path]) -> list[Path]:
+        """Return the file of its weights, as `read` finds it."""
+        return [below(self.lpips_weights.strip(), folders, "LPIPS")]
+
     def read(self, folders: Iterable[str | Path]) -> FeatureExtractor:
         """Load the model.
 

@@ -1,5 +1,6 @@
 """Search for a feature extractor's weights: below allowed folders, in the hub's cache or, if allowed, on the hub."""
 
+import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from ..text import quoted
 
 WHERE = "models/clip_vision or models/personalize"
+STRETCHES, LENGTH = 16, 4096  # bytes of a file that are read for its digest
 
 
 def below(name: str, folders: Iterable[str | Path], extractor: str) -> Path:
@@ -29,6 +31,19 @@ def below(name: str, folders: Iterable[str | Path], extractor: str) -> Path:
             "that run when they are read: convert them, or choose another file."
         )
     return path
+
+
+def digest(files: Iterable[Path]) -> str:
+    """Return 16 hexadecimal digits of the files' sizes and of a few stretches of each: quick for gigabytes."""
+    sha = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        sha.update(str(size).encode())
+        with path.open("rb") as file:
+            for i in range(STRETCHES):
+                file.seek(max(0, size - LENGTH) * i // (STRETCHES - 1))
+                sha.update(file.read(LENGTH))
+    return sha.hexdigest()[:16]
 
 
 def from_hub(extractor: str, name: str, repository: str, files: Iterable[str], download: bool) -> list[Path]:

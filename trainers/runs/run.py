@@ -12,6 +12,7 @@ from ..data.concept import Concept
 from ..data.prompts import SUBJECT, cut_off
 from ..digest import digest_of
 from ..metrics.clip import ExtractorConfig
+from ..metrics.extractor_cache import ExtractorCache
 from ..models.diffusion import Models
 from ..models.families import Family
 from ..models.tokenizer import Tokenizer
@@ -91,6 +92,19 @@ def check_family(recipe: Recipe, family: Family) -> None:
 def extractor_configs(recipe: Recipe, stopper: Iterable[Monitor]) -> list[ExtractorConfig]:
     """Return the configs of all feature extractors that a recipe and monitors use."""
     return [choice for part in (recipe, *stopper) for choice in getattr(part, "extractor_configs", ())]
+
+
+def start_of(recipe: Recipe, stopper: Iterable[Monitor], model: str, extractors: ExtractorCache) -> str:
+    """Return a fingerprint of all weights that decide a result: the models', and those that they measure with.
+
+    Args:
+        model: a fingerprint of the models, such as `fingerprint` gives.
+
+    Raises:
+        ValueError: the weights of a feature extractor are missing.
+    """
+    measured = extractors.digest(extractor_configs(recipe, stopper))
+    return digest_of([], [model, measured]) if measured else model
 
 
 def advice(run: Run, models: Models) -> list[str]:

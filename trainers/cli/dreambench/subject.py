@@ -24,7 +24,7 @@ from ...reports import report_folder
 from ...runs import pick, restore
 from ...runs.folder import RunFolder
 from ...runs.result import RunResult
-from ...runs.run import Run, extractor_configs
+from ...runs.run import Run, extractor_configs, start_of
 from ...stopping.monitor import Monitor
 from ...text import quoted, sentence_of, text_of
 from ...training import trainables
@@ -105,7 +105,7 @@ class Worker:
         for choice in extractor_configs(bench.recipe, bench.stopper):
             self.extractors.load(choice)
         self.models = bench.load().to("cpu", bench.dtype)
-        self.model = fingerprint(self.models)
+        self.model = start_of(bench.recipe, bench.stopper, fingerprint(self.models), self.extractors)
 
     def __call__(self, subject: Subject, say: Say) -> Row:
         """Return the subject's row of the table; where it fails, with the error's sentence."""
