@@ -274,7 +274,7 @@ async def one_training(server, made, folder):
 
 def test_a_view_belongs_to_its_workflow_and_warns_before_the_training(server, object_info, tmp_path):
     made = workflow(object_info)
-    for changes in ({"PersonalizeTextBoost": {"preset.steps": 3}}, {"Prompt": {"value": "a photo of a dog"}}):
+    for changes in ({"PersonalizeTextBoost": {"preset.steps": 3}}, {"Trained: prompt": {"text": "a photo of a dog"}}):
         made = override_workflow(made, object_info, changes)
     seen = asyncio.run(one_training(server, made, tmp_path / "profile"))
     assert "No prompt has the placeholder <concept>" in seen["warned"]["warned"] and not seen["warned"]["title"]
