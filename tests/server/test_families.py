@@ -41,6 +41,7 @@ def workflow(object_info):
             {
                 "CheckpointLoaderSimple": {"ckpt_name": checkpoint},
                 "PersonalizeLoadReferences": {"resolution": resolution},
+                "EmptyLatentImage": {"width": resolution, "height": resolution},
                 "PersonalizeTrain": {"preview_every": 1, "preview_steps": 1},
             },
         )
@@ -73,10 +74,11 @@ def test_the_workflow_trains_and_draws_with_every_family(server, checkpoints, wo
 
 
 def test_sdxl_trains_an_image_that_is_not_square(server, checkpoints, workflow):
-    """In its bucket; the workflow draws at that size, too."""
+    """In its bucket, and draws at that size, too."""
     Image.new("RGB", (300, 150), (200, 30, 30)).save(server.base / "input" / "wide.png")
     prompt = workflow(checkpoints["SDXL"], resolution=128)
     wide = {"LoadImage": {"image": "wide.png"}, "PersonalizeLoadReferences": {"crop": "bucket"}}
+    wide |= {"EmptyLatentImage": {"width": 184, "height": 88}}
     untrained, trained, about = drawn(server, override(prompt, wide))
     assert trained.shape == (88, 184, 3) and (untrained != trained).any() and about["complete"]
 
