@@ -96,7 +96,7 @@ class Gallery {
   fold() {
     const { node, widget, box } = this, result = node.inputs.find(({ name }) => name === "result");
     if (node.comfyClass !== PLOT || widget.hidden === (result.link !== null)) return;
-    widget.hidden = result.link !== null;
+    widget.hidden = this.combo.hidden = result.link !== null;
     box.style.display = widget.hidden ? "none" : "";
     node.setSize([node.size[0], node.computeSize()[1]]);
   }

@@ -60,4 +60,5 @@ def environment(folder):
     (folder / "python").mkdir(exist_ok=True)
     (folder / "python" / "sitecustomize.py").write_text("\n".join(lines))
     threads = str(torch.get_num_threads())  # rounding depends on it
-    return {**os.environ, "PYTHONPATH": str(folder / "python"), "OMP_NUM_THREADS": threads}
+    ray = {"RAY_prestart_worker_first_driver": "0"}  # none that is not used: each imports all that for itself
+    return {**os.environ, **ray, "PYTHONPATH": str(folder / "python"), "OMP_NUM_THREADS": threads}
