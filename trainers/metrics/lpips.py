@@ -48,6 +48,7 @@ class LpipsConfig:
 
     def files(self, folders: Iterable[str | Path]) -> list[Path]:
         """Return the file of its weights, as `read` finds it."""
+        self.check(folders)
         return [below(self.lpips_weights.strip(), folders, "LPIPS")]
 
     def read(self, folders: Iterable[str | Path]) -> FeatureExtractor:
