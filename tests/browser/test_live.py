@@ -256,7 +256,7 @@ def test_no_script_failed(seen):
 
 
 async def one_training(server, made, folder):
-    """What the view shows of a training whose prompt misses the subject, after a reload, and in the template anew."""
+    """What the view shows of a training whose prompt misses the subject, after a reload, and in the template again."""
     seen = {}
     async with browser.open_editor(server.url, folder) as page:
         await opened(page, made)
@@ -268,7 +268,7 @@ async def one_training(server, made, folder):
         await page.run(TOOLS)
         seen["reloaded"] = (await until(page, lambda views: views and views[0]["blue"]))[0]
         await opened(page, made)
-        seen["anew"] = (await page.run("return live().map(look)"))[0]
+        seen["opened"] = (await page.run("return live().map(look)"))[0]
     return seen
 
 
@@ -281,7 +281,9 @@ def test_a_view_belongs_to_its_workflow_and_warns_before_the_training(server, ob
     assert seen["ended"]["warned"] == seen["warned"]["warned"]
     assert "3 steps" in seen["ended"]["title"] and seen["reloaded"]["blue"]
     assert seen["reloaded"]["title"] == seen["ended"]["title"] and seen["reloaded"]["end"] == seen["ended"]["end"]
-    assert (seen["anew"]["shown"], seen["anew"]["title"]) == (0, ""), "a template shows the curve of an earlier graph"
+    assert (seen["opened"]["shown"], seen["opened"]["title"]) == (0, ""), (
+        "a template shows the curve of an earlier graph"
+    )
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "workflows").glob("*.json")), ids=lambda path: path.stem)

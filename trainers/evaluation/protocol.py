@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..data.concept import Concept
 from ..device import SingleDevice
-from ..digest import digest_of, sampled
+from ..digest import digest_of
 from ..images import to_pil
 from ..metrics.extractor_cache import ExtractorCache
 from ..models import sampler
@@ -162,8 +162,10 @@ def load_extractors(scorer_config: ScorerConfig, extractors: ExtractorCache) -> 
         ValueError: one cannot be loaded.
     """
     scorer_config.check(extractors)
-    modules = [extractors.load(choice).module for choice in scorer_config.choices(extractors)]
-    return digest_of(sampled(weight) for module in modules for weight in module.parameters())
+    configs = scorer_config.choices(extractors)
+    for config in configs:
+        extractors.load(config)
+    return extractors.digest(configs)
 
 
 def _bytes(image: Image.Image) -> torch.Tensor:

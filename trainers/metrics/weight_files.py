@@ -57,7 +57,9 @@ def from_hub(extractor: str, name: str, repository: str, files: Iterable[str], d
     """
     kind = extractor.lower()
     found = [
-        _downloaded(extractor, name, repository, file) if download else _cached(repository, file) for file in files
+        # What is here already asks nobody: a metric model is looked up at every use.
+        _cached(repository, file) or (_downloaded(extractor, name, repository, file) if download else None)
+        for file in files
     ]
     if None in found:
         raise ValueError(

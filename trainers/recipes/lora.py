@@ -84,8 +84,7 @@ class LoRA:
 
     def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
         """Yield the only stage; with prior preservation, generate class images before it where none are given."""
-        prior = part(PriorPreservation, self)
-        classes = prior.images(models, concept, generator, context, self.class_image_guidance)
+        classes = part(PriorPreservation, self).images(models, concept, generator, context, self.class_image_guidance)
         views = PairedViews(
             templates=TEMPLATES[self.templates],
             subjects=concept.subjects(with_class_word=True),
@@ -98,7 +97,7 @@ class LoRA:
         chosen = trainables.layers(models, self.layers)
         lora = trainables.add_lora(models.unet, chosen, self.lora_rank, self.lora_rank, generator)
         lora = gradient_check.reached(models, lora, concept.class_prompt)
-        second = {"prior_preservation": (self.prior_weight, losses.prior_preservation)} if classes else {}
+        prior = {"prior_preservation": (self.prior_weight, losses.prior_preservation)} if classes else {}
         yield Stage(
             name="lora",
             steps=self.steps,
@@ -109,7 +108,7 @@ class LoRA:
             batches=views.batches(models, concept, pools, generator, classes=classes),
             first=partial(views.first, models, concept, generator),
             templates=TEMPLATES[self.templates],
-            losses={"denoising": (1.0, losses.denoising), **second},
+            losses={"denoising": (1.0, losses.denoising), **prior},
             timesteps=timesteps.natural(models, generator),
         )
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from personalize.tests.support import world_clip
-from personalize.trainers.metrics.weight_files import digest
+from personalize.trainers.metrics.weight_files import digest, from_hub
 from personalize.trainers.recipes.textboost import TextBoost
 from personalize.trainers.runs.run import start_of
 from personalize.trainers.stopping.clip_early_stopping import ClipEarlyStopping
@@ -38,3 +38,14 @@ def test_a_digest_tells_files_apart_that_differ_in_size_or_in_what_is_read(tmp_p
         file.write_bytes(content)
         seen.add(digest([file]))
     assert len(seen) == 6 and digest([]) != digest([file])
+
+
+def test_weights_that_are_here_are_not_asked_for_on_the_network(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    def network(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", network)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: str(tmp_path / file))
+    assert from_hub("CLIP", "x", "y/z", ["a.safetensors"], download=True) == [tmp_path / "a.safetensors"]
