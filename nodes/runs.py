@@ -111,7 +111,7 @@ class Runs(io.ComfyNode):
                     f"The run {folder.path.name} cannot be deleted ({reason(error)}): {remedy(error)} and queue again."
                 ) from error
             lines.append(f"Deleted {run}.")
-        sizes = [(label(folder), folder.size()) for folder in folders()]
+        sizes = [(label(folder, folder.info()), folder.size()) for folder in folders()]
         lines += [f"{size_of(size):>10}  {name}" for name, size in sizes]
         cache = f"cache {size_of(cache_size())}"
         lines.append(f"{len(sizes)} runs, {size_of(sum(size for _, size in sizes))}; {cache}")

@@ -9,6 +9,7 @@ import shutil
 
 from ...trainers import files
 from ...trainers.runs.folder import RunFolder
+from ...trainers.runs.info import RunInfo
 from ...trainers.text import quoted
 from . import live
 from .folders import cache_folder, runs_folder
@@ -30,12 +31,11 @@ def is_digest(text: object) -> bool:
 
 def labels() -> list[str]:
     """Return one line per run, the newest first; each ends with the run's digest."""
-    return [label(folder) for folder in folders()] or [NONE]
+    return [label(folder, folder.info()) for folder in folders()] or [NONE]
 
 
-def label(folder: RunFolder) -> str:
-    """Return one line that names a run and ends with its digest."""
-    info = folder.info()
+def label(folder: RunFolder, info: RunInfo | None) -> str:
+    """Return one line that names a run, whose run.json says `info`, and ends with its digest."""
     if info is None:
         return f"? damaged {folder.path.name}"
     name = f"{info.name}: " if info.name else ""
@@ -43,7 +43,7 @@ def label(folder: RunFolder) -> str:
     return f"{name}{info.placeholder_token} {info.settings['method']}, {info.steps} steps{state} {folder.path.name}"
 
 
-def _state(info) -> str:
+def _state(info: RunInfo) -> str:
     return "complete" if info.complete else "interrupted" if info.stop_reason else "not finished"
 
 
@@ -67,7 +67,7 @@ def cards() -> list[dict]:
 
 def _card(folder: RunFolder) -> dict:
     info, path = folder.info(), folder.path
-    card = {"run": path.name, "label": label(folder), "size": folder.size()}
+    card = {"run": path.name, "label": label(folder, info), "size": folder.size()}
     card["seconds"] = (path / "run.json").stat().st_mtime  # since 1970
     if info is None:
         return card

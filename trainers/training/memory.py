@@ -79,7 +79,7 @@ def activation_bytes(models: Models, side: int, checkpointing: bool) -> int:
 
 
 def _flow_activation_bytes(models: FlowModels, side: int, checkpointing: bool) -> int:
-    """Count the same for a transformer that runs on its device alone: with fused attention it grows with the area.
+    """Count what autograd keeps of a sample in a transformer that runs on its device alone; it grows with the area.
 
     It is counted at two small sizes. Copies of weights in the precision that it computes in are among what is kept.
     """
