@@ -62,9 +62,13 @@ FAST = attndreambooth.FAST
 UNREGULARIZED = {f"{kind}_weight_{stage}": 0.0 for kind in ("mean", "variance") for stage in (1, 2, 3)}
 T_LORA = replace(t_lora.TLoRA(), steps=300, batch_size=4, learning_rate=2e-3)
 # Rows of other recipes; `--set` changes those fields that a row's recipe has.
+# What the 2026 revision was here before it followed its authors: TextBoost's augmentation, named in words.
+HEAVY = {"augmentations": "all", "snr_weighted": True}
 OTHERS = {
     "2026": textboost_2026.REVISED,
     "2026++": textboost_2026.PLUS,
+    "2026-heavy": replace(textboost_2026.REVISED, **HEAVY),
+    "2026++-heavy": replace(textboost_2026.PLUS, **HEAVY),
     "attndreambooth": FAST,
     "attndreambooth-1": replace(FAST, run_stages="1"),
     "attndreambooth-1+2": replace(FAST, run_stages="1+2"),
