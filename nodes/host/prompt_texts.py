@@ -1,6 +1,7 @@
-"""Reads the graph that was queued: the prompts that it will encode with a CLIP, and where a MODEL came from."""
+"""Reads a graph: what a node is given, the prompts that will be encoded with a CLIP, and where a MODEL came from."""
 
 from collections.abc import Iterator
+from contextvars import ContextVar
 
 from ...trainers.data.concept import Concept
 from ...trainers.data.prompts import placeholder_advice, prompts_of
@@ -13,6 +14,22 @@ TEXT_NODES = (
 )  # fmt: skip
 CLIP_OUTPUT, SUBJECT_OUTPUT, PLACEHOLDER_OUTPUT = 1, 4, 2  # of Train, and of Load References
 Source = tuple[str, int]  # a node's id and the number of one of its outputs
+QUEUED: ContextVar[dict] = ContextVar("QUEUED")  # by id, as `hidden.prompt`; of each request its own
+
+
+def on_prompt(request: dict) -> dict:
+    """Note the graph that a client queues, before the host checks it, and return the request as it is."""
+    prompt = request.get("prompt") if isinstance(request, dict) else None
+    QUEUED.set(prompt if isinstance(prompt, dict) else {})
+    return request
+
+
+def queued_inputs(hidden) -> dict:
+    """Return all inputs of a node that is being queued, links as lists, by the names that they have in the graph.
+
+    The host hands `validate_inputs` none of those inside a preset: it would have to leave their limits to the node.
+    """
+    return _inputs(QUEUED.get({}).get(str(hidden.unique_id)))
 
 
 def advice(hidden, concept: Concept, recipe: Recipe) -> list[str]:
