@@ -1,11 +1,12 @@
 """Writes the demo's complete checkpoint (one safetensors file in SD1.x layout) from the small files in weights/.
 
-    python demo/build.py OUT.safetensors      (a second; needs torch and safetensors only)
+    python demo/build.py OUT.safetensors                  (a second; needs torch and safetensors only)
+    python demo/build.py OUT.safetensors --transformer    (its transformer in Z-Image's layout instead of the U-Net)
 
 weights/ leaves out what can be made again: the token rows of words that the world never uses (here: seeded random
-rows as strong as the trained ones, the same at every build) and the autoencoder's zeros. The U-Net's weights lie there
-as whole numbers of 8 bits with one scale per output channel, half the size of fp16. ComfyUI's own loader reads
-the result once architecture.py has registered the tiny architecture.
+rows as strong as the trained ones, the same at every build) and the autoencoder's zeros. U-Net and transformer lie
+there as whole numbers of 8 bits with one scale per output channel, half the size of fp16. ComfyUI's own loader reads
+the result once architecture.py has registered the tiny architectures.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 TEXT, AUTOENCODER = "cond_stage_model.transformer.text_model.", "first_stage_model."
+NETWORK = "model.diffusion_model."
 VOCABULARY, SEED, WIDTH = 49408, 20, 64
 SCALE = ".scale"
 # What the file does not say about its layout: the U-Net in LDM's words, and the text encoder's attention heads.
@@ -86,20 +88,31 @@ def autoencoder(stored: dict) -> dict:
     return weights | stored
 
 
-def checkpoint(folder: Path = WEIGHTS) -> dict:
-    """All tensors of the complete checkpoint by name."""
+def checkpoint(folder: Path = WEIGHTS, transformer: bool = False) -> dict:
+    """All tensors of the complete checkpoint by name: of the U-Net's, or of the transformer's."""
     text = load_file(folder / "text.safetensors")
     table = token_table(text.pop("tokens"), text.pop("token_rows"))
     text[TEXT + "embeddings.token_embedding.weight"] = table
-    return unpacked(load_file(folder / "unet.safetensors")) | text | autoencoder(load_file(folder / "vae.safetensors"))
+    shared = text | autoencoder(load_file(folder / "vae.safetensors"))
+    if not transformer:
+        return unpacked(load_file(folder / "unet.safetensors")) | shared
+    parts = {TEXT: "text_encoders.clip_l.transformer.text_model.", AUTOENCODER: "vae."}  # as in files of Z-Image
+    renamed = {
+        new + name.removeprefix(old): value
+        for old, new in parts.items()
+        for name, value in shared.items()
+        if name.startswith(old)
+    }
+    network = unpacked(load_file(folder / "transformer.safetensors"))
+    return {NETWORK + name: value for name, value in network.items()} | renamed
 
 
-def build_checkpoint(out_path, folder: Path = WEIGHTS) -> Path:
+def build_checkpoint(out_path, folder: Path = WEIGHTS, transformer: bool = False) -> Path:
     """Writes the checkpoint to out_path (never half a file there) and returns the path."""
     out_path = Path(out_path)
     out_path.parent.mkdir(parents=True, exist_ok=True)
     part = out_path.with_name(out_path.name + ".part")
-    save_file(checkpoint(folder), part, metadata={"format": "pt"})
+    save_file(checkpoint(folder, transformer), part, metadata={"format": "pt"})
     os.replace(part, out_path)
     return out_path
 
@@ -108,5 +121,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--transformer", action="store_true", help="the transformer instead of the U-Net")
     options = parser.parse_args()
-    print(build_checkpoint(options.out, options.weights))
+    print(build_checkpoint(options.out, options.weights, options.transformer))

@@ -1,6 +1,8 @@
 """Turns the training form of the model into the files of weights/: U-Net (8 bits) and text encoder (fp16), SD1.x names.
 
-python -m demo.export .dev/train/model.safetensors TOKENIZER demo/weights      (seconds)
+    python -m demo.export .dev/train/model.safetensors TOKENIZER demo/weights      (seconds)
+
+The transformer has the names of its files already; it is only packed into 8 bits.
 """
 
 import argparse
@@ -88,11 +90,14 @@ def load_exported(folder: Path, words: Vocabulary) -> tuple:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model")
+    parser.add_argument("model", help="what train_unet.py wrote, or train_transformer.py")
     parser.add_argument("tokenizer")
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
     weights = load_file(options.model)
     options.folder.mkdir(parents=True, exist_ok=True)
+    if "x_embedder.weight" in weights:
+        save_file(packed(weights), options.folder / "transformer.safetensors")
+        raise SystemExit
     save_file(export_unet(weights), options.folder / "unet.safetensors")
     save_file(export_text(weights, Vocabulary(options.tokenizer)), options.folder / "text.safetensors")

@@ -22,20 +22,21 @@ return {prompt: (await app.graphToPrompt()).output, missing: missing.map(node =>
 """
 
 
-def in_editor(server, tmp_path, body):
-    """Runs the body of an async JavaScript function in a fresh editor and returns its value."""
-
-    async def go():
-        async with browser.open_editor(server.url, tmp_path / "profile") as page:
-            return await page.run(body)
-
-    return asyncio.run(go())
+@pytest.fixture(scope="module")
+def in_editor(server, tmp_path_factory):
+    """Runs the body of an async JavaScript function in one editor, which stays open, and returns its value."""
+    loop = asyncio.new_event_loop()
+    opened = browser.open_editor(server.url, tmp_path_factory.mktemp("browser") / "profile")
+    page = loop.run_until_complete(opened.__aenter__())
+    yield lambda body: loop.run_until_complete(page.run(body))
+    loop.run_until_complete(opened.__aexit__(None, None, None))
+    loop.close()
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_a_workflow_opens_and_converts_as_the_editor_does(server, object_info, tmp_path, path):
+def test_a_workflow_opens_and_converts_as_the_editor_does(in_editor, object_info, path):
     workflow = json.loads(path.read_text(encoding="utf-8"))
-    seen = in_editor(server, tmp_path, LOAD % json.dumps(workflow))
+    seen = in_editor(LOAD % json.dumps(workflow))
     assert seen["missing"] == []
     assert to_api(workflow, object_info) == seen["prompt"]
 
@@ -57,11 +58,11 @@ return seen
 """
 
 
-def test_the_editor_runs_the_workflow(server, object_info, tmp_path):
+def test_the_editor_runs_the_workflow(in_editor, object_info):
     workflow = show.read_json(ROOT / "workflows" / "before_and_after.json")
     for changes in (host.demo_overrides(), host.QUICK, {"PersonalizeTrain": {"seed": 2, "preview_every": 2}}):
         workflow = override_workflow(workflow, object_info, changes)
-    seen = in_editor(server, tmp_path, QUEUE % json.dumps(workflow))
+    seen = in_editor(QUEUE % json.dumps(workflow))
     assert seen["end"] == "success"
     pictures = {seen["titles"][node]: number for node, number in seen["executed"].items()}
     assert pictures == {"Untrained": 1, "Trained": 1, "4  Learns while you watch": 0}
@@ -69,14 +70,12 @@ def test_the_editor_runs_the_workflow(server, object_info, tmp_path):
     assert "In prompts write <concept>" in seen["said"]  # as a text, not as an element of the page
 
 
-def test_a_second_queue_asks_for_the_same(server, object_info, tmp_path):
+def test_a_second_queue_asks_for_the_same(in_editor, object_info):
     """The editor draws a new number at each queue for what is called a seed, unless it is told not to: no value of our
     nodes may change by itself, or a training that is finished is another one.
     """
     ours = [name for name in object_info if name.startswith("Personalize")]
     seen = in_editor(
-        server,
-        tmp_path,
         f"""
         const changing = [];
         for (const type of {json.dumps(ours)}) {{
@@ -96,7 +95,7 @@ def test_a_second_queue_asks_for_the_same(server, object_info, tmp_path):
     assert len(ours) > 20 and seen == []
 
 
-def test_core_nodes_convert_as_the_editor_does(server, object_info, tmp_path):
+def test_core_nodes_convert_as_the_editor_does(in_editor, object_info):
     """A workflow that the editor itself saves: a seed, a list of choices, dynamic inputs, a bypassed node, a note."""
     build = """
     const add = (type, values) => {
@@ -130,6 +129,6 @@ def test_core_nodes_convert_as_the_editor_does(server, object_info, tmp_path):
     const saved = await app.graphToPrompt();
     return {workflow: saved.workflow, prompt: saved.output}
     """
-    seen = in_editor(server, tmp_path, build)
+    seen = in_editor(build)
     assert len(seen["prompt"]) == 9, "the graph was not built as meant"
     assert to_api(seen["workflow"], object_info) == seen["prompt"]

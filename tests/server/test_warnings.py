@@ -8,7 +8,8 @@ from personalize.tests.support import prompts
 from personalize.tests.support.prompts import changed
 
 pytestmark = [pytest.mark.slow, pytest.mark.comfy]
-CUSTOM = {"recipe": ("PersonalizeCustomDiffusion", {"preset": "short", "preset.steps": 1, "preset.prior_weight": 0.0})}
+SHORT = {"preset": "short", "preset.steps": 1, "preset.views": 1, "preset.prior_weight": 0.0}
+CUSTOM = {"recipe": ("PersonalizeCustomDiffusion", SHORT)}
 LISTED = {"prompts": "a {}", "prompt_file": "", "subject": "<concept>", "prefix": "p", "max_prompts": 0}
 PROMPTS = ("PersonalizePromptList", LISTED)
 SEEDS = count(1)  # a Train node that has run with the same inputs does not run again

@@ -53,7 +53,8 @@ class RandomZImageClip(comfy.sd1_clip.SD1ClipModel):
 
 
 class RandomZImage(supported.ZImage):
-    unet_config = {"image_model": "lumina2", "dim": 256}  # the narrowest that its modulation allows
+    # 256 is the narrowest that its modulation allows; the demo's has other text.
+    unet_config = {"image_model": "lumina2", "dim": 256, "cap_feat_dim": WIDTH}
     unet_extra_config = {
         "n_heads": 8,
         "n_kv_heads": 8,
