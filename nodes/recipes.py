@@ -146,8 +146,9 @@ def valid_preset(method: str, presets: dict, hidden) -> bool | str:
     """
     given = queued_inputs(hidden)
     preset = {name.removeprefix("preset."): value for name, value in given.items() if name.split(".")[0] == "preset"}
+    known = preset.get("preset") in [*presets]  # a client may send something else than text
     linked = any(isinstance(value, list) for value in preset.values())
-    if linked or not fits(preset_inputs(presets, "")[0], preset):
+    if linked or not known or not fits(preset_inputs(presets, "")[0], preset):
         return True
     make = described if "metric_models" in given else chosen
     return valid(lambda values: make(method, presets, values), preset)

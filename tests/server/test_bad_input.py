@@ -233,6 +233,7 @@ NUMBERS = [
         "^The input preset does not accept a link: choose one of bench",
     ),
     ("no preset", {"recipe.preset": ""}, "^The preset of TextBoost does not exist"),
+    ("a preset that is no text", {"recipe.preset": {"a": 1}}, "^The preset of TextBoost does not exist"),
     ("steps in words", {"recipe.preset.steps": "many"}, "Failed to convert an input value to a INT value: .*steps"),
     ("a text encoder that does not exist", {"recipe.preset.text_encoder": "third"}, "not in list: .*'third' not in"),
     (
