@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 from demo import captions, world
-from demo.build import HEADS, UNET
+from demo.build import HEADS, NETWORK, UNET
 from trainers.data.concept import Concept
 from trainers.models.checkpoint import load_models
 from trainers.models.sampler import sample
@@ -21,6 +22,7 @@ from trainers.recipes import (
     attndreambooth,
     custom_diffusion,
     dreambooth_lora,
+    lora,
     t_lora,
     textboost,
     textboost_2026,
@@ -28,7 +30,9 @@ from trainers.recipes import (
 )
 from trainers.runs.run import Run
 from trainers.runs.train import train
+from trainers.stopping import dvar
 
+from . import with_host
 from .fidelity_report import array
 
 SIDE = world.TILES * world.TILE
@@ -77,11 +81,14 @@ OTHERS = {
     "attndreambooth-paper": attndreambooth.PAPER,
     "textual_inversion": replace(textual_inversion.FULL, steps=600),
     "dreambooth_lora": replace(dreambooth_lora.FULL, steps=300, learning_rate=1e-3),
+    "lora": replace(lora.FULL, steps=300, batch_size=4, learning_rate=1e-3),
     "t_lora": replace(T_LORA, lora_rank=64, min_rank=32),
     "t_lora-all_ranks": replace(T_LORA, lora_rank=64, min_rank=64),
     "custom_diffusion": replace(custom_diffusion.FULL, steps=300, learning_rate=1e-4, class_images=48),
 }
-METHODS = (*UNTRAINED, "textboost", *(f"textboost-{name}" for name in VARIANTS), *OTHERS)
+# Rows that stop where a monitor says so: the row that is trained, and the monitor.
+STOPPED = {"lora-dvar": ("lora", dvar.PRESETS["DreamBooth-LoRA"])}
+METHODS = (*UNTRAINED, "textboost", *(f"textboost-{name}" for name in VARIANTS), *OTHERS, *STOPPED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +118,12 @@ class Bench:
         return {name: value for name, value in self.overrides.items() if name in known}
 
     def preset_of(self, method: str):
-        return OTHERS.get(method, PRESETS[self.preset])
+        return OTHERS.get(trained(method), PRESETS[self.preset])
+
+
+def trained(method: str) -> str:
+    """The row whose recipe a row has."""
+    return STOPPED.get(method, (method, None))[0]
 
 
 def digest(*files: Path) -> str:
@@ -146,7 +158,10 @@ def real(bench: Bench, number: int) -> list:
 
 
 def read_models(bench: Bench):
-    return load_models(bench.checkpoint, UNET, HEADS)
+    """The checkpoint's models; those of a transformer work in ComfyUI (see with_host.py)."""
+    with safe_open(bench.checkpoint, "pt") as file:
+        transformer = NETWORK + "x_embedder.weight" in {*file.keys()}
+    return with_host.flow_models(bench.checkpoint) if transformer else load_models(bench.checkpoint, UNET, HEADS)
 
 
 def generate(bench: Bench, models, noun: str) -> list:
@@ -181,7 +196,10 @@ def concept_of(bench: Bench, number: int) -> Concept:
 def personalised(bench: Bench, method: str, number: int, folder: Path, device: str) -> tuple[list, dict]:
     """Train on the one reference; its images, and what the training cost."""
     models, concept, chosen = read_models(bench), concept_of(bench, number), recipe(bench, method)
-    run = Run(concept=concept, recipe=chosen, seed=bench.training_seed, dtype=getattr(torch, bench.dtype))
+    stopper = (STOPPED[method][1],) if method in STOPPED else ()
+    run = Run(
+        concept=concept, recipe=chosen, stopper=stopper, seed=bench.training_seed, dtype=getattr(torch, bench.dtype)
+    )
     result = train(run, models, folder, device=device, cache=folder.parents[3] / "cache")
     losses = [entry["loss"] for entry in result.history]
     facts = {

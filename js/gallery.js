@@ -27,7 +27,7 @@ const STYLE = `
   .card button { margin: 3px 4px 0 0; font-size: 10.5px; }
 }`;
 const galleries = new Map(); // node -> its gallery
-let listed = { runs: [], cache: 0 };
+let listed; // the server's last answer
 
 async function refresh() {
   const answer = await api.fetchApi("/personalize/runs").catch(() => null);
@@ -102,10 +102,11 @@ class Gallery {
   }
 
   update() {
-    const { runs, cache } = listed, digest = String(this.combo.value).split(" ").at(-1);
-    const labels = runs.map(({ label }) => label), offered = [...this.others, ...labels];
-    if (offered.length) this.combo.options.values = offered;
-    this.combo.value = labels.find((label) => label.endsWith(digest)) ?? this.combo.value;
+    if (!listed) return;
+    const { runs, cache } = listed, labels = runs.map(({ label }) => label);
+    this.combo.value = this.current(labels);
+    this.combo.options.values = [...this.others, ...labels];
+    this.node.setDirtyCanvas(true, true);
     this.cards.replaceChildren(...runs.map((run) => this.card(run)));
     const bytes = runs.reduce((sum, run) => sum + run.size, 0);
     const words = t("{count} runs, {size}; cache {cache}", { count: runs.length, size: size(bytes), cache: size(cache) });
@@ -115,6 +116,12 @@ class Gallery {
     });
     this.footer.replaceChildren(element("span", { textContent: words }), ...(cache ? [clear] : []));
     this.mark();
+  }
+
+  current(labels) { // the chosen run under the name that it has now; nothing in place of one that was deleted
+    const { value, options } = this.combo, digest = String(value).split(" ").at(-1);
+    const now = labels.find((label) => digest && label.endsWith(digest));
+    return now ?? (options.values.includes(value) ? this.others[0] ?? "" : value);
   }
 
   card(run) {

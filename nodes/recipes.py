@@ -9,10 +9,12 @@ from ..trainers.evaluation.scorer import ScorerConfig
 from ..trainers.recipes import METHODS
 from ..trainers.runs.run import extractor_configs
 from ..trainers.text import captions_of
+from ..trainers.training import optimizers
 from .evaluation.metric_models import SETTINGS, metric_models_input, values_for
 from .host.folders import fingerprint, text_in_input
+from .host.prompt_texts import queued_inputs
 from .host.session import extractors
-from .schema import checked, filled, widgets
+from .schema import checked, filled, fits, valid, widgets
 from .sockets import METHOD_FOLDER, RecipeSocket
 
 
@@ -103,7 +105,12 @@ def recipe_node(method: Method) -> type[io.ComfyNode]:
                 outputs=[
                     RecipeSocket.Output(display_name="recipe", tooltip="For Train or Compare Methods: how to learn.")
                 ],
+                hidden=[io.Hidden.unique_id],
             )
+
+        @classmethod
+        def validate_inputs(cls, preset: dict | None = None) -> bool | str:
+            return valid_preset(method.name, METHODS[method.name], cls.hidden)
 
         @classmethod
         def fingerprint_inputs(cls, preset: dict | None = None, **others) -> str:
@@ -132,11 +139,35 @@ def preset_inputs(presets: dict, tooltip: str, shown: Collection[str] | None = N
     ]
 
 
+def valid_preset(method: str, presets: dict, hidden) -> bool | str:
+    """Return `True`, or the sentence that says why `chosen` will fail, for `validate_inputs`.
+
+    What comes through links is not known yet; what is beyond a widget's limits the host refuses in its own words.
+    """
+    given = queued_inputs(hidden)
+    preset = {name.removeprefix("preset."): value for name, value in given.items() if name.split(".")[0] == "preset"}
+    linked = any(isinstance(value, list) for value in preset.values())
+    if linked or not fits(preset_inputs(presets, "")[0], preset):
+        return True
+    make = described if "metric_models" in given else chosen
+    return valid(lambda values: make(method, presets, values), preset)
+
+
 def chosen(method: str, presets: dict, preset: dict | None, metric_models: ScorerConfig | None = None):
+    """Return `described` settings, once what they need is found on this computer.
+
+    Raises:
+        ValueError: as `described` and `with_extractors`.
+    """
+    return with_extractors(described(method, presets, preset, metric_models))
+
+
+def described(method: str, presets: dict, preset: dict | None, metric_models: ScorerConfig | None = None):
     """Return the settings that a preset's widgets describe, with the connected metric models.
 
     Raises:
-        ValueError: the preset does not exist, its captions cannot be read, or its metric model cannot be found.
+        ValueError: the preset does not exist, its captions cannot be read, its optimizer is missing, or its settings
+            contradict each other.
     """
     values = dict(preset or {})
     name = values.pop("preset", None)
@@ -144,7 +175,9 @@ def chosen(method: str, presets: dict, preset: dict | None, metric_models: Score
         raise ValueError(f"The preset of {method} does not exist: choose one of {', '.join(presets)}.")
     if values.get("captions") is not None:
         values["captions"] = captions_of(text_in_input(values["captions"], "captions", "caption"))
-    return with_extractors(filled(presets[name], values | values_for(presets[name], metric_models)))
+    settings = filled(presets[name], values | values_for(presets[name], metric_models))
+    optimizers.check(getattr(settings, "optimizer", ""))  # monitors have none
+    return settings
 
 
 def with_extractors(settings):

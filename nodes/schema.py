@@ -113,6 +113,15 @@ def valid(check, value) -> bool | str:
     return True
 
 
+def fits(wanted: io.Input, value) -> bool:
+    """Return whether a value is what an input allows."""
+    try:
+        _check_input(wanted, value, is_list=False)
+    except ValueError:
+        return False
+    return True
+
+
 def _check_input(wanted: io.Input, value, is_list: bool) -> None:
     if isinstance(wanted, io.Autogrow.Input):
         slot = copy.copy(wanted.template.input)

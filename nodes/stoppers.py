@@ -8,7 +8,7 @@ from ..trainers.stopping.dvar import DVAR
 from ..trainers.stopping.monitor import FixedSteps
 from ..trainers.stopping.pick_by_score import PickByScore
 from .evaluation.metric_models import SETTINGS, metric_models_input, values_for
-from .recipes import chosen, preset_inputs, with_extractors
+from .recipes import chosen, preset_inputs, valid_preset, with_extractors
 from .schema import checked, filled, valid, widgets
 from .sockets import STOPPING_FOLDER, StopperSocket, stopper_output
 
@@ -36,7 +36,12 @@ def monitor_node(
                     StopperSocket.Input("stopper", optional=True, tooltip=CHAINED),
                 ],
                 outputs=[stopper_output()],
+                hidden=[io.Hidden.unique_id],
             )
+
+        @classmethod
+        def validate_inputs(cls, preset: dict | None = None) -> bool | str:
+            return valid_preset(name, presets, cls.hidden)
 
         @classmethod
         @checked

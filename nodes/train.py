@@ -22,7 +22,7 @@ from ..trainers.training.trainables import check_words
 from .apply import FULL_PRECISION, apply, fits
 from .host import clip_attachment, internals, live, prompt_texts, run_list, weights
 from .host.folders import cache_folder, runs_folder
-from .host.models import GraphModels
+from .host.models import GraphModels, resolution_of
 from .host.session import check_interrupted, extractors, free_memory, notices, training_dtype, training_session
 from .host.unsupported import warning
 from .schema import checked
@@ -128,10 +128,10 @@ class Train(io.ComfyNode):
             live.warn(cls.hidden, warnings)
             notify(sentence)
 
-        subject = recipe.subject(concept)
-        for sentence in [warning(model, clip), *prompt_texts.advice(cls.hidden, concept, recipe)]:
-            if sentence:
-                warn(sentence)
+        subject, size = recipe.subject(concept), concept.sizes(resolution_of(model))[0]
+        texts, sizes = prompt_texts.advice(cls.hidden, concept, recipe), prompt_texts.size_advice(cls.hidden, size)
+        for sentence in filter(None, [warning(model, clip), *texts, *sizes]):
+            warn(sentence)
         result = find_or_train(model, clip, vae, run, notify, hidden=cls.hidden, warn=warn, **options)
         run_list.note_checkpoint(result.folder.name, prompt_texts.checkpoint(cls.hidden))
         result = pick.chosen(result, stopper)

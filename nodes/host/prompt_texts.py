@@ -1,6 +1,7 @@
-"""Reads the graph that was queued: the prompts that it will encode with a CLIP, and where a MODEL came from."""
+"""Reads a graph: a node's inputs, the prompts and image sizes that follow a training, where its MODEL comes from."""
 
 from collections.abc import Iterator
+from contextvars import ContextVar
 
 from ...trainers.data.concept import Concept
 from ...trainers.data.prompts import placeholder_advice, prompts_of
@@ -11,8 +12,24 @@ from . import internals
 TEXT_NODES = (
     "PrimitiveString", "PrimitiveStringMultiline", "StringConcatenate", "StringReplace", "StringTrim",
 )  # fmt: skip
-CLIP_OUTPUT, SUBJECT_OUTPUT, PLACEHOLDER_OUTPUT = 1, 4, 2  # of Train, and of Load References
+MODEL_OUTPUT, CLIP_OUTPUT, SUBJECT_OUTPUT, PLACEHOLDER_OUTPUT = 0, 1, 4, 2  # of Train, and of Load References
 Source = tuple[str, int]  # a node's id and the number of one of its outputs
+QUEUED: ContextVar[dict] = ContextVar("QUEUED")  # by id, as `hidden.prompt`; of each request its own
+
+
+def on_prompt(request: dict) -> dict:
+    """Note the graph that a client queues, before the host checks it, and return the request as it is."""
+    prompt = request.get("prompt") if isinstance(request, dict) else None
+    QUEUED.set(prompt if isinstance(prompt, dict) else {})
+    return request
+
+
+def queued_inputs(hidden) -> dict:
+    """Return all inputs of a node that is being queued, links as lists, by the names that they have in the graph.
+
+    The host hands `validate_inputs` none of those inside a preset: it would have to leave their limits to the node.
+    """
+    return _inputs(QUEUED.get({}).get(str(hidden.unique_id)))
 
 
 def advice(hidden, concept: Concept, recipe: Recipe) -> list[str]:
@@ -37,19 +54,62 @@ def encoded(prompt: dict, clip: Source, known: dict[Source, str]) -> list[str | 
     Returns:
         `None` stands for texts that only the run itself knows.
     """
-    found, sources, done = [], [clip], set()
+    found = []
+    for name, kind, outputs in _behind(prompt, clip, "CLIP"):
+        if "CONDITIONING" in outputs:
+            for text in _strings(kind, prompt[name]["inputs"]):
+                found += _texts(prompt, text, known)
+    return found
+
+
+def size_advice(hidden, size: tuple[int, int]) -> list[str]:
+    """Return a sentence about images of a graph that have less than half the pixels at which a Train node learns.
+
+    Args:
+        size: height and width of the training in pixels.
+    """
+    prompt, (height, width) = hidden.prompt or {}, size
+    for name, _, _ in _behind(prompt, (str(hidden.unique_id), MODEL_OUTPUT), "MODEL"):
+        match _inputs(prompt[name]).get("latent_image"):
+            case [str(latent), int()] if 0 < 2 * _pixels(_inputs(prompt.get(latent))) < width * height:
+                own = "{width} x {height}".format(**prompt[latent]["inputs"])
+                return [
+                    f"{_title(prompt[latent])} makes images of {own} pixels, while your subject is learned at "
+                    f"{width} x {height}: set its width and height to these."
+                ]
+    return []
+
+
+def _pixels(inputs: dict) -> int:
+    """Return the pixels of the images that a node of empty latents makes; 0 where it does not tell."""
+    match inputs:
+        case {"width": int(width), "height": int(height)}:
+            return width * height
+    return 0
+
+
+def _title(node: dict) -> str:
+    """Return how the editor names a node; other clients may not say."""
+    match node.get("_meta"):
+        case {"title": str(title)}:
+            return title
+    return str(node.get("class_type"))
+
+
+def _behind(prompt: dict, source: Source, kind: str) -> Iterator[tuple[str, type | None, list[str]]]:
+    """Yield the nodes that read an output, also behind nodes that pass on its kind, with class and kinds of outputs."""
+    sources, done = [source], set()
     while sources:
         source = sources.pop()
         for name in _readers(prompt, source):
-            kind = internals.node_class(prompt[name]["class_type"])
-            outputs = [*getattr(kind, "RETURN_TYPES", ())]
-            if "CONDITIONING" in outputs and name not in done:
-                for text in _strings(kind, prompt[name]["inputs"]):
-                    found += _texts(prompt, text, known)
-            if "CLIP" in outputs and name not in done:
-                sources.append((name, outputs.index("CLIP")))
+            node_class = internals.node_class(prompt[name]["class_type"])
+            outputs = [*getattr(node_class, "RETURN_TYPES", ())]
+            if name in done:
+                continue
             done.add(name)
-    return found
+            yield name, node_class, outputs
+            if kind in outputs:
+                sources.append((name, outputs.index(kind)))
 
 
 def checkpoint(hidden) -> str:

@@ -11,7 +11,7 @@ from aiohttp import web
 from server import PromptServer
 
 from ...trainers.text import reason, remedy
-from . import live, run_list
+from . import live, prompt_texts, run_list
 from .run_list import is_digest
 
 
@@ -103,7 +103,8 @@ def _refused(status: int, sentence: str) -> web.Response:
 
 
 def add(server) -> None:
-    """Add the routes to the host's server."""
+    """Add the routes to the host's server, and show it who reads what is queued."""
+    server.add_on_prompt_handler(prompt_texts.on_prompt)
     server.routes.get("/personalize/runs")(get_runs)
     server.routes.get("/personalize/runs/{digest}")(get_run)
     server.routes.post("/personalize/finish")(post_finish)

@@ -62,6 +62,36 @@ def test_prompts_that_miss_the_subject_are_named_before_the_training(server, sma
         assert "placeholder" not in said and "alone" not in said
 
 
+def drawing(side, model=("train", 0), **meta):
+    """Images of `side` pixels a side, with the model of an output."""
+    ends = {"positive": ["text", 0], "negative": ["text", 0], "latent_image": ["latent", 0]}
+    settings = {"seed": 0, "steps": 1, "cfg": 1.0, "denoise": 1.0, "sampler_name": "euler", "scheduler": "simple"}
+    return encoding("a <concept>") | {
+        "latent": ("EmptyLatentImage", {"width": side, "height": side, "batch_size": 1}),
+        "sampler": ("KSampler", {"model": [*model], **ends, **settings}),
+        "shown": ("PreviewAny", {"source": ["sampler", 0]}),
+    }
+
+
+SHIFTED = {"shift": ("ModelSamplingDiscrete", {"model": ["train", 0], "sampling": "eps", "zsnr": False})}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [(drawing(40), True), (drawing(48), False), (SHIFTED | drawing(40, ("shift", 0)), True),
+     (drawing(40, ("checkpoint", 0)), False)],
+)  # fmt: skip
+def test_images_much_smaller_than_the_training_are_named_before_it(server, smallest, changes, named):
+    """The smallest training is of 64 x 64 pixels."""
+    before = len(server.log)
+    server.run(changed(smallest, changes | {"train.seed": next(SEEDS)}))
+    sentence = (
+        "EmptyLatentImage makes images of 40 x 40 pixels, while your subject is learned at 64 x 64: set its width"
+    )
+    assert (sentence in server.log[before:]) == named
+    assert ("makes images of" in server.log[before:]) == named
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

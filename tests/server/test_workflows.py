@@ -256,6 +256,18 @@ def test_five_methods_in_one_node(server, compared):
     assert len(logs(server).keys() - trained.keys()) == 1 and trained.items() <= logs(server).items()
 
 
+def test_the_same_comparison_again_does_nothing(server, compared):
+    few = override(compared, {"PersonalizeCompareMethods": {"prompts": "a photo of a {}", "seeds": 1}})
+    (node,) = (number for number, each in few.items() if each["class_type"] == "PersonalizeCompareMethods")
+    for number in range(1, len(METHODS)):
+        del few[node]["inputs"][f"recipes.recipe{number}"]
+    shown, folder = comparison(server, few)
+    before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    history = server.run(few)
+    assert node in dict(history["status"]["messages"])["execution_cached"]["nodes"]
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+
+
 def test_what_a_comparison_cannot_do_is_said_before_the_first_training(server, compared):
     before = logs(server)
     stage = {"PersonalizeAttnDreamBooth": {"preset.run_stages": "3"}, "PersonalizeCompareMethods": {"seed": 3}}

@@ -70,18 +70,21 @@ class TLoRA:
 
     needs = ""
 
+    def __post_init__(self):
+        """Raise `ValueError` where the rank would grow with the noise."""
+        if self.min_rank > self.lora_rank:
+            raise ValueError(
+                f"The min_rank of T-LoRA, {self.min_rank}, is above its lora_rank, {self.lora_rank}: lower it."
+            )
+
     def subject(self, concept: Concept) -> str:
         """Return what `{}` in a prompt stands for: `V C`."""
         return concept.subject(with_class_word=True)
 
     def check(self, concept: Concept, known: Collection[str] = ()) -> None:
-        """Raise `ValueError` where the rank would grow with the noise, or the optimizer is missing."""
+        """Raise `ValueError` where there are several subjects, or the optimizer is missing."""
         optimizers.check(self.optimizer)
         concept.check_single("T-LoRA")
-        if self.min_rank > self.lora_rank:
-            raise ValueError(
-                f"The min_rank of T-LoRA, {self.min_rank}, is above its lora_rank, {self.lora_rank}: lower it."
-            )
 
     def stages(self, models: Models, concept: Concept, generator: Generator, context: Context) -> Iterator[Stage]:
         """Yield the only stage."""
