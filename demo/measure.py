@@ -1,6 +1,7 @@
 """How often the tiny model draws what the prompt says, as the demo's evaluators read it, beside real images.
 
-    python -m demo.measure TOKENIZER --count 256      (2 minutes, one thread)
+    python -m demo.measure TOKENIZER --count 256                    (2 minutes, one thread)
+    python -m demo.measure TOKENIZER --transformer --guidance 3     (5 minutes)
 
 Prompts name all nameable details of unseen individuals and a place: "a photo of a black striped cat with a red hat in
 the snow". Subject, colour, pattern and accessory are read by the instance encoder's probes, the place by the best of
@@ -14,9 +15,11 @@ import random
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
-from . import evaluators, world
+from . import evaluators, transformer, world
 from .backgrounds import BACKGROUNDS
+from .build import unpacked
 from .captions import describe
 from .export import load_exported
 from .sample import sample
@@ -47,13 +50,18 @@ def shares(metric_models, pictures, things, scenes) -> dict:
     return result | {"background": (sum(right) / len(right), len(right))}
 
 
-def generate(folder: Path, tokenizer: str, prompts: list, steps: int, guidance: float) -> list:
+def generate(folder: Path, tokenizer: str, prompts: list, options) -> list:
     words = Vocabulary(tokenizer)
     unet, text = load_exported(folder, words)
-    pictures = []
+    encoded, pictures = transformer.Captions(text, words), []
+    weights = unpacked(load_file(folder / "transformer.safetensors")) if options.transformer else {}
     for start in range(0, len(prompts), BATCH):
-        some = prompts[start : start + BATCH]
-        pictures.extend(sample(unet, text, words, some, range(start, start + len(some)), steps, guidance))
+        some, how = prompts[start : start + BATCH], (options.steps, options.guidance)
+        seeds = range(start, start + len(some))
+        if weights:
+            pictures.extend(transformer.sample(weights, encoded(some), encoded([""] * len(some)), seeds, *how))
+        else:
+            pictures.extend(sample(unet, text, words, some, seeds, *how))
     return [world.picture(tiles) for tiles in pictures]
 
 
@@ -64,6 +72,7 @@ if __name__ == "__main__":
     parser.add_argument("--count", type=int, default=256)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--transformer", action="store_true", help="the transformer instead of the U-Net")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rng = random.Random(3)
@@ -72,7 +81,7 @@ if __name__ == "__main__":
     prompts = [f"a photo of {describe(thing)} {scene.background}" for thing, scene in zip(things, scenes)]
     metric_models = evaluators.load()
     real = shares(metric_models, [world.picture(world.draw(t, s, rng)) for t, s in zip(things, scenes)], things, scenes)
-    made = generate(options.weights, options.tokenizer, prompts, options.steps, options.guidance)
+    made = generate(options.weights, options.tokenizer, prompts, options)
     for name, (share, count) in shares(metric_models, made, things, scenes).items():
         error = math.sqrt(share * (1 - share) / count)
         print(f"{name}: {share:.2f} (standard error {error:.2f}, n = {count}), real pictures {real[name][0]:.2f}")

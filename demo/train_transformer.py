@@ -23,25 +23,11 @@ from .export import load_exported
 from .latents import to_latents
 from .pool import Pool
 from .sample import PROMPTS
-from .text import END, Vocabulary, new_strangers
+from .text import Vocabulary, new_strangers
 from .train_unet import DETAIL, EMPTY, NAMED, Average, seconds_until
-from .transformer import FILL, block, prompt_sheet, shifted, untrained_transformer, velocity
+from .transformer import Captions, block, prompt_sheet, shifted, untrained_transformer, velocity
 
 MATRIX_RATE, RATE, WARM_UP = 1e-2, 1e-3, 100
-
-
-class Captions:
-    """Captions to the text encoder's hidden states [N, T, 128] and their numbers of tokens [N], end token included."""
-
-    def __init__(self, text, words):
-        self.text, self.words = text, words
-
-    @torch.no_grad()
-    def __call__(self, captions: list, rng=None) -> tuple:
-        ids = self.words.encode(captions, rng, strange=0.05 if rng else 0.0, full=False)[:, :FILL]
-        ids[:, -1] = self.words.compact[END]
-        lengths = (ids == self.words.compact[END]).int().argmax(1) + 1
-        return self.text(ids).last_hidden_state, lengths
 
 
 def batch_of(pool, encoded, rng, size: int) -> tuple:

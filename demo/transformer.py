@@ -14,7 +14,7 @@ from torch import nn
 
 from .latents import CHANNELS, to_tiles
 from .sample import sheet
-from .text import WIDTH
+from .text import END, WIDTH
 from .world import TILES
 
 # 7.3 million values. Z-Image's modulation reads 256 values, so no smaller width fits its layout.
@@ -196,6 +196,20 @@ def velocity(weights: dict, noisy, sigmas, context, lengths, block=block, dtype=
     image = _linear(image, weights, "final_layer.linear").float()
     image = image.view(count, rows, columns, PATCH, PATCH, CHANNELS).permute(0, 5, 1, 3, 2, 4)
     return -image.reshape(noisy.shape)
+
+
+class Captions:
+    """Captions to the text encoder's hidden states [N, T, 128] and their numbers of tokens [N], end token included."""
+
+    def __init__(self, text, words):
+        self.text, self.words = text, words
+
+    @torch.no_grad()
+    def __call__(self, captions: list, rng=None) -> tuple:
+        ids = self.words.encode(captions, rng, strange=0.05 if rng else 0.0, full=False)[:, :FILL]
+        ids[:, -1] = self.words.compact[END]
+        lengths = (ids == self.words.compact[END]).int().argmax(1) + 1
+        return self.text(ids).last_hidden_state, lengths
 
 
 @torch.no_grad()

@@ -7,8 +7,9 @@ import comfy.model_management as mm
 import torch
 from torch import Tensor
 
+from ...trainers.models.families import FLOW_FAMILIES
 from ...trainers.models.timestep_lora import RankSchedule
-from . import internals
+from . import internals, models
 
 SMALL = 16 * 1024  # bytes, as in the host
 
@@ -17,17 +18,28 @@ KEY = "personalize ranks"
 
 
 class CurrentMask:
-    """Holds which ranks of a T-LoRA act at the timestep that a MODEL computes."""
+    """Holds which ranks of a T-LoRA act at the noise that a MODEL computes. All samples of a call have the same."""
 
     def __init__(self, schedule: RankSchedule):
-        self.masks = schedule.masks()  # [T, 2 rank]
+        self.schedule, self.masks = schedule, schedule.masks()  # [T, 2 rank]
         self.mask = self.masks[0]
 
-    def __call__(self, executor, x, timesteps, *args, **kwargs):
-        """Wrap the U-Net. All samples of a call have one timestep."""
+    def follow(self, patcher) -> None:
+        """Let a MODEL set the mask: from its timestep, or by flow matching from its noise level."""
+        kinds = internals.WrappersMP
+        if models.family_of(patcher) in FLOW_FAMILIES:
+            patcher.add_wrapper_with_key(kinds.APPLY_MODEL, KEY, self._at_level)
+        else:
+            patcher.add_wrapper_with_key(kinds.DIFFUSION_MODEL, KEY, self._at_timestep)
+
+    def _at_timestep(self, executor, x, timesteps, *args, **kwargs):
         self.masks = self.masks.to(timesteps.device)
         self.mask = self.masks[timesteps[0].round().long()]
         return executor(x, timesteps, *args, **kwargs)
+
+    def _at_level(self, executor, x, sigmas, *args, **kwargs):
+        (self.mask,) = self.schedule.masks_at(sigmas[:1])
+        return executor(x, sigmas, *args, **kwargs)
 
 
 class LowRank:
@@ -74,7 +86,7 @@ def add(
     """
     current = CurrentMask(schedule) if schedule else None
     if current:
-        patcher.add_wrapper_with_key(internals.WrappersMP.DIFFUSION_MODEL, KEY, current)
+        current.follow(patcher)
     parts = [key.split(".", 1) for key in sorted(lora)]
     parts = [(name, part) for name, part in parts if name in keys and part in ("lora_up.weight", "diff", "diff_b")]
     for name, part in parts:

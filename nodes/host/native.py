@@ -16,6 +16,7 @@ from . import internals, sampler
 from .models import GraphModels
 from .session import check_interrupted
 
+KEY = "personalize levels"
 UNDISTILLED = {"guidance": 1.0}  # for a model distilled to guidance: what it predicts without
 
 
@@ -28,6 +29,8 @@ class HostNetwork:
         self.encoded: dict[str, list] = {}  # what CLIPTextEncode returns
         self.conditions: dict[tuple, dict] = {}  # by prompt and shape of the latents
         self.frames = self.patcher.model.latent_format.latent_dimensions == 3  # of a video: here always one
+        self.levels = torch.ones(0)  # of nothing yet
+        self.patcher.add_wrapper_with_key(internals.WrappersMP.APPLY_MODEL, KEY, self._sampling)
 
     def encode(self, prompts: Sequence[str]) -> None:
         """Encode prompts with the graph's text encoders."""
@@ -45,6 +48,7 @@ class HostNetwork:
         outputs: dict[int, Tensor] = {}
         for prompt, rows in by_prompt(prompts):
             x, levels = noisy_latents[rows], sigmas[rows]
+            self.levels = levels
             denoised = self.patcher.model.apply_model(self._with_frame(x), levels, **self._conditions(prompt, x))
             velocity = (x - self._without_frame(denoised)) / levels.view(-1, 1, 1, 1)
             outputs |= zip(rows, velocity, strict=True)
@@ -86,6 +90,11 @@ class HostNetwork:
         with torch.inference_mode():
             decoded = self.vae.decode(latents.float().cpu())
         return decoded.reshape(-1, *decoded.shape[-3:]).movedim(-1, 1).float().cpu().clone()
+
+    def _sampling(self, executor, x: Tensor, sigmas: Tensor, *args, **kwargs):
+        """Wrap the network where the host's sampler calls it."""
+        self.levels = sigmas
+        return executor(x, sigmas, *args, **kwargs)
 
     def _load(self) -> None:
         internals.load_models_gpu([self.patcher], force_full_load=True)
@@ -129,8 +138,8 @@ def private_copy(model):
     """
     if model.weight_wrapper_patches:
         raise ValueError(
-            "A LoRA is added to this model in full precision, which a training cannot continue from: switch "
-            "full_precision off."
+            "A LoRA is added to this model at every use, which a training cannot continue from: switch full_precision "
+            "off, or take the MODEL from before a T-LoRA."
         )
     try:
         copy = model.clone(disable_dynamic=True, force_deepcopy=True)

@@ -13,6 +13,7 @@ from personalize.tests.support import prompts
 from personalize.trainers.data.concept import Concept
 from personalize.trainers.recipes import METHODS
 from personalize.trainers.recipes.lora import LoRA
+from personalize.trainers.recipes.t_lora import TLoRA
 from personalize.trainers.runs.preview import Preview
 from personalize.trainers.runs.run import Run
 from personalize.trainers.stopping.clip_early_stopping import ClipEarlyStopping
@@ -89,17 +90,21 @@ def test_the_same_inputs_do_not_train_twice(train, trained, monkeypatch):
     assert again.folder == trained.folder and len(again.history) == 3
 
 
-def test_a_killed_run_ends_with_the_files_of_an_undisturbed_one(train, trained):
-    def kill(sentence):
-        if sentence.startswith("lora: step 2 of 3"):
-            raise Killed
+def kill(sentence):
+    if "lora: step 2 of 3" in sentence:
+        raise Killed
 
+
+@pytest.mark.parametrize("recipe", [RECIPE, TLoRA(steps=3, views=2, learning_rate=1e-2, lora_rank=4, min_rank=1)])
+def test_a_killed_run_ends_with_the_files_of_an_undisturbed_one(train, recipe):
+    undisturbed = train(recipe, preview=PREVIEW)
     with pytest.raises(Killed):
-        train(folder="killed", notify=kill, preview=PREVIEW)
-    resumed = train(folder="killed", preview=PREVIEW)
-    assert resumed.folder.name == trained.folder.name and resumed.complete
-    assert [entry["loss"] for entry in resumed.history] == [entry["loss"] for entry in trained.history]
-    assert all(torch.equal(resumed.lora[key], value) for key, value in trained.lora.items())
+        train(recipe, folder="killed", notify=kill, preview=PREVIEW)
+    resumed = train(recipe, folder="killed", preview=PREVIEW)
+    assert resumed.folder.name == undisturbed.folder.name and resumed.complete
+    assert resumed.rank_schedule == undisturbed.rank_schedule
+    assert [entry["loss"] for entry in resumed.history] == [entry["loss"] for entry in undisturbed.history]
+    assert all(torch.equal(resumed.lora[key], value) for key, value in undisturbed.lora.items())
 
 
 @pytest.mark.usefixtures("clip_vision")
@@ -188,7 +193,9 @@ def test_prior_preservation_generates_its_own_images(train):
 
 @pytest.mark.parametrize("method", [name for name, presets in METHODS.items() if next(iter(presets.values())).needs])
 def test_methods_that_need_stable_diffusion_say_so(train, method):
-    with pytest.raises(ValueError, match=f"^{method} needs .*, which Z-Image models do not have here: use LoRA.$") as e:
+    with pytest.raises(
+        ValueError, match=f"^{method} needs .*, which Z-Image models do not have here: use T-LoRA or LoRA.$"
+    ) as e:
         train(next(iter(METHODS[method].values())))
     assert not prompts.faults(str(e.value))
 

@@ -7,6 +7,7 @@ from personalize.tests.support import prompts
 
 pytestmark = [pytest.mark.slow, pytest.mark.comfy]
 SMALL = {"preset": "short", "preset.steps": 2, "preset.views": 2, "preset.lora_rank": 2, "preset.learning_rate": 0.01}
+T_LORA = {"steps": 2, "views": 2, "lora_rank": 8, "min_rank": 1, "learning_rate": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,13 @@ def graph(object_info, checkpoint, node="LoRA", recipe=SMALL):
     prompt["train"]["inputs"] |= {"preview_every": 1, "preview_steps": 1, "preview_cfg": 1.0}
     prompt["save"]["inputs"]["name"] = "native"
     return prompt | image("trained", ["train", 0], ["train", 1])
+
+
+def stock(prompt):
+    """An image with the saved LoRA in LoraLoaderModelOnly."""
+    options = {"model": ["checkpoint", 0], "lora_name": "native.safetensors", "strength_model": 1.0}
+    lora = {"lora": {"class_type": "LoraLoaderModelOnly", "inputs": options}}
+    return lora | {"checkpoint": prompt["checkpoint"]} | image("stock", ["lora", 0], ["checkpoint", 1])
 
 
 def image(name, model, clip):
@@ -51,16 +59,25 @@ def test_from_the_loader_to_an_image_and_to_the_stock_lora_loader(server, object
     drawn = server.images(server.run(prompt))
     trained, untrained = (np.asarray(drawn[name][0]).astype(float) for name in ("trained", "untrained"))
     assert trained.shape == (64, 64, 3) and trained.std() > 1 and (trained != untrained).any()
-    stock = {"checkpoint": prompt["checkpoint"]} | image("stock", ["lora", 0], ["checkpoint", 1])
-    options = {"model": ["checkpoint", 0], "lora_name": "native.safetensors", "strength_model": 1.0}
-    stock["lora"] = {"class_type": "LoraLoaderModelOnly", "inputs": options}
     before = len(server.log)
-    again = np.asarray(server.images(server.run(stock))["stock"][0]).astype(float)
+    again = np.asarray(server.images(server.run(stock(prompt)))["stock"][0]).astype(float)
     assert np.abs(again - trained).max() <= 1
     assert "not loaded" not in server.log[before:] and "NOT LOADED" not in server.log[before:]
+
+
+def test_t_lora_from_the_loader_to_an_image(server, object_info, checkpoint):
+    """The MODEL has fewer ranks than the file that the stock loader applies."""
+    recipe = {"preset": "single image"} | {f"preset.{name}": value for name, value in T_LORA.items()}
+    prompt = graph(object_info, checkpoint, "TLoRA", recipe)
+    trained = np.asarray(server.images(server.run(prompt))["trained"][0]).astype(float)
+    again = np.asarray(server.images(server.run(stock(prompt)))["stock"][0]).astype(float)
+    assert trained.shape == (64, 64, 3) and trained.std() > 1 and (again != trained).any()
 
 
 def test_a_method_that_needs_stable_diffusion_is_one_sentence(server, object_info, checkpoint):
     outcome = prompts.run(server.client, graph(object_info, checkpoint, "TextualInversion", {"preset": "short"}))
     assert outcome.kind == "failed" and not prompts.faults(outcome.message)
-    assert "needs a token embedding that trains, which Z-Image models do not have here: use LoRA." in outcome.message
+    assert (
+        "needs a token embedding that trains, which Z-Image models do not have here: use T-LoRA or LoRA."
+        in outcome.message
+    )

@@ -22,7 +22,13 @@ IN_PLACE = {"add_": "add", "sub_": "sub", "mul_": "mul", "div_": "div"}  # what 
 
 
 class Network(Protocol):
-    """A transformer at work, with its text encoders and its sampler."""
+    """A transformer at work, with its text encoders and its sampler.
+
+    Attributes:
+        levels: noise levels `[n]` of the samples that are in the network, or were last.
+    """
+
+    levels: Tensor
 
     def encode(self, prompts: Sequence[str]) -> None:
         """Encode prompts, without gradient; each is encoded once."""
@@ -82,7 +88,8 @@ class FlowModels(Models):
         for block in blocks(self.unet):
             vars(block).pop("forward", None)
             if checkpointing:
-                block.forward = _Checkpointed(block, self.in_place)  # type: ignore[method-assign]  # of this module alone
+                # of this module alone
+                block.forward = _Checkpointed(block, self.in_place, self.network)  # type: ignore[method-assign]
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Return the numbers of prompts, `[len(prompts), 1, 1]`; new ones are encoded."""
@@ -127,6 +134,12 @@ def blocks(network: nn.Module) -> list[nn.Module]:
     return [block for part in network.children() if isinstance(part, nn.ModuleList) for block in part]
 
 
+def is_linear(layer: nn.Module) -> bool:
+    """Return whether a module is a linear layer, also one of the host's that holds its weight in another format."""
+    own = hasattr(layer, "in_features") and hasattr(layer, "out_features") and not hasattr(layer, "base_layer")
+    return isinstance(layer, nn.Linear) or own
+
+
 def computing(in_place: bool) -> contextlib.AbstractContextManager:
     """Return a context for a forward pass; with `in_place`, for a network that changes activations it needs later."""
     return _OutOfPlace() if in_place else contextlib.nullcontext()
@@ -143,15 +156,17 @@ class _Checkpointed:
     """A block's forward pass with gradient checkpointing.
 
     Some blocks change their inputs in place: they get copies, so that the second pass begins with what the first did.
+    By then other samples may have been in the network: its noise levels are brought back, too.
     """
 
-    def __init__(self, block: nn.Module, in_place: bool):
-        self.run, self.in_place = type(block).forward.__get__(block), in_place
+    def __init__(self, block: nn.Module, in_place: bool, network: Network):
+        self.run, self.in_place, self.network = type(block).forward.__get__(block), in_place, network
 
     def __call__(self, *args, **kwargs):
-        return checkpoint(self._copied, *args, use_reentrant=False, **kwargs)
+        return checkpoint(self._copied, self.network.levels, *args, use_reentrant=False, **kwargs)
 
-    def _copied(self, *args, **kwargs):
+    def _copied(self, levels: Tensor, *args, **kwargs):
+        self.network.levels = levels
         with computing(self.in_place):
             return self.run(*map(_copy, args), **{name: _copy(value) for name, value in kwargs.items()})
 

@@ -2,7 +2,7 @@
 
 Blocks that change their activations in place can give gradients that are silently wrong. The slope of the loss along
 the gradient g is |g|^2: central finite differences must agree. It is measured in float32 on one small sample, with the
-zeros that a LoRA begins with replaced.
+zeros that a LoRA begins with, and the small scales of a T-LoRA, replaced.
 """
 
 from collections.abc import Sequence
@@ -52,9 +52,11 @@ def reached(models: Models, params: Sequence[nn.Parameter], prompt: str) -> list
 
 @torch.no_grad()
 def _move(params: Sequence[nn.Parameter], generator: Generator) -> None:
-    """Replace each B of zeros `[out, rank]` behind its A `[rank, in]` so that `B A x` is about as long as x."""
+    """Replace each B of zeros `[out, rank]`, or S, behind its A `[rank, in]`: `B S A x` becomes about as long as x."""
     for first, second in zip(params, params[1:], strict=False):
-        if not second.any():
+        if second.ndim == 1:  # between an A and a B that are orthonormal
+            second.fill_((first.shape[1] / first.shape[0]) ** 0.5)
+        elif not second.any():
             std = (second.shape[1] / first.shape[1]) ** 0.5
             second.copy_(std * torch.randn(second.shape, generator=generator))
 

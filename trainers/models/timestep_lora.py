@@ -5,7 +5,8 @@ T-LoRA, arXiv 2507.05964:
     y = W x + B S M_t A x - B0 S0 M_t A0 x,    M_t = diag(1 for the first r(t) of r, 0 for the others)
     r(t) = floor((T - t) / T * (r - r_min)) + r_min
 
-A, S and B train; A0, S0 and B0 are their initial values.
+A, S and B train; A0, S0 and B0 are their initial values. In flow matching the noise level s, with the family's shift in
+it, takes the place of t / T: r(s) = floor((1 - s) (r - r_min)) + r_min.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,9 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+
+from .diffusion import Models
+from .flow import FlowModels, Network, is_linear
 
 TIMESTEPS = 1000
 
@@ -45,7 +49,14 @@ class RankSchedule:
 
     def masks(self) -> Tensor:
         """Return `M_t` of every timestep for a layer and its initial values behind it, `[T, 2 rank]`."""
-        return (torch.arange(self.rank) < self.active()[:, None]).repeat(1, 2).float()
+        return self._masks(self.active())
+
+    def masks_at(self, sigmas: Tensor) -> Tensor:
+        """Return `M_s` of noise levels `[n]` in 0..1 of flow matching, `[n, 2 rank]` as above."""
+        return self._masks(((1 - sigmas.double()) * (self.rank - self.min_rank)).long() + self.min_rank)
+
+    def _masks(self, active: Tensor) -> Tensor:
+        return (torch.arange(self.rank, device=active.device) < active[:, None]).repeat(1, 2).float()
 
 
 @dataclass(kw_only=True)
@@ -53,7 +64,7 @@ class CurrentMask:
     """The masks of a U-Net's current samples; its T-LoRA layers share it."""
 
     schedule: RankSchedule
-    mask: Tensor | None = None  # [n, 1, 2 rank]
+    mask: Tensor | None = None  # [n, 2 rank]
     tables: dict[torch.device, Tensor] = field(default_factory=dict)  # the schedule's masks, brought there once
 
     def follow(self, unet: nn.Module) -> None:
@@ -64,7 +75,36 @@ class CurrentMask:
         timesteps = torch.as_tensor(kwargs["timestep"]).reshape(-1)
         if timesteps.device not in self.tables:
             self.tables[timesteps.device] = self.schedule.masks().to(timesteps.device)
-        self.mask = self.tables[timesteps.device][timesteps.long()][:, None]
+        self.mask = self.tables[timesteps.device][timesteps.long()]
+
+    def like(self, x: Tensor) -> Tensor:
+        """Return the masks for a layer's inputs `[n, ..., d]`, in their precision, `[n, 1..., 2 rank]`."""
+        assert self.mask is not None  # the U-Net's call begins by setting it
+        return self.mask.view(-1, *(1 for _ in x.shape[1:-1]), self.mask.shape[1]).to(x)
+
+
+@dataclass(kw_only=True)
+class CurrentFlowMask(CurrentMask):
+    """The masks of a transformer's current samples, by its network's noise levels."""
+
+    network: Network
+    levels: Tensor | None = None  # whose masks these are
+
+    def like(self, x: Tensor) -> Tensor:
+        """Return the masks for a layer's inputs."""
+        if self.levels is not self.network.levels:
+            self.levels = self.network.levels
+            self.mask = self.schedule.masks_at(self.levels)
+        return super().like(x)
+
+
+def _current(models: Models, schedule: RankSchedule) -> CurrentMask:
+    """Return the masks that follow what these models compute."""
+    if isinstance(models, FlowModels):
+        return CurrentFlowMask(schedule=schedule, network=models.network)
+    current = CurrentMask(schedule=schedule)
+    current.follow(models.unet)
+    return current
 
 
 class TimestepLoRA(nn.Module):
@@ -89,15 +129,14 @@ class TimestepLoRA(nn.Module):
         return down, torch.cat([self.lora_up * self.lora_scale, -self.initial_up.to(self.lora_up)], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        assert self.current.mask is not None  # the U-Net's call begins by setting it
         down, up = self.factors()
-        return self.base_layer(x) + F.linear(F.linear(x, down.to(x)) * self.current.mask.to(x), up.to(x))
+        return self.base_layer(x) + F.linear(F.linear(x, down.to(x)) * self.current.like(x), up.to(x))
 
 
 def add_timestep_lora(
-    unet: nn.Module, targets: list[str], schedule: RankSchedule, generator: Generator
+    models: Models, targets: list[str], schedule: RankSchedule, generator: Generator
 ) -> list[nn.Parameter]:
-    """Add T-LoRA to every linear layer of a diffusers U-Net whose name ends with one of `targets`.
+    """Add T-LoRA to every linear layer of a U-Net or a transformer whose name ends with one of `targets`.
 
     The initial factors are the last `rank` of a singular value decomposition of a matrix `normal(0, 1 / rank)`. Its
     singular vectors are independent of its singular values, and any orthonormal ones are equally likely: so they are
@@ -109,9 +148,9 @@ def add_timestep_lora(
     Raises:
         ValueError: a layer is narrower than the rank.
     """
-    current, values, added = CurrentMask(schedule=schedule), {}, []
-    for name, layer in [*unet.named_modules()]:
-        if not (isinstance(layer, nn.Linear) and name.endswith(tuple(f".{target}" for target in targets))):
+    current, values, added = _current(models, schedule), {}, []
+    for name, layer in [*models.unet.named_modules()]:
+        if not (is_linear(layer) and f".{name}".endswith(tuple(f".{target}" for target in targets))):
             continue
         shape, rank = (layer.out_features, layer.in_features), schedule.rank
         if rank > min(shape):
@@ -119,20 +158,18 @@ def add_timestep_lora(
         if shape not in values:
             values[shape] = torch.linalg.svdvals(torch.randn(shape, generator=generator) / rank)[-rank:]
         down = orthonormal(shape[1], rank, generator).T.contiguous()
-        added.append(_put(unet, name, current, down, values[shape], orthonormal(shape[0], rank, generator)))
-    current.follow(unet)
+        added.append(_put(models.unet, name, current, down, values[shape], orthonormal(shape[0], rank, generator)))
     return [parameter for layer in added for parameter in (layer.lora_down, layer.lora_scale, layer.lora_up)]
 
 
-def restore_timestep_lora(unet: nn.Module, schedule: RankSchedule, factors: Mapping[str, Sequence[Tensor]]) -> None:
+def restore_timestep_lora(models: Models, schedule: RankSchedule, factors: Mapping[str, Sequence[Tensor]]) -> None:
     """Add T-LoRA whose `factors()` are these, by the layer's path."""
-    current, rank = CurrentMask(schedule=schedule), schedule.rank
+    current, rank = _current(models, schedule), schedule.rank
     for path, (down, up) in factors.items():
         one = torch.ones(rank, device=up.device)
-        layer = _put(unet, path, current, down[rank:].contiguous(), one, -up[:, rank:].contiguous())
+        layer = _put(models.unet, path, current, down[rank:].contiguous(), one, -up[:, rank:].contiguous())
         layer.lora_down.data.copy_(down[:rank])
         layer.lora_up.data.copy_(up[:, :rank])
-    current.follow(unet)
 
 
 def schedule_of(unet: nn.Module) -> RankSchedule | None:

@@ -1,4 +1,4 @@
-"""T-LoRA: a LoRA on the U-Net's attention that has less to say the noisier the image is, made for a single image.
+"""T-LoRA: a LoRA on attention that has less to say the noisier the image is, made for a single image.
 
 Paper: "T-LoRA: Single Image Diffusion Model Customization Without Overfitting", arXiv 2507.05964. What one image
 teaches at high noise is its own layout and background; so the rank falls from `lora_rank` on a clean image to
@@ -10,6 +10,10 @@ on queries, keys, values and outputs of self- and cross-attention. Prompt "a pho
 does not train; denoising loss; 1 image per step, 800 steps, rank 64, r_min 32, A, S and B at 1e-4, as the authors'
 command for SDXL. Settings of the names that DreamBooth-LoRA, the optimizer and the noise have are declared there
 (`same`).
+
+Transformers of flow matching train as the U-Net does: on the attention of their blocks, with the noise level in the
+place of t / T, on timesteps drawn as theirs are; their gradients are checked first, as LoRA's are. Their text encoders
+do not train, so V is an ordinary word there.
 
 The MODEL keeps the schedule when it generates. A LoRA file cannot: stock loaders apply all ranks at every timestep.
 
@@ -29,7 +33,9 @@ from ..data import augmentation
 from ..data.concept import Concept
 from ..data.context import Context
 from ..data.paired_views import PairedViews
+from ..models import gradient_check
 from ..models.diffusion import Models
+from ..models.flow import FlowModels
 from ..models.timestep_lora import RankSchedule, add_timestep_lora
 from ..settings import part, same, setting
 from ..training import losses, optimizers, timesteps, trainables
@@ -62,7 +68,7 @@ class TLoRA:
     lr_warmup_steps: int = same(Optimization, "lr_warmup_steps")
     noise_offset: float = same(Noise, "noise_offset")
 
-    needs = "the layers and the timesteps of a U-Net"
+    needs = ""
 
     def __post_init__(self):
         """Raise `ValueError` where the rank would grow with the noise."""
@@ -92,9 +98,12 @@ class TLoRA:
             pool=self.views,
             batch_size=self.batch_size,
         )
+        models.tokenize(views.all_prompts(concept))
         pools = views.pools(models, concept, generator)
         schedule = RankSchedule(rank=self.lora_rank, min_rank=self.min_rank)
-        lora = add_timestep_lora(models.unet, ATTENTION, schedule, generator)
+        chosen = trainables.attention_layers(models) if isinstance(models, FlowModels) else ATTENTION
+        lora = add_timestep_lora(models, chosen, schedule, generator)
+        lora = gradient_check.reached(models, lora, concept.class_prompt)
         yield Stage(
             name="t-lora",
             steps=self.steps,
@@ -106,7 +115,7 @@ class TLoRA:
             first=partial(views.first, models, concept, generator),
             templates=TEMPLATES,
             losses={"denoising": (1.0, losses.denoising)},
-            timesteps=timesteps.uniform(models.alphas_cumprod, generator),
+            timesteps=timesteps.natural(models, generator),
         )
 
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from ..formats import kohya
 from ..models.diffusion import Models
-from ..models.timestep_lora import RankSchedule, restore_timestep_lora
+from ..models.flow import is_linear
+from ..models.timestep_lora import restore_timestep_lora
 from ..training import causal_adapters, trainables
 from .result import RunResult
 
@@ -42,7 +43,8 @@ def _tokens(result: RunResult, models: Models) -> None:
 
 def _differences(lora: dict[str, torch.Tensor], models: Models) -> set[str]:
     """Restore differences of the U-Net's weights; return the layers, in a file's names."""
-    changed = [name for name, _ in models.unet.named_parameters() if kohya.difference_key(name) in lora]
+    names = [name for name, _ in models.unet.named_parameters() if name.rpartition(".")[2] in kohya.DIFFERENCES]
+    changed = [name for name in names if kohya.difference_key(name) in lora]
     for name in changed:
         (parameter,) = trainables.select(models, name)
         parameter.data += lora[kohya.difference_key(name)].to(parameter)
@@ -52,22 +54,30 @@ def _differences(lora: dict[str, torch.Tensor], models: Models) -> set[str]:
 def _lora(result: RunResult, models: Models) -> set[str]:
     """Restore LoRA of the U-Net and the text encoders; return the layers, in a file's names."""
     encoders = zip(kohya.TEXT_ENCODER_PREFIXES[len(models.text_encoders)], models.text_encoders, strict=True)
-    roots = {kohya.UNET_PREFIX: models.unet}
-    roots |= {f"{prefix}text_model_": encoder.text_model for prefix, encoder in encoders}
-    schedules = {kohya.UNET_PREFIX: result.rank_schedule}
-    return set().union(*(_lora_of(result.lora, *root, schedules.get(root[0])) for root in roots.items()))
+    used = {
+        name
+        for prefix, encoder in encoders
+        for name in _lora_of(result.lora, f"{prefix}text_model_", encoder.text_model)
+    }
+    if not result.rank_schedule:
+        return used | _lora_of(result.lora, kohya.UNET_PREFIX, models.unet)
+    named = _named(result.lora, kohya.UNET_PREFIX, models.unet)
+    ends = ("lora_down.weight", "lora_up.weight")
+    factors = {path: tuple(result.lora[f"{name}.{end}"] for end in ends) for path, name in named.items()}
+    restore_timestep_lora(models, result.rank_schedule, factors)
+    return used | {*named.values()}
 
 
-def _lora_of(lora: dict[str, torch.Tensor], prefix: str, module: nn.Module, schedule: RankSchedule | None) -> set[str]:
-    linear = [path for path, layer in module.named_modules() if isinstance(layer, nn.Linear)]
-    named = {path: name for path in linear if f"{(name := prefix + path.replace('.', '_'))}.lora_up.weight" in lora}
+def _named(lora: dict[str, torch.Tensor], prefix: str, module: nn.Module) -> dict[str, str]:
+    """Return the paths of linear layers that have a LoRA, with their names in a file."""
+    linear = [path for path, layer in module.named_modules() if is_linear(layer)]
+    return {path: name for path in linear if f"{(name := prefix + path.replace('.', '_'))}.lora_up.weight" in lora}
+
+
+def _lora_of(lora: dict[str, torch.Tensor], prefix: str, module: nn.Module) -> set[str]:
+    named = _named(lora, prefix, module)
     # A LoRA that adds nothing is not restored; kohya.py writes one for diffusers.
     layers = {path: name for path, name in named.items() if lora[f"{name}.lora_up.weight"].any()}
-    if schedule:
-        ends = ("lora_down.weight", "lora_up.weight")
-        factors = {path: tuple(lora[f"{name}.{end}"] for end in ends) for path, name in layers.items()}
-        restore_timestep_lora(module, schedule, factors)
-        return {*named.values()}
     if layers:
         first = next(iter(layers.values()))
         rank, alpha = len(lora[f"{first}.lora_down.weight"]), lora[f"{first}.alpha"]

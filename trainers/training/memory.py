@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +34,21 @@ class MemoryPlan:
         return split + (", gradient checkpointing" if self.gradient_checkpointing else "")
 
 
+def sample_bytes(models: Models, resolution: int, checkpointing: bool) -> int:
+    """Count the bytes that autograd keeps for a sample through the U-Net and the text encoders that train."""
+    texts = sum(text_activation_bytes(encoder, checkpointing) for encoder in _trained_texts(models))
+    return activation_bytes(models, resolution // models.pixels_per_latent, checkpointing) + PROMPTS * texts
+
+
 def stage_bytes(
-    models: Models, memory_plan: MemoryPlan, *, trained: int, batch_size: int, resolution: int, optimizer: str = "adamw"
+    models: Models,
+    memory_plan: MemoryPlan,
+    *,
+    trained: int,
+    batch_size: int,
+    resolution: int,
+    optimizer: str = "adamw",
+    sample: int | None = None,
 ) -> int:
     """Estimate the bytes that a stage needs besides the models' weights.
 
@@ -43,14 +57,17 @@ def stage_bytes(
             `requires_grad` in the text encoders decides where activations are kept.
         optimizer: a key of `BYTES_PER_VALUE`.
         resolution: pixels on a side.
+        sample: its `sample_bytes`, where they are known.
     """
     size, twice = min(memory_plan.micro_batch_size or batch_size, batch_size), memory_plan.gradient_checkpointing
-    text = [encoder for encoder in models.text_encoders if any(p.requires_grad for p in encoder.parameters())]
-    activations = activation_bytes(models, resolution // models.pixels_per_latent, twice)
-    activations += PROMPTS * sum(text_activation_bytes(encoder, twice) for encoder in text)
+    activations = sample_bytes(models, resolution, twice) if sample is None else sample
     half = unet_precision(models) != torch.float32
-    casts = copied_bytes(models) + (sum(map(cast_bytes, text)) if half and not twice else 0)
+    casts = copied_bytes(models) + (sum(map(cast_bytes, _trained_texts(models))) if half and not twice else 0)
     return int(BYTES_PER_VALUE[optimizer] * trained + MARGIN * size * activations) + casts + BASE
+
+
+def _trained_texts(models: Models) -> list[TextEncoder]:
+    return [encoder for encoder in models.text_encoders if any(p.requires_grad for p in encoder.parameters())]
 
 
 def activation_bytes(models: Models, side: int, checkpointing: bool) -> int:
@@ -186,24 +203,20 @@ def _unstored(heads: int | tuple[int, ...], recorded: bool = False) -> Callable[
 
 
 def fit(
-    models: Models,
-    wanted: MemoryPlan,
-    free: int,
-    *,
-    trained: int,
-    batch_size: int,
-    resolution: int,
-    optimizer: str = "adamw",
+    models: Models, wanted: MemoryPlan, free: int, *, batch_size: int, resolution: int, **others
 ) -> tuple[MemoryPlan, int]:
     """Return the first plan, from `wanted` on, whose estimate fits into `free` bytes, and that estimate.
+
+    Args:
+        others: further arguments of `stage_bytes`.
 
     Raises:
         MemoryError: not even the last plan fits.
     """
+    counted = cache(partial(sample_bytes, models, resolution))  # it takes a while, and splits do not change it
     for memory_plan in memory_plans(wanted, batch_size):
-        need = stage_bytes(
-            models, memory_plan, trained=trained, batch_size=batch_size, resolution=resolution, optimizer=optimizer
-        )
+        sample = counted(memory_plan.gradient_checkpointing)
+        need = stage_bytes(models, memory_plan, batch_size=batch_size, resolution=resolution, sample=sample, **others)
         if need <= free:
             return memory_plan, need
     raise MemoryError(

@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ..models.diffusion import Models
+from ..models.flow import is_linear
 from ..models.text_encoder import TextEncoder
 from ..models.tokenizer import START, Tokenizer
 from ..text import quoted
 
 MOST_VECTORS = 16  # of the 75 tokens of a prompt
+ATTENTION = ("*attn*", "*attention*", "*single_blocks.*.linear[12]")
 
 
 class TokenEmbedding(nn.Module):
@@ -164,12 +166,6 @@ def add_lora(
     return list(lora.values())
 
 
-def is_linear(layer: nn.Module) -> bool:
-    """Return whether a module is a linear layer, also one of the host's that holds its weight in another format."""
-    own = hasattr(layer, "in_features") and hasattr(layer, "out_features") and not hasattr(layer, "base_layer")
-    return isinstance(layer, nn.Linear) or own
-
-
 def layers(models: Models, patterns: str = "") -> list[str]:
     """Return the names of linear layers in a network's transformer blocks.
 
@@ -194,6 +190,18 @@ def layers(models: Models, patterns: str = "") -> list[str]:
             f"{quoted(linear[len(linear) // 2])}."
         )
     return found
+
+
+def attention_layers(models: Models) -> list[str]:
+    """Return the names of the linear layers of attention in a transformer's blocks.
+
+    Those that have `attn` or `attention` in their path, and the two of each single block of Flux and Chroma, which hold
+    attention and feed-forward together. Queries, keys and values may be one layer. Blocks inside of other parts, such
+    as those that fuse Krea 2's text, are left alone: their rows are not samples.
+    """
+    lists = {name for name, part in models.unet.named_children() if isinstance(part, nn.ModuleList)}
+    inside = [name for name in layers(models) if name.partition(".")[0] in lists]
+    return [name for name in inside if any(fnmatchcase(name, pattern) for pattern in ATTENTION)]
 
 
 def _only_rows(rows: slice, gradient: Tensor) -> Tensor:

@@ -107,6 +107,16 @@ def test_an_estimate_chooses_the_effort_before_the_first_step(tmp_path):
     assert any("micro-batch size" in sentence for sentence in said)
 
 
+def test_activations_are_counted_once_with_and_once_without_checkpointing(monkeypatch):
+    """Of a large model a count takes seconds; how the batch is split does not change it."""
+    counted, count = [], memory.activation_bytes
+    monkeypatch.setattr(memory, "activation_bytes", lambda *given: counted.append(given[2]) or count(*given))
+    with pytest.raises(MemoryError):
+        memory.fit(small.models(), MemoryPlan(), 0, trained=1000, batch_size=8, resolution=32)
+    # The count with checkpointing asks for the one without in its turn.
+    assert counted == [False, True, False]
+
+
 def test_class_images_are_drawn_fewer_at_once_where_memory_runs_out(monkeypatch):
     sizes, draw = [], sampler.sample_ids
 
