@@ -87,7 +87,7 @@ OTHERS = {
     "custom_diffusion": replace(custom_diffusion.FULL, steps=300, learning_rate=1e-4, class_images=48),
 }
 # Rows that stop where a monitor says so: the row that is trained, and the monitor.
-STOPPED = {"lora-dvar": ("lora", dvar.PRESETS["DreamBooth-LoRA"])}
+STOPPED = {"lora-dvar": ("lora", replace(dvar.SHORT, window=80))}
 METHODS = (*UNTRAINED, "textboost", *(f"textboost-{name}" for name in VARIANTS), *OTHERS, *STOPPED)
 
 
