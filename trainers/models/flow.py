@@ -163,12 +163,17 @@ class _Checkpointed:
         self.run, self.in_place, self.network = type(block).forward.__get__(block), in_place, network
 
     def __call__(self, *args, **kwargs):
-        return checkpoint(self._copied, self.network.levels, *args, use_reentrant=False, **kwargs)
+        # All by position: PyTorch shows those alone to whoever counts what is kept.
+        return checkpoint(
+            self._copied, self.network.levels, tuple(kwargs), *args, *kwargs.values(), use_reentrant=False
+        )
 
-    def _copied(self, levels: Tensor, *args, **kwargs):
+    def _copied(self, levels: Tensor, names: tuple[str, ...], *given):
         self.network.levels = levels
+        values = [*map(_copy, given)]
+        first = len(values) - len(names)
         with computing(self.in_place):
-            return self.run(*map(_copy, args), **{name: _copy(value) for name, value in kwargs.items()})
+            return self.run(*values[:first], **dict(zip(names, values[first:], strict=True)))
 
 
 def _copy(value):

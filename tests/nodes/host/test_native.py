@@ -82,6 +82,23 @@ def test_gradient_checkpointing_changes_no_gradient(models):
     assert gradients[1].norm() == pytest.approx(gradients[0].norm().item(), rel=1e-3)
 
 
+def test_what_blocks_are_run_again_from_is_counted(models):
+    """What autograd keeps has each block's inputs, whether they are given by position or by name."""
+    inputs, kept = [], []
+    seen = lambda block, args, kwargs: inputs.extend([*args, *kwargs.values()])  # noqa: E731
+    hooks = [block.register_forward_pre_hook(seen, with_kwargs=True) for block in blocks(models.unet)]
+    latents, noise, timesteps, encoding = batch(models)
+    models.save_memory(True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        models.predict(latents, timesteps, encoding)
+    models.save_memory(False)
+    for hook in hooks:
+        hook.remove()
+    trained = [part for part in inputs if isinstance(part, torch.Tensor) and part.requires_grad]
+    addresses = {tensor.data_ptr() for tensor in kept}
+    assert trained and all(part.data_ptr() in addresses for part in trained)
+
+
 def gradient_of(models, params):
     latents, noise, timesteps, encoding = batch(models)
     prediction = models.predict(models.add_noise(latents, noise, timesteps), timesteps, encoding)
