@@ -146,9 +146,13 @@ def valid_preset(method: str, presets: dict, hidden) -> bool | str:
     """
     given = queued_inputs(hidden)
     preset = {name.removeprefix("preset."): value for name, value in given.items() if name.split(".")[0] == "preset"}
-    known = preset.get("preset") in [*presets]  # a client may send something else than text
+    if (name := preset.get("preset")) not in [*presets]:  # a client may send something else than text
+        return True
+    # A prompt whose preset was changed by hand still has the other's fields, which the host passes over.
+    own = {"preset", *(field.name for field in fields(presets[name]))}
+    preset = {field: value for field, value in preset.items() if field in own}
     linked = any(isinstance(value, list) for value in preset.values())
-    if linked or not known or not fits(preset_inputs(presets, "")[0], preset):
+    if linked or not fits(preset_inputs(presets, "")[0], preset):
         return True
     make = described if "metric_models" in given else chosen
     return valid(lambda values: make(method, presets, values), preset)
