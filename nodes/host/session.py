@@ -58,6 +58,7 @@ def free_memory(device: torch.device) -> int:
 @torch.inference_mode()  # the graph's: a parameter that was made in it breaks when it is moved outside of it
 def unload_all() -> None:
     """Unload the graph's models from the device."""
+    gc.collect()  # copies of an earlier training, which were made outside of inference mode and break within it
     internals.unload_all_models()
     internals.soft_empty_cache()
 
