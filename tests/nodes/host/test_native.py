@@ -1,5 +1,6 @@
 """Transformers on the host's own modules: are their gradients right, does a LoRA on them learn, is it used whole?"""
 
+import gc
 from functools import partial
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from personalize.nodes.host import sampler, weights
-from personalize.nodes.host.session import operations_with_gradients
+from personalize.nodes.host.session import operations_with_gradients, unload_all
 from personalize.tests.support import random_native
 from personalize.trainers.digest import digest_of
 from personalize.trainers.formats import kohya
@@ -97,6 +98,20 @@ def test_what_blocks_are_run_again_from_is_counted(models):
     trained = [part for part in inputs if isinstance(part, torch.Tensor) and part.requires_grad]
     addresses = {tensor.data_ptr() for tensor in kept}
     assert trained and all(part.data_ptr() in addresses for part in trained)
+
+
+def test_what_is_left_of_a_training_does_not_stop_the_next(tmp_path):
+    """A quantised copy cannot be moved in inference mode, in which the next one unloads what the host still has."""
+    path = random_native.write_transformer(tmp_path / "qwen.safetensors", "Qwen-Image", scaled_fp8=True)
+    gc.disable()
+    try:
+        models = random_native.models_of(random_native.load_transformer(path), "Qwen-Image")
+        models.network.place(torch.float32)
+        models.itself = models
+        del models
+        unload_all()
+    finally:
+        gc.enable()
 
 
 def gradient_of(models, params):
