@@ -65,9 +65,9 @@ PRESETS = textboost.PRESETS
 FAST = attndreambooth.FAST
 UNREGULARIZED = {f"{kind}_weight_{stage}": 0.0 for kind in ("mean", "variance") for stage in (1, 2, 3)}
 T_LORA = replace(t_lora.TLoRA(), steps=300, batch_size=4, learning_rate=2e-3)
-# Rows of other recipes; `--set` changes those fields that a row's recipe has.
 # What the 2026 revision was here before it followed its authors: TextBoost's augmentation, named in words.
 HEAVY = {"augmentations": "all", "snr_weighted": True}
+# Rows of other recipes; `--set` changes those fields that a row's recipe has.
 OTHERS = {
     "2026": textboost_2026.REVISED,
     "2026++": textboost_2026.PLUS,

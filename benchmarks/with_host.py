@@ -59,7 +59,7 @@ def flow_models(checkpoint: Path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("comfyui", type=Path)
-    parser.add_argument("benchmark", help="fidelity, picking or stopping")
+    parser.add_argument("benchmark", help="fidelity, picking, stopping or counted_native")
     options, sys.argv[1:] = parser.parse_known_args()
     load_host(options.comfyui.resolve())
     load_pack()

@@ -36,9 +36,11 @@ class TinyClip(comfy.sd1_clip.SDClipModel):
 
 
 class TinySD1Clip(comfy.sd1_clip.SD1ClipModel):
+    encoder = TinyClip
+
     def __init__(self, device="cpu", dtype=None, model_options=None):
         super().__init__(
-            device=device, dtype=dtype, model_options=model_options or {}, clip_name="l", clip_model=TinyClip
+            device=device, dtype=dtype, model_options=model_options or {}, clip_name="l", clip_model=self.encoder
         )
 
 
@@ -62,11 +64,8 @@ class TinyTokensClip(TinyClip):
         return hidden[:, : max(row.index(end) if end in row else len(row) for row in tokens) + 1], *others
 
 
-class TinyTokensSD1Clip(comfy.sd1_clip.SD1ClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options=None):
-        super().__init__(
-            device=device, dtype=dtype, model_options=model_options or {}, clip_name="l", clip_model=TinyTokensClip
-        )
+class TinyTokensSD1Clip(TinySD1Clip):
+    encoder = TinyTokensClip
 
 
 class PersonalizeTinyTransformer(comfy.supported_models.ZImage):

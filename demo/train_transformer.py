@@ -9,7 +9,6 @@ blocks are compiled, which needs a C++ compiler and a minute.
 """
 
 import argparse
-import math
 import os
 import random
 import time
@@ -24,7 +23,7 @@ from .latents import to_latents
 from .pool import Pool
 from .sample import PROMPTS
 from .text import Vocabulary, new_strangers
-from .train_unet import DETAIL, EMPTY, NAMED, Average, seconds_until
+from .train_unet import DETAIL, EMPTY, NAMED, Average, share_at, started
 from .transformer import Captions, block, prompt_sheet, shifted, untrained_transformer, velocity
 
 MATRIX_RATE, RATE, WARM_UP = 1e-2, 1e-3, 100
@@ -58,12 +57,6 @@ def make_optimisers(weights: dict) -> list:
     ]
 
 
-def share_at(done: float, step: int) -> float:
-    """Share of the rates: short warm-up, level, then a half cosine to zero over the last 40 % of the time."""
-    fall = 1 if done < 0.6 else 0.5 * (1 + math.cos(math.pi * min(1, (done - 0.6) / 0.4)))
-    return fall * min(1, (step + 1) / WARM_UP)
-
-
 def save(path: str, weights: dict, encoded, average):
     """EMA weights and samples, written beside and then moved into place."""
     average.swap()
@@ -83,7 +76,7 @@ def train(pool, encoded, weights: dict, options, seconds: float):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimiser, rate in optimisers:
-            optimiser.param_groups[0]["lr"] = rate * share_at(spent / seconds, step)
+            optimiser.param_groups[0]["lr"] = rate * share_at(spent / seconds, step, WARM_UP)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         average.update()
@@ -103,17 +96,9 @@ if __name__ == "__main__":
     for name in ("pool", "tokenizer", "weights", "out"):
         parser.add_argument(name)
     parser.add_argument("--begin", default="", help="weights of an earlier run to go on from")
-    parser.add_argument("--until", default="", help="end at HH:MM UTC instead of after --minutes")
-    parser.add_argument("--minutes", type=float, default=110)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--every", type=float, default=300, help="seconds between checkpoints")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(options.seed)
+    options, seconds = started(parser, minutes=110)
     words = Vocabulary(options.tokenizer)
     text, weights = load_exported(Path(options.weights), words)[1], untrained_transformer()
     if options.begin:
         weights = {name: torch.nn.Parameter(value) for name, value in load_file(options.begin).items()}
-    seconds = seconds_until(options.until) if options.until else options.minutes * 60
     train(Pool(options.pool), Captions(text, words), weights, options, seconds)

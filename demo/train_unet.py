@@ -50,10 +50,10 @@ class Average:
             parameter.data, mean.data = mean.data, parameter.data
 
 
-def rate_at(done: float, step: int) -> float:
-    """Learning rate: short warm-up, level, then a half cosine to zero over the last 40 % of the time."""
+def share_at(done: float, step: int, warm_up: int = WARM_UP) -> float:
+    """Share of the learning rate: short warm-up, level, then a half cosine to zero over the last 40 % of the time."""
     fall = 1 if done < 0.6 else 0.5 * (1 + math.cos(math.pi * min(1, (done - 0.6) / 0.4)))
-    return RATE * fall * min(1, (step + 1) / WARM_UP)
+    return fall * min(1, (step + 1) / warm_up)
 
 
 def batch_of(pool, words, rng, size: int):
@@ -106,7 +106,7 @@ def train(pool, words, unet, text, options, seconds: float):
     start, saved, step, losses = time.time(), time.time(), 0, []
     while (spent := time.time() - start) < seconds:
         for group in optimiser.param_groups:
-            group["lr"] = group["share"] * rate_at(spent / seconds, step)
+            group["lr"] = group["share"] * RATE * share_at(spent / seconds, step)
         new_strangers(text)
         loss = weighted_loss(unet, text, alphas, *batch_of(pool, words, rng, options.batch))
         loss.backward()
@@ -142,21 +142,26 @@ def seconds_until(clock: str) -> float:
     return ((end - now).total_seconds()) % 86400
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ("pool", "tokenizer", "text", "out"):
-        parser.add_argument(name)
+def started(parser: argparse.ArgumentParser, minutes: float) -> tuple:
+    """(options, seconds to train) with the options that every training has; one thread and the seed are set."""
     parser.add_argument("--until", default="", help="end at HH:MM UTC instead of after --minutes")
-    parser.add_argument("--minutes", type=float, default=75)
+    parser.add_argument("--minutes", type=float, default=minutes)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--text-rate", type=float, default=1.0, help="share of the rate for the text encoder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=float, default=300, help="seconds between checkpoints")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
+    return options, seconds_until(options.until) if options.until else options.minutes * 60
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("pool", "tokenizer", "text", "out"):
+        parser.add_argument(name)
+    parser.add_argument("--text-rate", type=float, default=1.0, help="share of the rate for the text encoder")
+    options, seconds = started(parser, minutes=75)
     words, unet = Vocabulary(options.tokenizer), untrained_unet()
     text = text_encoder(words.size)
     start(options.text, unet, text)
-    seconds = seconds_until(options.until) if options.until else options.minutes * 60
     train(Pool(options.pool), words, unet, text, options, seconds)
