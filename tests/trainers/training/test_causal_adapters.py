@@ -56,7 +56,8 @@ def test_an_adapted_layer_is_the_formula(family):
     with torch.no_grad():
         up.normal_()
         models.encode_prompts(["a <dog> dog"])
-        x = torch.randn(1, 77, 64)
+        layer.double()  # with `before`, which it holds: in float32 rounding alone can reach the bound below
+        x = torch.randn(1, 77, 64, dtype=torch.float64)
         m = models.subject.mask.double()
         assert m.sum() == 4  # two vectors, the class word and the end token
         weight, bias = before.weight.double(), before.bias.double()
