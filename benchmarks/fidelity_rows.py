@@ -6,6 +6,7 @@ Judging, storing and the command line are fidelity.py's.
 import hashlib
 import json
 import random
+import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from trainers.runs.run import Run
 from trainers.runs.train import train
 from trainers.stopping import dvar
 
-from . import with_host
+from . import host_trainer, with_host
 from .fidelity_report import array
 
 SIDE = world.TILES * world.TILE
@@ -64,6 +65,7 @@ UNTRAINED = ("untuned", "initializer", "oracle", "real")
 PRESETS = textboost.PRESETS
 FAST = attndreambooth.FAST
 UNREGULARIZED = {f"{kind}_weight_{stage}": 0.0 for kind in ("mean", "variance") for stage in (1, 2, 3)}
+LORA = replace(lora.FULL, steps=300, batch_size=4, learning_rate=3e-4)
 T_LORA = replace(t_lora.TLoRA(), steps=300, batch_size=4, learning_rate=2e-3)
 # What the 2026 revision was here before it followed its authors: TextBoost's augmentation, named in words.
 HEAVY = {"augmentations": "all", "snr_weighted": True}
@@ -81,7 +83,8 @@ OTHERS = {
     "attndreambooth-paper": attndreambooth.PAPER,
     "textual_inversion": replace(textual_inversion.FULL, steps=600),
     "dreambooth_lora": replace(dreambooth_lora.FULL, steps=300, learning_rate=1e-3),
-    "lora": replace(lora.FULL, steps=300, batch_size=4, learning_rate=3e-4),
+    "lora": LORA,
+    "host_lora": replace(LORA, learning_rate=3e-4),  # by ComfyUI's own trainer; it takes of the recipe what it has
     "t_lora": replace(T_LORA, lora_rank=64, min_rank=32),
     "t_lora-all_ranks": replace(T_LORA, lora_rank=64, min_rank=64),
     "custom_diffusion": replace(custom_diffusion.FULL, steps=300, learning_rate=1e-4, class_images=48),
@@ -161,7 +164,9 @@ def read_models(bench: Bench):
     """The checkpoint's models; those of a transformer work in ComfyUI (see with_host.py)."""
     with safe_open(bench.checkpoint, "pt") as file:
         transformer = NETWORK + "x_embedder.weight" in {*file.keys()}
-    return with_host.flow_models(bench.checkpoint) if transformer else load_models(bench.checkpoint, UNET, HEADS)
+    if transformer:
+        return with_host.flow_models(with_host.load_graph(bench.checkpoint))
+    return load_models(bench.checkpoint, UNET, HEADS)
 
 
 def generate(bench: Bench, models, noun: str) -> list:
@@ -210,6 +215,20 @@ def personalised(bench: Bench, method: str, number: int, folder: Path, device: s
     return generate(bench, models, captions.with_article(chosen.subject(concept))), facts
 
 
+def personalised_by_host(bench: Bench, number: int) -> tuple[list, dict]:
+    """Train with ComfyUI's own trainer on the one reference; as `personalised`."""
+    concept, chosen = concept_of(bench, number), recipe(bench, "host_lora")
+    noun = captions.with_article(chosen.subject(concept))
+    settings = host_trainer.Settings(
+        steps=chosen.steps, batch_size=chosen.batch_size, learning_rate=chosen.learning_rate, rank=chosen.lora_rank,
+        seed=bench.training_seed,
+    )  # fmt: skip
+    graph, start = with_host.load_graph(bench.checkpoint), time.perf_counter()
+    trained = host_trainer.train(graph, concept.images[0], f"a photo of {noun}", settings)
+    facts = {"train_seconds": time.perf_counter() - start, "steps": chosen.steps}
+    return generate(bench, with_host.flow_models(trained), noun), facts
+
+
 def draw(bench: Bench, method: str, number: int, folder: Path, device: str) -> tuple[list, dict]:
     """The images of one row for one individual."""
     thing = unseen(number)
@@ -220,4 +239,6 @@ def draw(bench: Bench, method: str, number: int, folder: Path, device: str) -> t
         noun = captions.with_article(words[method]) if method in words else captions.describe(thing)
         models = read_models(bench).to(device, getattr(torch, bench.dtype))
         return generate(bench, models, noun), {}
+    if method == "host_lora":
+        return personalised_by_host(bench, number)
     return personalised(bench, method, number, folder, device)

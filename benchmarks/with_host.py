@@ -39,8 +39,8 @@ def load_pack() -> None:
     sys.modules |= {name.removeprefix(f"{PACK}."): part for name, part in loaded.items()}
 
 
-def flow_models(checkpoint: Path):
-    """A checkpoint's transformer as `FlowModels`.
+def load_graph(checkpoint: Path):
+    """MODEL, CLIP and VAE of a checkpoint.
 
     Raises:
         SystemExit: this is not running with a host.
@@ -51,15 +51,24 @@ def flow_models(checkpoint: Path):
     import torch
 
     with torch.inference_mode():
-        loaded = comfy.sd.load_checkpoint_guess_config(str(checkpoint))[:3]
-    models, native = (importlib.import_module(f"{PACK}.nodes.host.{name}") for name in ("models", "native"))
-    return native.read_models(models.GraphModels.of(*loaded), lambda sentence: None)
+        return comfy.sd.load_checkpoint_guess_config(str(checkpoint))[:3]
+
+
+def flow_models(graph):
+    """MODEL, CLIP and VAE as `FlowModels`."""
+    given = of_pack("nodes.host.models").GraphModels.of(*graph)
+    return of_pack("nodes.host.native").read_models(given, lambda sentence: None)
+
+
+def of_pack(name: str):
+    """A module of the pack as the host has loaded it."""
+    return importlib.import_module(f"{PACK}.{name}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("comfyui", type=Path)
-    parser.add_argument("benchmark", help="fidelity, picking, stopping or counted_native")
+    parser.add_argument("benchmark", help="fidelity, native, picking, stopping or counted_native")
     options, sys.argv[1:] = parser.parse_known_args()
     load_host(options.comfyui.resolve())
     load_pack()

@@ -4,6 +4,7 @@ The repository root is loaded as a package by its path, as ComfyUI does it, and 
 `nodes/` would hide ComfyUI's own nodes.py. ComfyUI's folder does stand there, for tests marked `comfy`.
 """
 
+import gc
 import importlib.util
 import logging
 import os
@@ -14,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 COMFYUI = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".dev" / "ComfyUI").resolve()
+MODULES = pytest.StashKey[int]()  # how many there were when what they hold was set aside
 LIBRARIES = ("diffusers", "transformers", "peft")
 # One thread in every process: tiny models are slower on more, many times so beside other work, and rounding depends on
 # their number. Read once, when torch is loaded.
@@ -92,6 +94,16 @@ def pytest_collection_modifyitems(items):
         for marker, reason in reasons.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Collections pass over what modules hold: each training asks for two, and 600,000 objects take half a second."""
+    if item.config.stash.get(MODULES, 0) < len(sys.modules):
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
+        item.config.stash[MODULES] = len(sys.modules)
 
 
 @pytest.fixture(scope="session")

@@ -60,5 +60,6 @@ def environment(folder):
     (folder / "python").mkdir(exist_ok=True)
     (folder / "python" / "sitecustomize.py").write_text("\n".join(lines))
     threads = str(torch.get_num_threads())  # rounding depends on it
-    ray = {"RAY_prestart_worker_first_driver": "0"}  # none that is not used: each imports all that for itself
+    # None that is not used: each imports all that for itself. And none that gives way to all other tests.
+    ray = {"RAY_prestart_worker_first_driver": "0", "RAY_worker_niceness": "0"}
     return {**os.environ, **ray, "PYTHONPATH": str(folder / "python"), "OMP_NUM_THREADS": threads}

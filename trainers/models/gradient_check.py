@@ -30,12 +30,12 @@ def reached(models: Models, params: Sequence[nn.Parameter], prompt: str) -> list
         return [*params]
     before = [parameter.detach().clone() for parameter in params]
     generator = Generator().manual_seed(0)
-    loss = _Loss(models, prompt, generator)
+    loss = Loss(models, prompt, generator)
     models.network.place(torch.float32)
     try:
         for parameter in params:
             parameter.requires_grad_(True)
-        _move(params, generator)
+        move(params, generator)
         found, gradients = _gradients(models, loss, params)
         idle = [parameter for parameter, gradient in zip(params, gradients, strict=True) if gradient is None]
         slope = _slope(loss, found, params, gradients)
@@ -51,7 +51,7 @@ def reached(models: Models, params: Sequence[nn.Parameter], prompt: str) -> list
 
 
 @torch.no_grad()
-def _move(params: Sequence[nn.Parameter], generator: Generator) -> None:
+def move(params: Sequence[nn.Parameter], generator: Generator) -> None:
     """Replace each B of zeros `[out, rank]`, or S, behind its A `[rank, in]`: `B S A x` becomes about as long as x."""
     for first, second in zip(params, params[1:], strict=False):
         if second.ndim == 1:  # between an A and a B that are orthonormal
@@ -61,7 +61,7 @@ def _move(params: Sequence[nn.Parameter], generator: Generator) -> None:
             second.copy_(std * torch.randn(second.shape, generator=generator))
 
 
-class _Loss:
+class Loss:
     """The denoising loss of one sample with fixed noise."""
 
     def __init__(self, models: FlowModels, prompt: str, generator: Generator):
@@ -78,7 +78,7 @@ class _Loss:
 
 
 def _gradients(
-    models: FlowModels, loss: _Loss, params: Sequence[nn.Parameter]
+    models: FlowModels, loss: Loss, params: Sequence[nn.Parameter]
 ) -> tuple[float, tuple[Tensor | None, ...]]:
     """Return the loss and its gradients; notes where the network changes in place what its backward pass needs."""
     value = loss()
@@ -102,7 +102,7 @@ def _wrong(family: str, reason: str) -> ValueError:
 
 
 @torch.no_grad()
-def _slope(loss: _Loss, value: float, params: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> float:
+def _slope(loss: Loss, value: float, params: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> float:
     """Return the loss's slope along its gradient by central finite differences; unused parameters move, too."""
     square = sum(gradient.square().sum().item() for gradient in gradients if gradient is not None)
     step = CHANGE * value / max(square, 1e-30)
