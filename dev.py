@@ -40,7 +40,7 @@ def main():
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     # Torch's threads wait by spinning; on a machine that has other work, too, that makes small models 50 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # uv compiles nothing; a process that keeps nothing either compiles 10 seconds' worth of torch and ComfyUI each time.
+    # uv compiles nothing; where nothing is kept either, each process compiles torch and ComfyUI for 10 seconds.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     options, rest = parser().parse_known_args()
     if rest and options.command not in ("test", "release-check"):

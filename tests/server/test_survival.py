@@ -111,14 +111,19 @@ def machine(comfyui, tmp_path_factory):
     machine.server.stop()
 
 
-def learned(folder):
-    files = [load_file(folder / f"{name}.safetensors") for name in ("lora", "clip")]
+def learned(folder, names=("lora", "clip")):
+    files = [load_file(folder / f"{name}.safetensors") for name in names]
     return {key: value.numpy().tobytes() for file in files for key, value in file.items()}
 
 
 def steps(folder):
     log = folder / "steps.jsonl"
     return [json.loads(line)["step"] for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def newest_checkpoint(folder):
+    """Its step; a kill may have left another half-written, under a name of its own."""
+    return max(int(file.stem[5:]) for file in (folder / "checkpoints").glob("step_*.safetensors"))
 
 
 def test_a_run_outlives_its_processes(machine):
@@ -155,7 +160,7 @@ def test_a_run_outlives_its_processes(machine):
     waiting.until(lambda: len(steps(folder)) >= 17, machine.client.alive)
     machine.restart(kill=True)
     assert not json.loads((folder / "run.json").read_text())["complete"]
-    newest = max(int(file.stem[5:]) for file in (folder / "checkpoints").iterdir())
+    newest = newest_checkpoint(folder)
     assert newest >= 15
     assert machine.picture(graph) == first
     assert learned(folder) == whole and steps(folder) == list(range(1, STEPS + 1))
@@ -204,3 +209,31 @@ def test_cancelled_and_queued_again(machine):
     machine.run(graph)
     assert steps(folder) == list(range(1, STEPS + 1))
     assert machine.picture(partial) != early
+
+
+def test_a_transformer_outlives_its_process(machine):
+    """Trained on the host's own modules, killed on the way, gone on with in a new process: the same bits."""
+    from personalize.tests.support import random_native
+
+    name, before = "random Z-Image.safetensors", set(machine.folders())
+    random_native.write_checkpoint(machine.base / "models" / "checkpoints" / name)
+    small = {"preset": "short", "preset.steps": 2 * STEPS, "preset.views": 4, "preset.lora_rank": 2}
+    graph = {key: node for key, node in prompt(name).items() if key in ("checkpoint", "image", "references", "train")}
+    graph |= {"recipe": ("PersonalizeLoRA", small)}
+    graph |= {"save": ("PersonalizeSave", {"result": ["train", 2], "name": "native", "overwrite": True})}
+    machine.run(graph)
+    (folder,) = set(machine.folders()) - before
+    whole = learned(folder, ["lora"])
+    machine.run({"runs": ("PersonalizeRuns", {"action": "delete", "run": folder.name})})
+    machine.client.post("/free", {"free_memory": True})
+
+    machine.client.queue(api_form(graph))
+    waiting.until(lambda: len(steps(folder)) >= STEPS, machine.client.alive)
+    machine.restart(kill=True)
+    assert not json.loads((folder / "run.json").read_text())["complete"]
+    newest = newest_checkpoint(folder)
+    assert newest >= STEPS - 10
+    timed = (folder / "steps.jsonl").read_text().splitlines()[:newest]
+    machine.run(graph)
+    assert learned(folder, ["lora"]) == whole and steps(folder) == list(range(1, 2 * STEPS + 1))
+    assert (folder / "steps.jsonl").read_text().splitlines()[:newest] == timed  # with their seconds: not done again
