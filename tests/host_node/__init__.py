@@ -1,4 +1,4 @@
-"""A custom-node folder without nodes for a test server: it registers the small models of tests/support.
+"""A custom-node folder for a test server: the small models of tests/support, and a node with their text encoders.
 
 They are loaded by their path: the repository's root must stay out of sys.path, where its folder nodes/ would hide
 ComfyUI's nodes.py.
@@ -18,5 +18,19 @@ def _register():
         importlib.import_module(f"{package.__name__}.{name}").register()
 
 
+class RandomText:
+    """A CLIP of random numbers in the widths of a family, made of any other."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "tests", "make", ("CLIP",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"clip": ("CLIP",), "family": ("STRING", {})}}
+
+    def make(self, clip, family):
+        random_native = sys.modules["personalize_random_models.random_native"]
+        return (random_native.RandomTextCLIP.made_of(clip, family),)
+
+
 _register()
-NODE_CLASS_MAPPINGS = {}
+NODE_CLASS_MAPPINGS = {"TestsRandomText": RandomText}

@@ -1,11 +1,16 @@
 """Transformers on the host's own modules on a real server: from the loader to an image, and the stock LoRA loader."""
 
+import json
+
 import numpy as np
 import pytest
 
-from personalize.tests.support import prompts
+from personalize.demo.client import HostError
+from personalize.tests.support import prompts, waiting
 
 pytestmark = [pytest.mark.slow, pytest.mark.comfy]
+FAMILIES = ("Lumina Image 2", "Qwen-Image", "Krea 2", "Flux.1", "Flux.2", "SD 3", "Chroma")  # beside Z-Image
+LONG = {"preset": "short", "preset.steps": 40, "preset.views": 2, "preset.lora_rank": 2, "preset.learning_rate": 0.01}
 SMALL = {"preset": "short", "preset.steps": 2, "preset.views": 2, "preset.lora_rank": 2, "preset.learning_rate": 0.01}
 T_LORA = {"steps": 2, "views": 2, "lora_rank": 8, "min_rank": 1, "learning_rate": 0.1}
 
@@ -63,6 +68,69 @@ def test_from_the_loader_to_an_image_and_to_the_stock_lora_loader(server, object
     again = np.asarray(server.images(server.run(stock(prompt)))["stock"][0]).astype(float)
     assert np.abs(again - trained).max() <= 1
     assert "not loaded" not in server.log[before:] and "NOT LOADED" not in server.log[before:]
+
+
+def of_three_files(server, family):
+    """The loaders of a random transformer and autoencoder in the family's own layouts, and text in its widths."""
+    from personalize.tests.support import random_native
+
+    models, name = server.base / "models", f"random {family}.safetensors"
+    for folder in ("diffusion_models", "vae", "vae_approx"):
+        (models / folder).mkdir(parents=True, exist_ok=True)
+    random_native.write_transformer(models / "diffusion_models" / name, family)
+    loaders = {
+        "unet": ("UNETLoader", {"unet_name": name, "weight_dtype": "default"}),
+        "vae": ("VAELoader", {"vae_name": random_native.write_vae(models, family)}),
+        "text": ("TestsRandomText", {"clip": ["checkpoint", 1], "family": family}),
+    }
+    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in loaders.items()}
+
+
+def with_loaders(prompt, loaders, family):
+    """The prompt with a MODEL, CLIP and VAE of three files in place of the checkpoint's."""
+    links = {("checkpoint", 0): ["unet", 0], ("checkpoint", 1): ["text", 0], ("checkpoint", 2): ["vae", 0]}
+    for node in prompt.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list):
+                node["inputs"][name] = links.get(tuple(value), value)
+        if family == "Flux.2" and node["class_type"] == "EmptySD3LatentImage":
+            node["class_type"] = "EmptyFlux2LatentImage"
+    return prompt | loaders
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_is_broken_off_goes_on_and_serves_the_stock_loader(server, object_info, checkpoint, family):
+    """Training, images of Train's MODEL and of the saved LoRA in LoraLoaderModelOnly, which are the same."""
+    loaders = of_three_files(server, family)
+    prompt = graph(object_info, checkpoint, recipe=LONG) | image("untrained", ["checkpoint", 0], ["checkpoint", 1])
+    prompt = with_loaders(prompt, loaders, family)
+    prompt["train"]["inputs"] |= {"checkpoint_every": 2, "preview_every": 20}
+    runs = server.base / "output" / "personalize" / "runs"
+    before = {*runs.glob("*")}
+
+    def lines():
+        logs = [run / "steps.jsonl" for run in {*runs.glob("*")} - before]
+        return [line for log in logs if log.exists() for line in log.read_text().splitlines()]
+
+    def trains():
+        server.client.alive()
+        assert not server.client.get(f"/history/{queued}"), "it ended before"
+
+    queued = server.client.queue(prompt)
+    waiting.until(lambda: len(lines()) > 5, trains)
+    server.client.interrupt()
+    with pytest.raises(HostError, match="(?i)interrupt"):
+        server.client.wait(queued, waiting.LIMIT)
+    done = lines()
+    drawn = server.images(server.run(prompt))
+    assert len(done) < 40 and lines()[: len(done)] == done and json.loads(lines()[-1])["step"] == 40
+    start = len(server.log)
+    stocks = with_loaders(stock(prompt), loaders, family)
+    again = np.asarray(server.images(server.run(stocks))["stock"][0]).astype(float)
+    trained, untrained = (np.asarray(drawn[name][0]).astype(float) for name in ("trained", "untrained"))
+    assert trained.shape == (64, 64, 3) and trained.std() > 1 and (trained != untrained).any()
+    assert np.abs(again - trained).max() <= 1
+    assert "not loaded" not in server.log[start:] and "NOT LOADED" not in server.log[start:]
 
 
 def test_t_lora_from_the_loader_to_an_image(server, object_info, checkpoint):

@@ -12,6 +12,7 @@ import comfy.text_encoders.llama
 import comfy.text_encoders.qwen_image
 import comfy.text_encoders.z_image
 import torch
+from comfy.ldm.wan.vae import WanVAE
 from comfy.taesd.taesd import TAESD
 from safetensors.torch import save_file
 
@@ -254,6 +255,28 @@ def write_checkpoint(path, family="Z-Image", seed=0):
     return path
 
 
+def write_vae(models, family, seed=0):
+    """Files of a small autoencoder of the kind and the channels that the family's has; its name for VAELoader.
+
+    Args:
+        models: the host's folder of models.
+    """
+    generator, name = torch.Generator().manual_seed(seed), f"random {family}.safetensors"
+    if family in ("Qwen-Image", "Krea 2"):  # of videos
+        kinds = {"dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": [], "dropout": 0.0}
+        module = WanVAE(dim=8, z_dim=16, temperal_downsample=[False, True, True], **kinds)
+    else:
+        module = TAESD(latent_channels=128 if family == "Flux.2" else 16)
+    state = {key: random_weights(key, value, generator) for key, value in module.named_parameters()}
+    if family == "Flux.2":  # only under this name the loader takes it for one of 128 channels
+        for part in ("encoder", "decoder"):
+            keys = {key.partition(".")[2]: value for key, value in state.items() if key.startswith(f"taesd_{part}")}
+            save_file(keys, models / "vae_approx" / f"taef2_{part}.safetensors")
+        return "taef2"
+    save_file(state, models / "vae" / name)
+    return name
+
+
 def load_transformer(path, **options):
     """The MODEL of UNETLoader: made in inference mode."""
     register()
@@ -283,6 +306,25 @@ class RandomText:
         pooled = torch.randn(1, 24, generator=generator)
         mask = torch.ones(1, 7, dtype=torch.long)
         return [[hidden, {"pooled_output": pooled, "attention_mask": mask}]]
+
+
+class RandomTextCLIP(comfy.sd.CLIP):
+    """The same as an object that the host's nodes take; `made_of` another CLIP."""
+
+    @classmethod
+    def made_of(cls, clip, family):
+        made = comfy.sd.CLIP.clone(clip)
+        made.__class__, made.family = cls, family
+        return made
+
+    def clone(self, *args, **options):
+        return self.made_of(self, self.family)
+
+    def tokenize(self, text, **options):
+        return text
+
+    def encode_from_tokens_scheduled(self, tokens, *args, **options):
+        return RandomText(self.family).encode_from_tokens_scheduled(tokens)
 
 
 def models(folder, family, text=""):
