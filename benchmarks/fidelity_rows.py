@@ -84,7 +84,7 @@ OTHERS = {
     "textual_inversion": replace(textual_inversion.FULL, steps=600),
     "dreambooth_lora": replace(dreambooth_lora.FULL, steps=300, learning_rate=1e-3),
     "lora": LORA,
-    "host_lora": replace(LORA, learning_rate=3e-4),  # by ComfyUI's own trainer; it takes of the recipe what it has
+    "host_lora": LORA,  # by ComfyUI's own trainer; it takes of the recipe what it has
     "t_lora": replace(T_LORA, lora_rank=64, min_rank=32),
     "t_lora-all_ranks": replace(T_LORA, lora_rank=64, min_rank=64),
     "custom_diffusion": replace(custom_diffusion.FULL, steps=300, learning_rate=1e-4, class_images=48),
