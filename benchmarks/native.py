@@ -5,8 +5,8 @@
 
 Both learn one individual of the demo's world, three times. They are judged on one fixed batch, the learned image at six
 noise levels with noise of its own, by this pack's loss, the mean of (v - (e - x))^2, and by the host's, the mean of
-(x0' - x0)^2, which is the former times the noise level's square. Then, on random tiny transformers, how far the
-gradient under gradient checkpointing points in the direction of the one without: 1 is right.
+(x0' - x0)^2, which is the former times the noise level's square. Then, on random tiny transformers, gradients under
+gradient checkpointing: their cosine to those without, 1 where they are right, and how well finite differences agree.
 """
 
 import argparse
@@ -62,8 +62,10 @@ def hosts(graph, picture: torch.Tensor, options, seed: int):
     return host_trainer.train(graph, picture, PROMPT, host_trainer.Settings(batch_size=1, **given))
 
 
-def cosine(family: str, checkpointed) -> float:
-    """Cosine of a LoRA's gradient under a gradient checkpointing to that without, on a tiny random transformer.
+def compared(family: str, checkpointed) -> str:
+    """A LoRA's gradient under a gradient checkpointing, on a tiny random transformer.
+
+    Its cosine to the one without, and how far the slope that finite differences measure along it is from its square.
 
     Args:
         checkpointed: turns it on, given the models.
@@ -74,11 +76,14 @@ def cosine(family: str, checkpointed) -> float:
     lora = trainables.add_lora(models.unet, trainables.layers(models), 4, 4, torch.Generator().manual_seed(0))
     lora = gradient_check.reached(models, lora, PROMPT)  # from here on without operations in place, where they do harm
     gradient_check.move(lora, torch.Generator().manual_seed(0))
+    loss = gradient_check.Loss(models, PROMPT, torch.Generator().manual_seed(0))
     for turn_on in (lambda models: None, checkpointed):
         turn_on(models)
-        loss = gradient_check.Loss(models, PROMPT, torch.Generator().manual_seed(0))
-        found.append(torch.cat([part.flatten() for part in torch.autograd.grad(loss(), lora)]))
-    return torch.nn.functional.cosine_similarity(*found, dim=0).item()
+        gradients = torch.autograd.grad(value := loss(), lora)
+        found.append(torch.cat([part.flatten() for part in gradients]).double())
+    square = found[-1].square().sum().item()
+    error = abs(gradient_check.slope(loss, value.item(), lora, gradients) / square - 1)
+    return f"{torch.nn.functional.cosine_similarity(*found, dim=0).item():.4f} | {error:.1e}"
 
 
 def by_host(models) -> None:
@@ -117,11 +122,12 @@ def compare_gradients() -> None:
     """Print the cosines of both ways of gradient checkpointing."""
     random_native = with_host.of_pack("tests.support.random_native")
     random_native.register()
-    print("\n| gradient checkpointing | this pack's | the host's |\n| --- | --- | --- |")
+    print("\n| family | this pack's: cosine | finite differences | the host's: cosine | finite differences |")
+    print("|" + " --- |" * 5)
     for family in random_native.LAYOUTS:
         with with_host.of_pack("nodes.host.session").operations_with_gradients():
-            found = cosine(family, lambda models: models.save_memory(True)), cosine(family, by_host)
-        print(f"| {family} | {' | '.join(f'{value:.4f}' for value in found)} |")
+            found = compared(family, lambda models: models.save_memory(True)), compared(family, by_host)
+        print(f"| {family} | {' | '.join(found)} |", flush=True)
 
 
 def spread(values) -> str:

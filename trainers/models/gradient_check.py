@@ -38,15 +38,15 @@ def reached(models: Models, params: Sequence[nn.Parameter], prompt: str) -> list
         move(params, generator)
         found, gradients = _gradients(models, loss, params)
         idle = [parameter for parameter, gradient in zip(params, gradients, strict=True) if gradient is None]
-        slope = _slope(loss, found, params, gradients)
+        measured = slope(loss, found, params, gradients)
     finally:
         for parameter, value in zip(params, before, strict=True):
             parameter.data.copy_(value)
             parameter.grad = None
         models.network.place(models.precision)
     square = sum(gradient.double().square().sum().item() for gradient in gradients if gradient is not None)
-    if not abs(slope - square) <= TOLERANCE * square:
-        raise _wrong(models.family.name, f"a slope of {square:.3g} measured as {slope:.3g}")
+    if not abs(measured - square) <= TOLERANCE * square:
+        raise _wrong(models.family.name, f"a slope of {square:.3g} measured as {measured:.3g}")
     return [parameter for parameter in params if all(parameter is not other for other in idle)]
 
 
@@ -102,7 +102,7 @@ def _wrong(family: str, reason: str) -> ValueError:
 
 
 @torch.no_grad()
-def _slope(loss: Loss, value: float, params: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> float:
+def slope(loss: Loss, value: float, params: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> float:
     """Return the loss's slope along its gradient by central finite differences; unused parameters move, too."""
     square = sum(gradient.square().sum().item() for gradient in gradients if gradient is not None)
     step = CHANGE * value / max(square, 1e-30)
