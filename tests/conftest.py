@@ -106,6 +106,13 @@ def pytest_runtest_setup(item):
         item.config.stash[MODULES] = len(sys.modules)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown():
+    """The host remembers which files a folder had, and fails where the folder is gone, as that of a passed test is."""
+    if folder_paths := sys.modules.get("folder_paths"):
+        folder_paths.filename_list_cache.clear()
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """One real ComfyUI for the whole session, with this pack, demo/host_node and the tiny checkpoint: a Host."""
