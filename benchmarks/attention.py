@@ -56,10 +56,10 @@ def difference(lora: dict[str, torch.Tensor], name: str) -> torch.Tensor | None:
 @torch.no_grad()
 def distances(models: Models, number: int) -> tuple[float, float]:
     """Of means and of variances, in thousandths."""
-    noun = unseen(number).subject
+    class_word = unseen(number).subject
     tokenizer = models.text_encoders[0].tokenizer
-    words = tuple(tokenizer.placeholders[PLACEHOLDER]), tuple(tokenizer.encode_words(noun)[:1])
-    prompts = [prompt.format(f"a {PLACEHOLDER} {noun}") for prompt in PROMPTS]
+    words = tuple(tokenizer.placeholders[PLACEHOLDER]), tuple(tokenizer.encode_words(class_word)[:1])
+    prompts = [prompt.format(f"a {PLACEHOLDER} {class_word}") for prompt in PROMPTS]
     encoding = models.encode_prompts(prompts)
     v, c = positions(models.tokenize(prompts)[:, -1], *words)
     latents = models.encode_images(pixels(reference(number))[None])[0].expand(len(prompts), -1, -1, -1)

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 
 import torch
 
-from benchmarks.with_host import PACK
+from trainers.models import flow
+from trainers.training import memory, optimizers, trainables
 
 GIB, CARDS, TOKENS, RANK = 2**30, (12, 16, 24), 128, 16
 Z_IMAGE = {
@@ -58,10 +59,6 @@ def network(family: str, base: torch.dtype) -> torch.nn.Module:
 def counted(family: str, base: torch.dtype, size: int) -> dict[str, int]:
     """Bytes of the weights, of the LoRA with gradients and moments, and of what autograd keeps, without and with
     gradient checkpointing."""
-    flow, memory, optimizers, trainables = (
-        importlib.import_module(f"{PACK}.trainers.{name}")
-        for name in ("models.flow", "training.memory", "training.optimizers", "training.trainables")
-    )
     module = network(family, base)
     weights = sum(parameter.nbytes for parameter in module.parameters())
     lists = SimpleNamespace(unet=module)
@@ -87,7 +84,6 @@ def made_inputs(family: str, size: int) -> tuple:
 
 
 def main() -> None:
-    memory = importlib.import_module(f"{PACK}.trainers.training.memory")
     for name in ("lumina", "qwen_image"):
         importlib.import_module(f"comfy.ldm.{name}.model").optimized_attention_masked = fused
     cards = " | ".join(f"{card} GB" for card in CARDS)

@@ -169,11 +169,12 @@ def read_models(bench: Bench):
     return load_models(bench.checkpoint, UNET, HEADS)
 
 
-def generate(bench: Bench, models, noun: str) -> list:
-    """Pictures of a noun phrase with its article, prompt by prompt, each with every seed; a seed starts from the same
-    noise everywhere.
+def generate(bench: Bench, models, subject: str) -> list:
+    """Pictures of the subject's words with their article, prompt by prompt, each with every seed.
+
+    A seed starts from the same noise everywhere.
     """
-    prompts = [prompt.format(noun) for prompt in bench.prompts for _ in bench.seeds]
+    prompts = [prompt.format(subject) for prompt in bench.prompts for _ in bench.seeds]
     seeds = [seed for _ in bench.prompts for seed in bench.seeds]
     pixels = sample(
         models, prompts, seeds, size=(SIDE, SIDE), steps=bench.sampler_steps, guidance=bench.guidance, batch_size=24
@@ -218,15 +219,13 @@ def personalised(bench: Bench, method: str, number: int, folder: Path, device: s
 def personalised_by_host(bench: Bench, number: int) -> tuple[list, dict]:
     """Train with ComfyUI's own trainer on the one reference; as `personalised`."""
     concept, chosen = concept_of(bench, number), recipe(bench, "host_lora")
-    noun = captions.with_article(chosen.subject(concept))
-    settings = host_trainer.Settings(
-        steps=chosen.steps, batch_size=chosen.batch_size, learning_rate=chosen.learning_rate, rank=chosen.lora_rank,
-        seed=bench.training_seed,
-    )  # fmt: skip
+    subject = captions.with_article(chosen.subject(concept))
+    settings = {name: getattr(chosen, name) for name in ("steps", "batch_size", "learning_rate")}
+    settings |= {"rank": chosen.lora_rank, "seed": bench.training_seed}
     graph, start = with_host.load_graph(bench.checkpoint), time.perf_counter()
-    trained = host_trainer.train(graph, concept.images[0], f"a photo of {noun}", settings)
+    trained = host_trainer.train(graph, concept.images[0], f"a photo of {subject}", **settings)
     facts = {"train_seconds": time.perf_counter() - start, "steps": chosen.steps}
-    return generate(bench, with_host.flow_models(trained), noun), facts
+    return generate(bench, with_host.flow_models(trained), subject), facts
 
 
 def draw(bench: Bench, method: str, number: int, folder: Path, device: str) -> tuple[list, dict]:
@@ -236,9 +235,9 @@ def draw(bench: Bench, method: str, number: int, folder: Path, device: str) -> t
         return real(bench, number), {}
     if method in UNTRAINED:
         words = {"untuned": thing.subject, "initializer": bench.initializer.format(**asdict(thing))}
-        noun = captions.with_article(words[method]) if method in words else captions.describe(thing)
+        subject = captions.with_article(words[method]) if method in words else captions.describe(thing)
         models = read_models(bench).to(device, getattr(torch, bench.dtype))
-        return generate(bench, models, noun), {}
+        return generate(bench, models, subject), {}
     if method == "host_lora":
         return personalised_by_host(bench, number)
     return personalised(bench, method, number, folder, device)

@@ -3,8 +3,8 @@
     python demo/build.py transformer.safetensors --transformer
     python -m benchmarks.with_host COMFYUI native --checkpoint transformer.safetensors [--steps 60 --rate 1e-3]
 
-Both learn one individual of the demo's world, three times. They are judged on one fixed batch, the learned image at six
-noise levels with noise of its own, by this pack's loss, the mean of (v - (e - x))^2, and by the host's, the mean of
+Both learn one individual of the demo's world, three times. They are compared on one fixed batch, the learned image at
+six noise levels with noise of its own, by this pack's loss, the mean of (v - (e - x))^2, and by the host's, the mean of
 (x0' - x0)^2, which is the former times the noise level's square. Then, on random tiny transformers, gradients under
 gradient checkpointing: their cosine to those without, 1 where they are right, and how well finite differences agree.
 """
@@ -59,7 +59,7 @@ def ours(graph, picture: torch.Tensor, options, seed: int):
 def hosts(graph, picture: torch.Tensor, options, seed: int):
     """MODEL, CLIP and VAE after the host's trainer."""
     given = {"steps": options.steps, "learning_rate": options.rate, "rank": RANK, "seed": seed}
-    return host_trainer.train(graph, picture, PROMPT, host_trainer.Settings(batch_size=1, **given))
+    return host_trainer.train(graph, picture, PROMPT, batch_size=1, **given)
 
 
 def compared(family: str, checkpointed) -> str:
@@ -113,20 +113,18 @@ def compare_trainings(graph, options) -> None:
         rows[name] = [learned(graph, picture, options, seed) for seed in SEEDS]
     print("| | this pack's loss | the host's loss |\n| --- | --- | --- |")
     for name, graphs in rows.items():
-        with with_host.of_pack("nodes.host.session").operations_with_gradients():
-            both = zip(*(losses(each, picture) for each in graphs), strict=True)
+        both = zip(*(losses(each, picture) for each in graphs), strict=True)
         print(f"| {name} | {' | '.join(spread(values) for values in both)} |")
 
 
 def compare_gradients() -> None:
-    """Print the cosines of both ways of gradient checkpointing."""
+    """Print how right gradients are in both ways of gradient checkpointing."""
     random_native = with_host.of_pack("tests.support.random_native")
     random_native.register()
     print("\n| family | this pack's: cosine | finite differences | the host's: cosine | finite differences |")
     print("|" + " --- |" * 5)
     for family in random_native.LAYOUTS:
-        with with_host.of_pack("nodes.host.session").operations_with_gradients():
-            found = compared(family, lambda models: models.save_memory(True)), compared(family, by_host)
+        found = compared(family, lambda models: models.save_memory(True)), compared(family, by_host)
         print(f"| {family} | {' | '.join(found)} |", flush=True)
 
 

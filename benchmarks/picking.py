@@ -46,9 +46,9 @@ def cell(bench: Bench, metric_models, extractors: ExtractorCache, method: str, n
     )
     steps = {f"{weight:g}": preferred(result.history, weight).step for weight in PREFERENCES}
     steps["last"] = 0
-    noun = captions.with_article(chosen.subject(concept))
+    subject = captions.with_article(chosen.subject(concept))
     judged = {
-        step: metric_model(bench, metric_models, folder / "run", step, number, noun) for step in {*steps.values()}
+        step: metric_model(bench, metric_models, folder / "run", step, number, subject) for step in {*steps.values()}
     }
     looks = [entry["measures"][PickByScore.name]["seconds"] for entry in result.history if "measures" in entry]
     return {
@@ -59,11 +59,11 @@ def cell(bench: Bench, metric_models, extractors: ExtractorCache, method: str, n
     }
 
 
-def metric_model(bench: Bench, metric_models, folder: Path, step: int, number: int, noun: str) -> dict:
+def metric_model(bench: Bench, metric_models, folder: Path, step: int, number: int, subject: str) -> dict:
     """A state as it lies in the run's folder, in fresh models, judged."""
     models = read_models(bench).to("cpu", getattr(torch, bench.dtype))
     restore.put(RunFolder(folder).result(step=step), models)
-    images = generate(bench, models, noun)
+    images = generate(bench, models, subject)
     return {key: statistics.mean(values) for key, values in score(bench, metric_models, number, images).items()}
 
 

@@ -10,8 +10,8 @@ from personalize.tests.support import prompts, waiting
 
 pytestmark = [pytest.mark.slow, pytest.mark.comfy]
 FAMILIES = ("Lumina Image 2", "Qwen-Image", "Krea 2", "Flux.1", "Flux.2", "SD 3", "Chroma")  # beside Z-Image
-LONG = {"preset": "short", "preset.steps": 40, "preset.views": 2, "preset.lora_rank": 2, "preset.learning_rate": 0.01}
 SMALL = {"preset": "short", "preset.steps": 2, "preset.views": 2, "preset.lora_rank": 2, "preset.learning_rate": 0.01}
+LONG = SMALL | {"preset.steps": 40}
 T_LORA = {"steps": 2, "views": 2, "lora_rank": 8, "min_rank": 1, "learning_rate": 0.1}
 
 
@@ -62,10 +62,15 @@ def test_from_the_loader_to_an_image_and_to_the_stock_lora_loader(server, object
     """The saved LoRA in LoraLoaderModelOnly gives the image of Train's MODEL; no key of it is left over."""
     prompt = graph(object_info, checkpoint) | image("untrained", ["checkpoint", 0], ["checkpoint", 1])
     drawn = server.images(server.run(prompt))
+    assert_stock_equals(server, stock(prompt), drawn)
+
+
+def assert_stock_equals(server, prompt, drawn):
+    """The saved LoRA gives the image of Train's MODEL, another than without it, and no key of it is left over."""
     trained, untrained = (np.asarray(drawn[name][0]).astype(float) for name in ("trained", "untrained"))
     assert trained.shape == (64, 64, 3) and trained.std() > 1 and (trained != untrained).any()
     before = len(server.log)
-    again = np.asarray(server.images(server.run(stock(prompt)))["stock"][0]).astype(float)
+    again = np.asarray(server.images(server.run(prompt))["stock"][0]).astype(float)
     assert np.abs(again - trained).max() <= 1
     assert "not loaded" not in server.log[before:] and "NOT LOADED" not in server.log[before:]
 
@@ -89,10 +94,8 @@ def of_three_files(server, family):
 def with_loaders(prompt, loaders, family):
     """The prompt with a MODEL, CLIP and VAE of three files in place of the checkpoint's."""
     links = {("checkpoint", 0): ["unet", 0], ("checkpoint", 1): ["text", 0], ("checkpoint", 2): ["vae", 0]}
+    prompt = prompts.relinked(prompt, links)
     for node in prompt.values():
-        for name, value in node["inputs"].items():
-            if isinstance(value, list):
-                node["inputs"][name] = links.get(tuple(value), value)
         if family == "Flux.2" and node["class_type"] == "EmptySD3LatentImage":
             node["class_type"] = "EmptyFlux2LatentImage"
     return prompt | loaders
@@ -124,13 +127,7 @@ def test_each_family_is_broken_off_goes_on_and_serves_the_stock_loader(server, o
     done = lines()
     drawn = server.images(server.run(prompt))
     assert len(done) < 40 and lines()[: len(done)] == done and json.loads(lines()[-1])["step"] == 40
-    start = len(server.log)
-    stocks = with_loaders(stock(prompt), loaders, family)
-    again = np.asarray(server.images(server.run(stocks))["stock"][0]).astype(float)
-    trained, untrained = (np.asarray(drawn[name][0]).astype(float) for name in ("trained", "untrained"))
-    assert trained.shape == (64, 64, 3) and trained.std() > 1 and (trained != untrained).any()
-    assert np.abs(again - trained).max() <= 1
-    assert "not loaded" not in server.log[start:] and "NOT LOADED" not in server.log[start:]
+    assert_stock_equals(server, with_loaders(stock(prompt), loaders, family), drawn)
 
 
 def test_t_lora_from_the_loader_to_an_image(server, object_info, checkpoint):

@@ -4,6 +4,7 @@ import pytest
 
 from personalize.demo import show
 from personalize.demo.workflow import override, to_api
+from personalize.tests.support import prompts
 from personalize.tests.support.host import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.comfy]
@@ -33,11 +34,7 @@ def from_one_file(prompt):
     loaders = {node: PARTS[each["class_type"]] for node, each in prompt.items() if each["class_type"] in PARTS}
     assert sorted(loaders.values()) == [0, 1, 2]
     found = {node: each for node, each in prompt.items() if node not in loaders}
-    for each in found.values():
-        links = {name: value for name, value in each["inputs"].items() if isinstance(value, list)}
-        each["inputs"] |= {
-            name: ["checkpoint", loaders[value[0]]] for name, value in links.items() if value[0] in loaders
-        }
+    found = prompts.relinked(found, {(node, 0): ["checkpoint", output] for node, output in loaders.items()})
     return found | {"checkpoint": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": CHECKPOINT}}}
 
 

@@ -122,7 +122,7 @@ def steps(folder):
 
 
 def newest_checkpoint(folder):
-    """Its step; a kill may have left another half-written, under a name of its own."""
+    """The step of a run's newest checkpoint; a kill may have left another half-written, under a name of its own."""
     return max(int(file.stem[5:]) for file in (folder / "checkpoints").glob("step_*.safetensors"))
 
 

@@ -59,6 +59,16 @@ def defaults(inputs: dict) -> dict:
     return {name: spec[1]["default"] for name, spec in fields.items() if "default" in (spec[-1] or {})}
 
 
+def relinked(prompt: dict, links: dict) -> dict:
+    """A copy whose inputs from the outputs in `links`, {(node, slot): [node, slot]}, come from others."""
+    copy = json.loads(json.dumps(prompt))
+    for node in copy.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list):
+                node["inputs"][name] = links.get(tuple(value), value)
+    return copy
+
+
 def changed(prompt: dict, changes: dict) -> dict:
     """A copy with other inputs, {"node.input": value}, and other nodes, {"node": (class, inputs)} or DROP."""
     copy = json.loads(json.dumps(prompt))

@@ -16,7 +16,7 @@ from comfy.ldm.wan.vae import WanVAE
 from comfy.taesd.taesd import TAESD
 from safetensors.torch import save_file
 
-from .random_sd import random_weights
+from .random_sd import random_state
 
 WIDTH = 32  # of the text encoders
 QWEN = {
@@ -219,7 +219,7 @@ def transformer(family, generator):
     config = kind(dict(layout))
     config.set_inference_dtype(torch.float32, None)
     module = config.get_model({}, device="cpu").diffusion_model
-    return {name: random_weights(name, parameter, generator) for name, parameter in module.named_parameters()}
+    return random_state(module, generator)
 
 
 def write_transformer(path, family, seed=0, scaled_fp8=False):
@@ -250,7 +250,7 @@ def write_checkpoint(path, family="Z-Image", seed=0):
     encoder = RandomQwen3(dtype=torch.float32).transformer
     parts = {"text_encoders.qwen3_4b.transformer.": encoder, "vae.": TAESD(latent_channels=16)}
     for prefix, module in parts.items():
-        state |= {prefix + name: random_weights(name, p, generator) for name, p in module.named_parameters()}
+        state |= {prefix + name: value for name, value in random_state(module, generator).items()}
     save_file({name: value.contiguous() for name, value in state.items()}, path)
     return path
 
@@ -267,7 +267,7 @@ def write_vae(models, family, seed=0):
         module = WanVAE(dim=8, z_dim=16, temperal_downsample=[False, True, True], **kinds)
     else:
         module = TAESD(latent_channels=128 if family == "Flux.2" else 16)
-    state = {key: random_weights(key, value, generator) for key, value in module.named_parameters()}
+    state = random_state(module, generator)
     if family == "Flux.2":  # only under this name the loader takes it for one of 128 channels
         for part in ("encoder", "decoder"):
             keys = {key.partition(".")[2]: value for key, value in state.items() if key.startswith(f"taesd_{part}")}
@@ -295,6 +295,7 @@ class RandomText:
     """A CLIP whose conditioning is random numbers of a prompt's own."""
 
     def __init__(self, family):
+        self.family = family
         self.width = WIDTH * (2 if family == "Krea 2" else 1)  # of two layers there
 
     def tokenize(self, prompt):
@@ -308,23 +309,18 @@ class RandomText:
         return [[hidden, {"pooled_output": pooled, "attention_mask": mask}]]
 
 
-class RandomTextCLIP(comfy.sd.CLIP):
-    """The same as an object that the host's nodes take; `made_of` another CLIP."""
+class RandomTextCLIP(RandomText, comfy.sd.CLIP):
+    """A CLIP with random text that the host's nodes take, `made_of` another CLIP."""
 
     @classmethod
     def made_of(cls, clip, family):
         made = comfy.sd.CLIP.clone(clip)
-        made.__class__, made.family = cls, family
+        made.__class__ = cls
+        RandomText.__init__(made, family)
         return made
 
     def clone(self, *args, **options):
         return self.made_of(self, self.family)
-
-    def tokenize(self, text, **options):
-        return text
-
-    def encode_from_tokens_scheduled(self, tokens, *args, **options):
-        return RandomText(self.family).encode_from_tokens_scheduled(tokens)
 
 
 def models(folder, family, text=""):

@@ -209,9 +209,9 @@ def write_checkpoint(path, kind="SD 1.x", seed=0):
     }
     generator = torch.Generator().manual_seed(seed)
     state = {
-        prefix + name: random_weights(name, parameter, generator)
+        prefix + name: value
         for prefix, module in parts.items()
-        for name, parameter in module.named_parameters()
+        for name, value in random_state(module, generator).items()
     }
     state["first_stage_model.vae_scale"] = torch.tensor(scale)
     save_file(_in_its_layout(state, kind), path)
@@ -233,6 +233,11 @@ def _in_its_layout(state, kind):
     others |= {"ztsnr": torch.zeros(1)} if "zero" in kind else {}
     saved = comfy.supported_models.SDXL.process_clip_state_dict_for_saving(None, text)
     return others | {key: value.contiguous() for key, value in saved.items()}
+
+
+def random_state(module, generator):
+    """Random weights for each of a module's parameters, under their names."""
+    return {name: random_weights(name, parameter, generator) for name, parameter in module.named_parameters()}
 
 
 def random_weights(name, parameter, generator):
