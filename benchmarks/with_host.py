@@ -16,11 +16,15 @@ ROOT = Path(__file__).resolve().parents[1]
 PACK = "personalize"
 
 
-def load_host(comfyui: Path) -> None:
-    """Let ComfyUI's modules be importable, on the CPU in float32; teach it the demo's models."""
+def load_host(comfyui: Path, cpu: bool = True) -> None:
+    """Let ComfyUI's modules be importable and teach it the demo's models.
+
+    Args:
+        cpu: work on the processor in float32, whatever the machine has.
+    """
     sys.path.insert(0, str(comfyui))
     args = importlib.import_module("comfy.cli_args").args
-    args.cpu = args.force_fp32 = True
+    args.cpu = args.force_fp32 = cpu
     # As Train does: some kernels for generation have no gradient.
     importlib.import_module("comfy.model_management").in_training = True
     importlib.import_module("demo.architecture").register()

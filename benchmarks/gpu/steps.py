@@ -10,12 +10,14 @@ import gc
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, os.getcwd())
@@ -154,7 +156,7 @@ def recipes():
 @contextlib.contextmanager
 def stage_of(name):
     """Models, the stage that is measured, and the run's generator."""
-    models, generator = build(), torch.Generator().manual_seed(0)
+    models, generator = build().to(DEVICE, DTYPE), torch.Generator().manual_seed(0)
     recipe, number = recipes()[name]
     stages = recipe.stages(models, concept(), generator, Context())
     for _ in range(number):
@@ -231,9 +233,14 @@ def profile(stage, generator, objective, device):
 
     step()
     sync()
-    with profiled(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CUDA else [])]) as found:
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CUDA else [])]
+    with profiled(activities=activities, record_shapes=True) as found:
         step()
         sync()
+    with (ARGS.out / "profile.txt").open("w") as file:  # for whoever looks for the next millisecond
+        by_shape = found.key_averages(group_by_input_shape=True)
+        for averages in (found.key_averages(), by_shape):
+            print(averages.table(sort_by="self_device_time_total", row_limit=70, max_name_column_width=90), file=file)
     kernels = [e for e in found.key_averages() if str(getattr(e, "device_type", "")).endswith("CUDA")]
     sums, groups = {}, {
         "layout": ("nchwtonhwc", "nhwctonchw"), "attention": ("flash", "fmha", "attention", "sdpa"),
@@ -310,12 +317,14 @@ def end_to_end():
     free = (lambda: torch.cuda.mem_get_info()[0]) if CUDA else None
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        callbacks = Callbacks(on_notice=said.append)
+        callbacks = Callbacks(
+            on_notice=lambda sentence: said.append(f"{time.perf_counter() - start:.1f} s: {sentence}")
+        )
         result = train(run, models, Path(folder) / "run", device=DEVICE, free_memory=free, callbacks=callbacks)
         sync()
         total = time.perf_counter() - start
     FOUND["end to end"] = dict(seconds=total, steps=result.seconds, said=said, peak=peak())
-    note = f"of them steps {result.seconds:.1f}; peak {peak():.2f} GiB; {said[-1] if said else ''}"
+    note = f"of them steps {result.seconds:.1f}; peak {peak():.2f} GiB; {'; '.join(said)}"
     row(f"TextBoost, {steps} steps of {ARGS.batch}, end to end, s", f"{total:.1f}", note)
 
 
@@ -327,13 +336,16 @@ SMALL_CARDS = (
 
 
 def small_cards():
-    for card in SMALL_CARDS:
+    """Each in a process of its own, which begins with an empty card."""
+    for number, card in enumerate(SMALL_CARDS):
         with section(f"{card[3]} of {card[0]} in {card[2]} GiB"):
-            try:
-                small_card(*card)
-            finally:
-                if CUDA:
-                    torch.cuda.set_per_process_memory_fraction(1.0)
+            left = ARGS.budget - (time.perf_counter() - BEGAN)
+            out = ARGS.out / f"card_{number}"
+            command = [sys.executable, __file__, "--out", out, "--card", str(number)]
+            subprocess.run([*command, *(["--tiny"] if ARGS.tiny else [])], timeout=max(left, 20), check=True)
+            found = json.loads((out / "steps.json").read_text())
+            ROWS.extend(found["rows"])
+            FOUND.setdefault("errors", {}).update(found.get("errors", {}))
 
 
 def small_card(family, size, limit, method, preset):
@@ -393,16 +405,24 @@ def main():
     parser.add_argument("--size", type=int, default=0)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--parts", nargs="+", default=[], help="names of the only parts to measure")
+    parser.add_argument("--card", type=int, help="number of the only small card to measure")
     ARGS = parser.parse_args()
     ARGS.size = ARGS.size or (64 if ARGS.tiny else 512)
     if ARGS.tiny:
         ARGS.batch, ARGS.steps = 2, 2
     ARGS.out.mkdir(parents=True, exist_ok=True)
-    for part, seconds in ((ceilings, 5), (end_to_end, 40), (loops, 60), (small_cards, 40), (repeatable, 20)):
-        if ARGS.budget - (time.perf_counter() - BEGAN) < seconds:
-            print(f"left out: {part.__name__}", flush=True)
+    parts = (ceilings, 5), (end_to_end, 40), (loops, 60), (small_cards, 40), (repeatable, 20)
+    if ARGS.card is not None:
+        parts = ((partial(small_card, *SMALL_CARDS[ARGS.card]), 0),)
+    for part, seconds in parts:
+        name = getattr(part, "__name__", "one card")
+        if ARGS.parts and name not in ARGS.parts:
             continue
-        with section(part.__name__):
+        if ARGS.budget - (time.perf_counter() - BEGAN) < seconds:
+            print(f"left out: {name}", flush=True)
+            continue
+        with section(name):
             part()
         found = {"device": torch.cuda.get_device_name() if CUDA else "CPU", "rows": ROWS, **FOUND}
         (ARGS.out / "steps.json").write_text(json.dumps(found, indent=1, default=str))

@@ -25,7 +25,6 @@ class HostNetwork:
 
     def __init__(self, model, clip, vae, notify: Callable[[str], None]):
         self.patcher, self.clip, self.vae, self.notify = private_copy(model), clip, vae, notify
-        self.dtype: torch.dtype | None = None
         self.encoded: dict[str, list] = {}  # what CLIPTextEncode returns
         self.conditions: dict[tuple, dict] = {}  # by prompt and shape of the latents
         self.frames = self.patcher.model.latent_format.latent_dimensions == 3  # of a video: here always one
@@ -56,10 +55,11 @@ class HostNetwork:
 
     def place(self, dtype: torch.dtype) -> None:
         """Load the weights onto the device, to compute in this precision."""
-        if dtype != self.dtype:  # another one loads them once more
-            self.dtype = dtype
-            self.patcher.set_model_compute_dtype(dtype)
+        # Not by `set_model_compute_dtype` again, which would load all weights once more: they are cast where they are
+        # used, to what the network computes in.
+        self.patcher.add_object_patch("manual_cast_dtype", dtype)
         self._load()
+        self.patcher.model.manual_cast_dtype = dtype
 
     @torch.no_grad()
     def generate(
@@ -148,6 +148,7 @@ def private_copy(model):
             "This model was not loaded by one of ComfyUI's own loaders, which a training needs to load it once more: "
             "use Load Diffusion Model or Load Checkpoint."
         ) from error
+    copy.set_model_compute_dtype(copy.model.get_dtype_inference())  # so that weights are cast to any, see `place`
     internals.load_models_gpu([copy], force_full_load=True)
     # They are merged now; their backups would bring the weights back under names that a LoRA changes.
     copy.patches = {}

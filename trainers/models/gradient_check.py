@@ -31,22 +31,21 @@ def reached(models: Models, params: Sequence[nn.Parameter], prompt: str) -> list
     before = [parameter.detach().clone() for parameter in params]
     generator = Generator().manual_seed(0)
     loss = Loss(models, prompt, generator)
-    models.network.place(torch.float32)
+    for parameter in params:
+        parameter.requires_grad_(True)
+    checkpointing, models.in_place = models.checkpointing, False
     try:
-        for parameter in params:
-            parameter.requires_grad_(True)
+        ways = (True,) if _changes_in_place(loss) else (False, True)
+        models.network.place(torch.float32)
         move(params, generator)
-        found, gradients = _gradients(models, loss, params)
-        idle = [parameter for parameter, gradient in zip(params, gradients, strict=True) if gradient is None]
-        measured = slope(loss, found, params, gradients)
+        gradients = _right_gradients(models, loss, params, ways)
     finally:
         for parameter, value in zip(params, before, strict=True):
             parameter.data.copy_(value)
             parameter.grad = None
+        models.save_memory(checkpointing)
         models.network.place(models.precision)
-    square = sum(gradient.double().square().sum().item() for gradient in gradients if gradient is not None)
-    if not abs(measured - square) <= TOLERANCE * square:
-        raise _wrong(models.family.name, f"a slope of {square:.3g} measured as {measured:.3g}")
+    idle = [parameter for parameter, gradient in zip(params, gradients, strict=True) if gradient is None]
     return [parameter for parameter in params if all(parameter is not other for other in idle)]
 
 
@@ -77,21 +76,55 @@ class Loss:
         return (prediction - self.models.target(self.latents, self.noise, self.timesteps)).square().mean()
 
 
-def _gradients(
-    models: FlowModels, loss: Loss, params: Sequence[nn.Parameter]
-) -> tuple[float, tuple[Tensor | None, ...]]:
-    """Return the loss and its gradients; notes where the network changes in place what its backward pass needs."""
-    value = loss()
-    try:
-        return value.item(), torch.autograd.grad(value, params, allow_unused=True)
-    except RuntimeError as error:
-        if models.in_place or "inplace operation" not in str(error):
-            raise
-    models.in_place = True
-    again = loss()
-    if not torch.allclose(again, value, rtol=1e-4):  # an operation in place whose result is not assigned
-        raise _wrong(models.family.name, "what it computes changes without operations in place")
-    return again.item(), torch.autograd.grad(again, params, allow_unused=True)
+def _changes_in_place(loss: Loss) -> bool:
+    """Return whether the network changes in place what its backward pass needs, as autograd itself would notice.
+
+    Copies of weights in another precision, which nothing changes, are let go.
+    """
+    weights = {parameter.shape for parameter in loss.models.unet.parameters()}
+    kept: list[tuple[Tensor, int]] = []
+
+    def pack(tensor: Tensor) -> None:
+        if not {tensor.shape, tensor.shape[::-1]} & weights:
+            kept.append((tensor, tensor._version))
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
+        loss()
+    changed = any(tensor._version != version for tensor, version in kept)
+    kept.clear()  # the graph holds `pack`, and this the graph: Python does not see that ring
+    return changed
+
+
+def _right_gradients(
+    models: FlowModels, loss: Loss, params: Sequence[nn.Parameter], ways: Sequence[bool]
+) -> Sequence[Tensor | None]:
+    """Return the loss's gradients, with the first value of `in_place` that gives right ones; it is kept.
+
+    Gradient checkpointing holds one block's weights in float32 at a time.
+
+    Raises:
+        ValueError: none gives right ones.
+    """
+    with torch.no_grad():
+        value = loss()
+    for models.in_place in ways:
+        models.save_memory(True)  # of blocks that know how
+        again = loss()
+        if not torch.allclose(again, value, rtol=1e-4):  # an operation in place whose result is not assigned
+            raise _wrong(models.family.name, "what it computes changes without operations in place")
+        try:
+            gradients = torch.autograd.grad(again, params, allow_unused=True)
+        except RuntimeError as error:
+            if "inplace operation" not in str(error):
+                raise
+            reason = "it changes in place what its backward pass needs"
+            continue
+        measured = slope(loss, again.item(), params, gradients)
+        square = sum(gradient.double().square().sum().item() for gradient in gradients if gradient is not None)
+        if abs(measured - square) <= TOLERANCE * square:
+            return gradients
+        reason = f"a slope of {square:.3g} measured as {measured:.3g}"
+    raise _wrong(models.family.name, reason)
 
 
 def _wrong(family: str, reason: str) -> ValueError:
@@ -103,12 +136,18 @@ def _wrong(family: str, reason: str) -> ValueError:
 
 @torch.no_grad()
 def slope(loss: Loss, value: float, params: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> float:
-    """Return the loss's slope along its gradient by central finite differences; unused parameters move, too."""
+    """Return the loss's slope along its gradient by central finite differences; unused parameters move, too.
+
+    They are all put back.
+    """
     square = sum(gradient.square().sum().item() for gradient in gradients if gradient is not None)
     step = CHANGE * value / max(square, 1e-30)
-    ends = []
-    for sign in (1, -2):
+
+    def moved(change: float) -> float:
         for parameter, gradient in zip(params, gradients, strict=True):
-            parameter.data += sign * step * (torch.ones_like(parameter) if gradient is None else gradient)
-        ends.append(loss().double().item())
-    return (ends[0] - ends[1]) / (2 * step)
+            parameter.data += change * (torch.ones_like(parameter) if gradient is None else gradient)
+        return loss().double().item()
+
+    ahead, behind = moved(step), moved(-2 * step)
+    moved(step)
+    return (ahead - behind) / (2 * step)

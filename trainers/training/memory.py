@@ -6,6 +6,7 @@ from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..device import TOO_LARGE, is_out_of_memory
 from ..models.diffusion import Encoding, Models
@@ -162,19 +163,19 @@ def cast_bytes(encoder: TextEncoder) -> int:
 
 
 def _kept_bytes(forward: Callable[[], object], weights: Iterable[Tensor], left_out: Callable[[Tensor], bool]) -> int:
-    """Count the bytes that autograd keeps of `forward()`, without `weights` and what is left out."""
-    known = {weight.untyped_storage()._cdata for weight in weights}
-    sizes: dict[int, int] = {}
-    kept = []  # alive until the end, so that no two storages share an address
+    """Count the bytes that autograd would keep of `forward()`, without `weights` and what is left out.
 
-    def pack(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
+    They are counted when they would be kept, and let go: a training's card need not hold them.
+    """
+    known = {StorageWeakRef(weight.untyped_storage()) for weight in weights}
+    sizes: dict[StorageWeakRef, int] = {}  # a weak reference keeps the address, so that no two storages share one
+
+    def pack(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        if storage._cdata not in known and not left_out(tensor):
-            sizes[storage._cdata] = storage.nbytes()
-        return tensor
+        if (reference := StorageWeakRef(storage)) not in known and not left_out(tensor):
+            sizes[reference] = storage.nbytes()
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept):
         forward()
     return sum(sizes.values())
 

@@ -1,10 +1,11 @@
 """Transformers on the host's own modules: are their gradients right, does a LoRA on them learn, is it used whole?"""
 
 import gc
-from functools import partial
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from personalize.nodes.host import sampler, weights
@@ -12,12 +13,13 @@ from personalize.nodes.host.session import operations_with_gradients, unload_all
 from personalize.tests.support import random_native
 from personalize.trainers.digest import digest_of
 from personalize.trainers.formats import kohya
-from personalize.trainers.models import gradient_check
+from personalize.trainers.models import flow, gradient_check
 from personalize.trainers.models.families import FLOW_FAMILIES
-from personalize.trainers.models.flow import blocks
-from personalize.trainers.training import trainables
+from personalize.trainers.models.flow import blocks, is_linear
+from personalize.trainers.training import memory, trainables
 
 pytestmark = pytest.mark.comfy
+CASTS = torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default
 PROMPT = "a photo of sks dog"
 
 
@@ -139,15 +141,91 @@ def test_weights_in_float8_stay_so_and_give_right_gradients(tmp_path, scaled):
     used_whole(models)
 
 
-def test_blocks_that_are_run_twice_on_what_they_changed_are_refused(tmp_path):
+def test_blocks_that_are_run_twice_on_what_they_changed_are_refused(tmp_path, monkeypatch):
     """Gradient checkpointing without copies: the second pass through a block of Flux begins with its own output."""
     models = random_native.models(tmp_path, "Flux.1")
     lora = trainables.add_lora(models.unet, trainables.layers(models), 4, 4, torch.Generator().manual_seed(0))
-    for block in blocks(models.unet):
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+    def twice(block, *others):
+        run = type(block).forward.__get__(block)
+        return lambda *args, **kwargs: checkpoint(lambda: run(*args, **kwargs), use_reentrant=False)
+
+    monkeypatch.setattr(flow, "_Checkpointed", twice)
     with pytest.raises(ValueError, match=r"^The gradients of Flux\.1 are wrong in this ComfyUI \(a slope of"):
         gradient_check.reached(models, lora, PROMPT)
     assert all(not parameter.any() for parameter in lora[1::2])  # they are what they were
+
+
+@pytest.mark.parametrize("step", ["check", "estimate"])
+def test_before_a_training_no_weights_in_another_precision_pile_up(tmp_path, step):
+    """A base in bfloat16 or float8 that fills a card would not fit once more, or twice, into it."""
+    path = random_native.write_transformer(tmp_path / "transformer.safetensors", "Qwen-Image")
+    model = random_native.load_transformer(path, dtype=torch.float8_e4m3fn)
+    models = random_native.models_of(model, "Qwen-Image")
+    models.to("cpu", torch.bfloat16)
+    matrices = {module.weight.shape for module in models.unet.modules() if is_linear(module)}
+    lora = trainables.add_lora(models.unet, trainables.layers(models), 4, 4, torch.Generator().manual_seed(0))
+    with Copies(matrices) as copies:
+        if step == "check":
+            gradient_check.reached(models, lora, PROMPT)
+        else:
+            assert memory.activation_bytes(models, 16, False) > 2 * sum(shape.numel() for shape in matrices)
+    assert copies.made > 2 * len(blocks(models.unet)) * 14 and copies.most < 1.5 * 14, (copies.made, copies.most)
+    gc.collect()
+    assert sum(not reference.expired() for reference in copies.activations) < 10  # text, and noise levels
+
+
+class Copies(TorchDispatchMode):
+    """Counts tensors of some shapes that a cast has made: all, and at most at the same time; notes all activations."""
+
+    def __init__(self, shapes):
+        super().__init__()
+        self.shapes, self.made, self.alive, self.most, self.activations = shapes, 0, set(), 0, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.ndim == 3:
+            self.activations.add(StorageWeakRef(result.untyped_storage()))
+        if function in CASTS and result.shape in self.shapes:
+            self.made += 1
+            self.alive.add(StorageWeakRef(result.untyped_storage()))
+            self.alive = {reference for reference in self.alive if not reference.expired()}
+            self.most = max(self.most, len(self.alive))
+        return result
+
+
+def test_another_precision_loads_no_weights_again(tmp_path, monkeypatch):
+    """They are 12 to 40 GB: on a card, each time took ten seconds."""
+    path = random_native.write_transformer(tmp_path / "transformer.safetensors", "Z-Image")
+    models = random_native.models_of(random_native.load_transformer(path, dtype=torch.bfloat16), "Z-Image")
+    loads = []
+    whole = type(models.network.patcher).load
+    monkeypatch.setattr(
+        type(models.network.patcher), "load", lambda *args, **kw: (loads.append(1), whole(*args, **kw))[1]
+    )
+    latents, noise, timesteps, encoding = batch(models)
+    found = {}
+    for dtype in (torch.bfloat16, torch.float32, torch.bfloat16):
+        models.to("cpu", dtype)
+        with torch.no_grad(), Outputs(models.unet.layers[0].attention.qkv) as outputs:
+            found[dtype] = models.predict(latents, timesteps, encoding)
+        assert outputs.dtypes == {dtype}
+    assert not loads
+    assert 0 < (found[torch.float32] - found[torch.bfloat16]).abs().max() < 0.1
+
+
+class Outputs:
+    """Notes the precisions of a layer's outputs."""
+
+    def __init__(self, layer):
+        self.layer, self.dtypes = layer, set()
+
+    def __enter__(self):
+        self.hook = self.layer.register_forward_hook(lambda layer, given, output: self.dtypes.add(output.dtype))
+        return self
+
+    def __exit__(self, *error):
+        self.hook.remove()
 
 
 def test_operations_in_place_are_exchanged_where_results_stay_the_same(tmp_path):
@@ -182,10 +260,10 @@ def test_a_clip_of_another_family_is_one_sentence(tmp_path):
 
 
 def batch(models):
-    """Latents, noise, timesteps of six levels and the encoding of a fixed batch."""
+    """Latents, noise, timesteps of six levels and the encoding of a fixed batch, on the models' device."""
     generator = torch.Generator().manual_seed(1)
-    latents, noise = (torch.randn(6, models.channels, 8, 8, generator=generator) for _ in range(2))
-    timesteps = ((torch.arange(6) + 0.5) / 6 * len(models.sigmas)).long()
+    latents, noise = (torch.randn(6, models.channels, 8, 8, generator=generator).to(models.device) for _ in range(2))
+    timesteps = ((torch.arange(6) + 0.5) / 6 * len(models.sigmas)).long().to(models.device)
     return latents, noise, timesteps, models.encode_prompts([PROMPT] * 6)
 
 
