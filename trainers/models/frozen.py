@@ -7,6 +7,8 @@ tokens and back, which a matrix product can read and write as they lie. Where a 
 PyTorch's.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers.models.activations import GEGLU
@@ -21,7 +23,7 @@ WIDE = 1280  # output channels of convolutions whose weights are larger than the
 
 def use_frozen_layers(unet: nn.Module) -> nn.Module:
     """Exchange the layers of a diffusers U-Net in place, and return it."""
-    exchanged: dict[type, type] = {
+    exchanged: dict[type, Any] = {
         nn.Conv2d: FrozenConv2d, GEGLU: FrozenGEGLU, FeedForward: FrozenFeedForward, ResnetBlock2D: FrozenResnetBlock,
         Transformer2DModel: FrozenTransformer,
     }  # fmt: skip
