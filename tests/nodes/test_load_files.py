@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from personalize.tests.support import small
 from personalize.tests.support.saved import load, same, save, unet, words
 from personalize.trainers.data.concept import Concept
 from personalize.trainers.recipes.textboost import TextBoost
@@ -35,8 +36,9 @@ def trained(graph, tmp_path_factory):
     from personalize.nodes.host import session, weights
 
     recipe = TextBoost(
-        steps=2, batch_size=2, views=4, lora_learning_rate=2e-2, unet_lora_rank=3, unet_lora_learning_rate=0.1
-    )
+        steps=2, batch_size=2, views=4, lora_learning_rate=2e-2, unet_lora_rank=3, unet_lora_learning_rate=0.1,
+        captions=small.CAPTIONS,
+    )  # fmt: skip
     concept = Concept(images=(torch.rand(3, 64, 64),), resolution=64, placeholder_token="<thing>")
     with session.training_session():
         models = weights.read_models(weights.GraphModels.of(*graph), torch.float32)

@@ -8,6 +8,7 @@ import dataclasses
 import pytest
 import torch
 
+from personalize.tests.support import small
 from personalize.trainers.data.concept import Concept
 from personalize.trainers.models.diffusion import Encoding
 from personalize.trainers.recipes.textboost import TextBoost
@@ -16,8 +17,9 @@ from personalize.trainers.runs.run import Run
 
 pytestmark = pytest.mark.comfy
 RECIPE = TextBoost(
-    steps=3, batch_size=2, views=4, lora_learning_rate=2e-2, unet_lora_rank=3, unet_lora_learning_rate=0.1
-)
+    steps=3, batch_size=2, views=4, lora_learning_rate=2e-2, unet_lora_rank=3, unet_lora_learning_rate=0.1,
+    captions=small.CAPTIONS,
+)  # fmt: skip
 KEY = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_v.weight"
 
 

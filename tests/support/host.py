@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = "personalize-tiny.safetensors"
 # On top of the demo's overrides: a training of seconds, which learns nothing but goes through everything.
 QUICK = {
-    "PersonalizeTextBoost": {"preset.steps": 3, "preset.views": 16},
+    "PersonalizeTextBoost": {"preset.steps": 3, "preset.views": 16, "preset.captions": "captions.txt"},
     "PersonalizeTrain": {"preview_every": 0, "preview_steps": 2},
     "EmptyLatentImage": {"batch_size": 1},
     "KSampler": {"steps": 3},
@@ -66,6 +66,8 @@ def prepare(base, pack=ROOT):
     }
     api.make_base_directory(base, {"personalize": pack, **teachers})
     build.build_checkpoint(base / "models" / "checkpoints" / CHECKPOINT)
+    (base / "input").mkdir(exist_ok=True)
+    (base / "input" / "captions.txt").write_text("a red ball on the grass\ntwo cats\nan old house\n")
 
 
 @contextlib.contextmanager

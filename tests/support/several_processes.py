@@ -37,7 +37,7 @@ STOPPER = (
     DVAR(batch_size=2, accumulation=1, window=2, stop_training=False, keep="best"),
 )
 RECIPES = {
-    "textboost": TextBoost(steps=4, batch_size=4, **SHORT),
+    "textboost": TextBoost(steps=4, batch_size=4, captions=small.CAPTIONS, **SHORT),
     "uneven": TextBoost(steps=2, batch_size=3, knowledge_weight=0.0, **SHORT),
     "attndreambooth": AttnDreamBooth(run_stages="1+2", variance_weight_1=1.0, **STAGES, **SHORT),
     "custom diffusion": CustomDiffusion(steps=2, batch_size=2, class_images=2, class_image_steps=1, **SHORT),

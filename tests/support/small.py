@@ -12,6 +12,8 @@ from ...trainers.models.families import SD1, SD2, SDXL
 from ...trainers.models.text_encoder import TextEncoder
 from ...trainers.models.tokenizer import END, Tokenizer, bundled_words
 
+# For knowledge preservation: tokenizing and encoding those of the pack takes longer than a short training.
+CAPTIONS = ("a red ball on the grass", "two cats", "an old house", "a man who reads", "snow in a forest", "a blue car")
 PADDING = {SD1.name: (END,), SD2.name: (0,), SDXL.name: (END, 0)}
 WIDTHS = {SD1.name: (32,), SD2.name: (32,), SDXL.name: (32, 48)}
 UNET = {

@@ -13,6 +13,8 @@ import types
 import pytest
 import torch
 
+from personalize.tests.support import small
+
 pytestmark = pytest.mark.comfy
 
 # random_sd's, without its imports
@@ -56,8 +58,9 @@ def trained(graph, tmp_path_factory):
     from personalize.trainers.runs import train as training
 
     recipe = TextBoost(
-        steps=4, batch_size=2, views=8, lora_learning_rate=2e-2, embedding_learning_rate=0.1, clamp_norms=False
-    )
+        steps=4, batch_size=2, views=8, lora_learning_rate=2e-2, embedding_learning_rate=0.1, clamp_norms=False,
+        captions=small.CAPTIONS,
+    )  # fmt: skip
     concept = Concept(images=(torch.rand(3, 64, 64),), resolution=64, initializer_token="red dog")
     with training_session():
         models = weights.read_models(weights.GraphModels.of(*graph), torch.float32)
@@ -455,7 +458,7 @@ def test_an_ended_training_leaves_nothing_behind(graph, tmp_path, monkeypatch, e
     from personalize.trainers.training.objective import Objective
 
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
-    recipe = TextBoost(steps=3, batch_size=2, views=8)
+    recipe = TextBoost(steps=3, batch_size=2, views=8, captions=small.CAPTIONS)
     run = Run(concept=Concept(images=(torch.rand(3, 64, 64),), resolution=64), recipe=recipe)
 
     def end_it(self, step, *others):

@@ -159,7 +159,7 @@ def test_training_takes_every_size_and_reports(tmp_path, views):
         seen.append(tuple(8 * side for side in named["sample"].shape[-2:]))
 
     models.unet.register_forward_pre_hook(note, with_kwargs=True)
-    recipe = TextBoost(steps=12, batch_size=2, views=views)
+    recipe = TextBoost(steps=12, batch_size=2, views=views, captions=small.CAPTIONS)
     result = train.train(Run(concept=concept(), recipe=recipe), models, tmp_path)
     assert set(seen) == set(SIZES) and len(seen) == 12
     assert [step["step"] for step in result.history] == list(range(1, 13))
@@ -167,7 +167,7 @@ def test_training_takes_every_size_and_reports(tmp_path, views):
 
 
 def test_previews_have_the_first_images_shape(tmp_path):
-    recipe = TextBoost(steps=1, batch_size=1, views=6)
+    recipe = TextBoost(steps=1, batch_size=1, views=6, captions=small.CAPTIONS)
     preview = Preview(prompts=("{}", "a {}", "one {}"), every=1, images_per_prompt=2, steps=2)
     for first, (height, width) in enumerate(SIZES[:2]):
         run = Run(concept=concept(SHAPES[first:]), recipe=recipe)

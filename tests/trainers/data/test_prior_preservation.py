@@ -200,7 +200,9 @@ def test_every_size_of_bucket_has_class_images():
 # -- what names a run
 
 
-TEXTBOOST = TextBoost(steps=2, batch_size=2, views=2, prior_weight=0.5, class_images=3, class_image_steps=1)
+TEXTBOOST = TextBoost(
+    steps=2, batch_size=2, views=2, prior_weight=0.5, class_images=3, class_image_steps=1, captions=small.CAPTIONS
+)
 ATTNDREAMBOOTH = AttnDreamBooth(
     steps_1=1, steps_2=1, steps_3=1, batch_size_1=2, batch_size_2=2, batch_size_3=2, views=2, prior_weight=0.5,
     class_images=3, class_image_steps=1,

@@ -30,6 +30,7 @@ def trained(tmp_path, request):
         text_encoder="both",
         unet_lora_rank=2,
         unet_lora_learning_rate=0.1,
+        captions=small.CAPTIONS,
     )
     concept = Concept(images=(torch.rand(3, 32, 32),), resolution=32, initializer_token="corgi dog")
     return models, train.train(Run(concept=concept, recipe=recipe), models, tmp_path)

@@ -26,7 +26,7 @@ from personalize.trainers.stopping.pick_by_score import PickByScore
 from personalize.trainers.training import trainables
 from personalize.trainers.training.loop import train_stage
 
-FAST = TextBoost(steps=3, batch_size=4, views=8)
+FAST = TextBoost(steps=3, batch_size=4, views=8, captions=small.CAPTIONS)
 
 
 def concept(**changes):

@@ -22,7 +22,7 @@ from personalize.trainers.training.loop import forward_backward
 from personalize.trainers.training.objective import Objective
 from personalize.trainers.training.stage import freeze_all_but
 
-FAST = TextBoost(steps=3, batch_size=4, views=8)
+FAST = TextBoost(steps=3, batch_size=4, views=8, captions=small.CAPTIONS)
 GRAYS = (0.0, 0.5, 1.0)
 
 

@@ -22,7 +22,7 @@ STAGES = {f"{name}_{stage}": 2 for name in ("steps", "batch_size") for stage in 
 STAGED = dataclasses.replace(attndreambooth.FAST, views=2, **RATES, **STAGES)
 SHORT = {"steps": 2, "views": 2, "learning_rate": 1e-2}
 FAST = {"steps": 2, "views": 2, "batch_size": 2, "embedding_learning_rate": 1e-2}
-TEXT = {**FAST, "lora_learning_rate": 1e-2}
+TEXT = {**FAST, "lora_learning_rate": 1e-2, "captions": small.CAPTIONS}
 ADAPTED = {**FAST, "adapter_learning_rate": 1e-2}
 RECIPES = {
     "TextBoost": TextBoost(**TEXT, lora_rank=3, lora_alpha=1.3),

@@ -20,7 +20,7 @@ from personalize.trainers.training.memory import MemoryPlan
 from personalize.trainers.training.objective import Objective
 from personalize.trainers.training.stage import Diverged
 
-FAST = TextBoost(steps=7, batch_size=4, views=8)
+FAST = TextBoost(steps=7, batch_size=4, views=8, captions=small.CAPTIONS)
 
 
 class Killed(BaseException):
