@@ -29,7 +29,7 @@ NEEDED = {
     "timm": "timm",
 }
 NEEDED_FOR_TESTS = {"pytest": "pytest", "xdist": "pytest-xdist", "ruff": "ruff", "mypy": "mypy"}
-WORKERS = 4  # processes that share all tests: many wait for others; more need more memory
+WORKERS = 3  # processes that share all tests: many wait for others; more need more memory
 FAST = "not slow and not gpu and not browser"
 
 

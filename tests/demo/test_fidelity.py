@@ -1,6 +1,6 @@
 """Does a short training on the tiny model teach the subject, and do prompts keep working? The whole method at once.
 
-The demo's dog, one image, 80 steps from the bare class word; how alike the images become is measured in
+The demo's dog, one image, 60 steps from the bare class word; how alike the images become is measured in
 benchmarks/fidelity.py. Here the question is only whether the method works at all: a loss that falls would not show it.
 """
 
@@ -47,7 +47,7 @@ def test_one_image_teaches_the_subject(tmp_path):
     dog = world.instance(show.INSTANCE, "dog")
     reference = world.picture(world.draw(dog, world.reference_scene(), random.Random(5)))
     pixels = torch.from_numpy(np.array(reference.convert("RGB"))).permute(2, 0, 1).float() / 255
-    recipe = TextBoost(steps=80, views=48, lora_learning_rate=2e-3, embedding_learning_rate=1e-2)
+    recipe = TextBoost(steps=60, views=48, lora_learning_rate=2e-3, embedding_learning_rate=1e-2)
     run = Run(concept=Concept(images=(pixels,), resolution=128), recipe=recipe)
 
     models = load_models(path, build.UNET, build.HEADS).to("cpu", torch.float32)

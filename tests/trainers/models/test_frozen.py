@@ -90,6 +90,17 @@ def test_wide_convolutions_in_the_layout_of_tensor_cores(linear, monkeypatch):
     torch.testing.assert_close(found[2][trained[0]], expected[2][trained[0]], rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("linear", [False, True])
+def test_gradient_checkpointing_changes_nothing(linear):
+    _, exchanged = unets(linear)
+    found = [passed(exchanged)]
+    exchanged.enable_gradient_checkpointing()
+    found.append(passed(exchanged.train()))
+    assert torch.equal(found[1][0], found[0][0])
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-5, atol=1e-5)
+    assert found[1][3] < 0.8 * found[0][3]
+
+
 def test_layers_with_a_lora_are_the_librarys():
     from peft import LoraConfig, inject_adapter_in_model
 
