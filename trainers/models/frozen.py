@@ -3,8 +3,8 @@
 Values and gradients are those of the layers they replace, to rounding. PyTorch's convolution keeps its input for the
 gradient of its weight even where the weight is frozen; the feed-forward's hidden layer, eight times as wide as its
 input, is quickly computed again. Diffusers' blocks divide by factors that are 1 here, and copy images into rows of
-tokens and back, which a matrix product can read and write as they lie. A convolution or a feed-forward whose own weights
-train is PyTorch's.
+tokens and back, which a matrix product can read and write as they lie. A convolution or a feed-forward whose own
+weights train is PyTorch's.
 """
 
 from typing import Any
