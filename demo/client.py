@@ -149,7 +149,7 @@ class Client:
                 return self.get("/system_stats")
             if time.monotonic() > deadline:
                 raise HostError(f"ComfyUI did not answer at {self.url} within {timeout} seconds.")
-            time.sleep(0.05)
+            time.sleep(0.2)
 
     def get(self, path, **query):
         return json.loads(self.fetch(path, **query))
@@ -193,7 +193,7 @@ class Client:
                 return succeeded(history)
             if deadline is not None and time.monotonic() > deadline:
                 raise HostError(f"The prompt did not end within {timeout} seconds.")
-            time.sleep(0.05)
+            time.sleep(0.2)
 
     def run(self, prompt, timeout=None, on_poll=lambda: None):
         """Queues a prompt, waits for it and returns its history."""
