@@ -90,10 +90,7 @@ def model(kind, arguments, base):
 
 def flow_models(made, family, width):
     """What Train makes of a MODEL; latents are random."""
-    host, native = with_host.of_pack("nodes.host.models"), with_host.of_pack("nodes.host.native")
-    alphas = host.alphas_of(made.get_model_object("model_sampling").sigmas)
-    row = next(row for row in host.FLOWS.values() if row and row.name == family)
-    models = native.read_models(host.GraphModels(made, Text(width), None, row, "flow", alphas), lambda sentence: None)
+    models = with_host.of_pack("tests.support.random_native").models_of(made, family, Text(width))
     models.encode_images = lambda pixels: (torch.randn(len(pixels), 16, *(n // 8 for n in pixels.shape[2:])), None)
     return models
 

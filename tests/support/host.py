@@ -59,6 +59,7 @@ def demo_overrides():
 def prepare(base, pack=ROOT):
     """A base directory with this pack, the tiny checkpoint, and what teaches the host its and random_sd.py's layout."""
     from ...demo import build
+    from . import small
 
     teachers = {
         "personalize_demo_host": ROOT / "demo" / "host_node",
@@ -66,8 +67,7 @@ def prepare(base, pack=ROOT):
     }
     api.make_base_directory(base, {"personalize": pack, **teachers})
     build.build_checkpoint(base / "models" / "checkpoints" / CHECKPOINT)
-    (base / "input").mkdir(exist_ok=True)
-    (base / "input" / "captions.txt").write_text("a red ball on the grass\ntwo cats\nan old house\n")
+    (base / "input" / "captions.txt").write_text("\n".join(small.CAPTIONS))
 
 
 @contextlib.contextmanager

@@ -326,15 +326,15 @@ class RandomTextCLIP(RandomText, comfy.sd.CLIP):
 def models(folder, family, text=""):
     """A family's transformer as `FlowModels`, without an autoencoder; with random text, or that of another family."""
     model = load_transformer(write_transformer(folder / "transformer.safetensors", family))
-    return models_of(model, family, text)
+    return models_of(model, family, RandomText(text or family))
 
 
-def models_of(model, family, text=""):
-    """`FlowModels` of a MODEL."""
+def models_of(model, family, clip=None):
+    """`FlowModels` of a MODEL; without a CLIP, with random text of its family's width."""
     from personalize.nodes.host import native
     from personalize.nodes.host.models import FLOWS, GraphModels, alphas_of
 
     alphas = alphas_of(model.get_model_object("model_sampling").sigmas)
     row = next(row for row in FLOWS.values() if row and row.name == family)
-    graph = GraphModels(model, RandomText(text or family), None, row, "flow", alphas)
+    graph = GraphModels(model, clip or RandomText(family), None, row, "flow", alphas)
     return native.read_models(graph, lambda sentence: None)

@@ -85,11 +85,11 @@ class Models:
 
     def to(self, device: torch.device | str, unet_dtype: torch.dtype) -> "Models":
         """Move to `device`. The frozen U-Net may be half precision; the text encoders, which train, stay float32."""
-        from .frozen import use_channels_last  # as slow to import as diffusers
-
         self.precision = unet_dtype
         nn.Module.to(self.unet, device=device, dtype=unet_dtype)  # diffusers' own `to` warns about half precision
         if torch.device(device).type == "cuda":
+            from .frozen import use_channels_last  # as slow to import as diffusers
+
             use_channels_last(self.unet)
         for encoder in self.text_encoders:
             encoder.to(device=device, dtype=torch.float32)

@@ -28,8 +28,9 @@ def use_frozen_layers(unet: nn.Module) -> nn.Module:
         Transformer2DModel: FrozenTransformer,
     }  # fmt: skip
     for module in unet.modules():
-        if type(module) in exchanged and exchanged[type(module)].fits(module):
-            module.__class__ = exchanged[type(module)]
+        kind = exchanged.get(type(module))
+        if kind in (FrozenConv2d, FrozenGEGLU) or (kind and kind.fits(module)):
+            module.__class__ = kind
     return unet
 
 
@@ -49,11 +50,6 @@ def _runs_as_it_is(x: Tensor, *weights: Tensor) -> bool:
 class FrozenConv2d(nn.Conv2d):
     """A convolution that forgets its input unless its weight or its bias trains."""
 
-    @staticmethod
-    def fits(conv: nn.Conv2d) -> bool:
-        """Return whether a layer can be exchanged."""
-        return True
-
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `[B, c, h, w]`."""
         return self.convolved(x, self.bias)
@@ -69,11 +65,6 @@ class FrozenConv2d(nn.Conv2d):
 
 class FrozenGEGLU(GEGLU):
     """A gated GELU that keeps the output of its projection alone."""
-
-    @staticmethod
-    def fits(layer: GEGLU) -> bool:
-        """Return whether a layer can be exchanged."""
-        return True
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Return `a * gelu(b)`, with `a, b` the halves of the projection's last axis."""
@@ -95,7 +86,7 @@ class FrozenFeedForward(FeedForward):
             weights = first.weight, first.bias, last.weight, last.bias
             if _runs_as_it_is(x, *weights):
                 return _FrozenFeedForward.apply(x, *weights)
-        return last(self.net[0](x))
+        return super().forward(x)
 
 
 class FrozenResnetBlock(ResnetBlock2D):

@@ -38,7 +38,7 @@ def reached(models: Models, params: Sequence[nn.Parameter], prompt: str) -> list
         ways = (True,) if _changes_in_place(loss) else (False, True)
         models.network.place(torch.float32)
         move(params, generator)
-        gradients = _right_gradients(models, loss, params, ways)
+        gradients = _right_gradients(loss, params, ways)
     finally:
         for parameter, value in zip(params, before, strict=True):
             parameter.data.copy_(value)
@@ -95,9 +95,7 @@ def _changes_in_place(loss: Loss) -> bool:
     return changed
 
 
-def _right_gradients(
-    models: FlowModels, loss: Loss, params: Sequence[nn.Parameter], ways: Sequence[bool]
-) -> Sequence[Tensor | None]:
+def _right_gradients(loss: Loss, params: Sequence[nn.Parameter], ways: Sequence[bool]) -> Sequence[Tensor | None]:
     """Return the loss's gradients, with the first value of `in_place` that gives right ones; it is kept.
 
     Gradient checkpointing holds one block's weights in float32 at a time.
@@ -105,6 +103,7 @@ def _right_gradients(
     Raises:
         ValueError: none gives right ones.
     """
+    models = loss.models
     with torch.no_grad():
         value = loss()
     for models.in_place in ways:

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.activations import GEGLU
 
 from personalize.trainers.models import frozen
 from personalize.trainers.models.frozen import (
@@ -70,6 +71,24 @@ def test_values_and_gradients_are_the_librarys(trained, linear):
     for name in trained:
         torch.testing.assert_close(found[2][name], expected[2][name], rtol=1e-4, atol=1e-3)
     assert found[3] < 0.9 * expected[3]
+
+
+@pytest.mark.parametrize("trained", [(), ("weight",), ("bias",)])
+@pytest.mark.parametrize("kind", [FrozenConv2d, FrozenGEGLU])
+def test_convolutions_and_gates_are_the_librarys_to_the_bit(kind, trained):
+    torch.manual_seed(0)
+    plain = torch.nn.Conv2d(8, 16, 3, padding=1) if kind is FrozenConv2d else GEGLU(8, 16)
+    x, found = torch.randn(2, 8, 8, 8), []
+    for each in (plain, copy.deepcopy(plain)):
+        if found:
+            each.__class__ = kind
+        for name, parameter in each.named_parameters():
+            parameter.requires_grad_(name.rpartition(".")[2] in trained)
+        given = x.clone().requires_grad_()
+        each(given).square().sum().backward()
+        found.append([given.grad, *(p.grad for p in each.parameters() if p.requires_grad)])
+    assert len(found[0]) == 1 + len(trained)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("linear", [False, True])
