@@ -1,6 +1,7 @@
 """Pace of checkpoints: as often as asked, unless they are so large that training would wait for them."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ class Pace:
 
     Attributes:
         size: bytes of a checkpoint.
-        speed: bytes per second, from the parameters on the device to the file; a guess until one was written.
+        speed: bytes per second, from the copies on the CPU to the file; a guess until one was written.
     """
 
     size: int
@@ -30,13 +31,19 @@ class Pace:
         """Return whether writing now takes no more than its share of the time since the last checkpoint."""
         return self.size <= SMALL or SHARE * (self.clock() - self.idle_since) >= self.size / self.speed
 
+    def begin(self) -> None:
+        """Have no other large checkpoint become due until `writing` is over."""
+        self.idle_since = math.inf
+
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Measure the time in which a checkpoint is copied and written."""
+        """Measure the time in which a checkpoint is written."""
         began = self.clock()
-        yield
-        self.idle_since = self.clock()
-        self.speed = self.size / max(self.idle_since - began, 1e-6)
+        try:
+            yield
+            self.speed = self.size / max(self.clock() - began, 1e-6)
+        finally:
+            self.idle_since = self.clock()
 
     def words(self) -> str:
         """Say the pace of large checkpoints; "" for small ones."""

@@ -25,6 +25,7 @@ from ..training.stage import Diverged, Stage, StepReport
 from ..training.state import StageState
 from ..training.trainables import not_finite
 from .callbacks import Callbacks
+from .checkpoints import CheckpointWriter
 from .folder import CHECKPOINTS_KEPT, RunFolder, StepLog, total_steps
 from .info import RunInfo
 from .pace import Pace
@@ -60,6 +61,7 @@ class Trainer:
         try:
             reason = self._stages(earlier, generator)
         finally:
+            self.writer.close()
             self.log.close()
         last = len(self.log)
         if not self.preview.due(last, -1):
@@ -111,6 +113,7 @@ class Trainer:
             continued_from=continued, name=known.name if known else "",
         )  # fmt: skip
         self.folder.start(self.info, concept)
+        self.writer = CheckpointWriter(self.folder)
         self.log = StepLog(self.folder, source.history(total_steps(earlier)))
         if earlier:
             self.callbacks.on_notice(f"going on after step {len(self.log)}")
@@ -145,7 +148,7 @@ class Trainer:
         """The stage from `start` to its end; where memory runs out, once more from the last state with less at once."""
         begin = start or state.capture(0, 0.0, stage.parameters(), generator)
         if self.done and not start:  # so that a later stage can always be taken back to its beginning
-            self.folder.save_state((*self.done, begin))
+            self.writer.write((*self.done, begin), self.pace)
         self._watch(stage, generator, begin)
         if begin.step and not self.folder.has(_preview(len(self.log))):  # it was killed or cancelled before that
             self._show(len(self.log))
@@ -199,6 +202,7 @@ class Trainer:
         if not self.device.alone:
             raise error  # the others have gone on
         self.callbacks.on_notice(self.room.shrink(stage, error))
+        self.writer.settle()
         stages = self.folder.last_state()
         if len(stages) == len(self.done) + 1:
             begin = stages[-1]
@@ -220,8 +224,7 @@ class Trainer:
         try:
             self._show(len(self.log))  # before the checkpoint: who goes on from there needs it
             if self.checkpoint_every and len(self.log) % self.checkpoint_every == 0 and self.pace.due():
-                with self.pace.writing():
-                    self.folder.save_state((*self.done, whole()))
+                self.writer.write((*self.done, whole()), self.pace)
             self.callbacks.on_step(report)
         except BaseException:
             with contextlib.suppress(OSError, SafetensorError):  # a full disk must not hide what happened
@@ -232,12 +235,14 @@ class Trainer:
         return self.device.agreed(self.watch.acts(self.log.entries[-1]) or self.callbacks.finish())
 
     def _break_off(self, stages: tuple[StageState, ...]) -> None:
+        self.writer.settle()
         self.folder.save_state(stages)
         self._finish(stages, f"broken off after step {total_steps(stages)}", complete=False)
 
     def _step_back(self, stage: Stage, generator: torch.Generator, error: Diverged) -> str:
         """Restore the newest state whose own loss was a number, and say so."""
         step = total_steps(self.done) + error.step
+        self.writer.settle()
         stages = self.folder.last_state(before=step - 2)  # the loss of step n is that of the state after step n - 1
         if len(stages) != len(self.done) + 1:
             if error.step == 1 and (name := not_finite(self.models)):

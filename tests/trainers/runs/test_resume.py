@@ -12,6 +12,7 @@ from personalize.trainers.data.concept import Concept
 from personalize.trainers.recipes.textboost import TextBoost
 from personalize.trainers.runs import train as training
 from personalize.trainers.runs import trainer
+from personalize.trainers.runs.checkpoints import CheckpointWriter
 from personalize.trainers.runs.folder import RunFolder
 from personalize.trainers.runs.preview import Preview
 from personalize.trainers.runs.run import Run
@@ -378,16 +379,16 @@ def test_a_run_killed_at_a_stages_last_step_ends_with_the_same_files(tmp_path, r
 @pytest.mark.parametrize("how", ["killed behind the checkpoint", "cancelled while it is drawn"])
 def test_no_preview_is_lost(tmp_path, monkeypatch, how):
     train(tmp_path / "whole" / "run", preview=PREVIEWED)
-    folder, drawn, saved = tmp_path / "broken" / "run", [], RunFolder.save_state
+    folder, drawn, write = tmp_path / "broken" / "run", [], CheckpointWriter.write
     with monkeypatch.context() as patch:
         if how.startswith("killed"):
 
-            def save_state(self, stages):
-                saved(self, stages)
+            def written(self, *given):
+                write(self, *given)
                 raise Killed
 
             patch.setattr(training.Trainer, "_break_off", lambda self, stages: None)
-            patch.setattr(RunFolder, "save_state", save_state)
+            patch.setattr(CheckpointWriter, "write", written)
         else:
             original = trainer.draw_if_it_fits
 
