@@ -167,7 +167,7 @@ class EvaluationPlan:
             progress.update(images)
             session.check_interrupted()
 
-        with scoring.session():
+        with session.memory_returned():
             for choice in config.choices(session.extractors):
                 session.extractors.load(choice)
             notify(f"generating {count} images")

@@ -1,10 +1,7 @@
 """Shared by the nodes that score: inputs, references, metric models on the host's device, and outputs."""
 
-import contextlib
-import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -82,17 +79,6 @@ def references(concept: Concept, held_out: Sequence[Tensor], with_masks: bool) -
     return References(seen=seen, unseen=[to_pil(image) for image in connected({"held_out": [*held_out]})])
 
 
-@contextlib.contextmanager
-def session() -> Iterator[torch.device]:
-    """Yield the device that metric models run on; unload them afterwards, so that the graph has its memory back."""
-    try:
-        yield training_device()
-    finally:
-        extractors.clear()
-        gc.collect()
-        internals.soft_empty_cache()
-
-
 def make_room(size: int) -> None:
     """Have the host move its own models off the device for `size` bytes of weights and their activations."""
     internals.free_memory(3 * size // 2, training_device())
@@ -117,11 +103,11 @@ def scored(
         notify(sentence)
         host_session.check_interrupted()
 
-    with session() as device:
+    with host_session.memory_returned():
         scoring = Scorer(
             scorer_config=scorer_config,
             extractors=extractors,
-            device=device,
+            device=training_device(),
             on_extractor=on_extractor,
             on_images=on_images,
             make_room=make_room,

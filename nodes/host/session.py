@@ -76,6 +76,25 @@ def operations_with_gradients() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def memory_returned() -> Iterator[None]:
+    """Free what the block leaves behind, metric models among it.
+
+    What was there before is set aside: a collection that passes over all that the host holds takes half a second.
+    """
+    first = not gc.get_freeze_count()  # what an outer block, or others, set aside is theirs to bring back
+    if first:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        extractors.clear()
+        gc.collect()
+        if first:
+            gc.unfreeze()
+        internals.soft_empty_cache()
+
+
+@contextlib.contextmanager
 def training_session() -> Iterator[torch.device]:
     """Enable gradients, unload the graph's models, and restore everything afterwards.
 
@@ -84,17 +103,13 @@ def training_session() -> Iterator[torch.device]:
     device = training_device()
     rng = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     unload_all()
-    with torch.inference_mode(False), torch.enable_grad(), operations_with_gradients(), rng:
+    with torch.inference_mode(False), torch.enable_grad(), operations_with_gradients(), rng, memory_returned():
         try:
             yield device
         except BaseException as error:
             # The frames of a failed training hold its tensors; the host keeps the exception for a while.
             traceback.clear_frames(error.__traceback__)
             raise
-        finally:
-            extractors.clear()
-            gc.collect()
-            internals.soft_empty_cache()
 
 
 def training_dtype(name: str) -> torch.dtype:
