@@ -1,13 +1,19 @@
-"""A custom-node folder for a test server: the small models of tests/support, and a node with their text encoders.
+"""A custom-node folder for a test server: the small models of tests/support, a node with their text encoders, and
+fewer objects for collections to pass over.
 
 They are loaded by their path: the repository's root must stay out of sys.path, where its folder nodes/ would hide
 ComfyUI's nodes.py.
 """
 
+import gc
 import importlib
 import sys
 import types
 from pathlib import Path
+
+from server import PromptServer
+
+MANY = 200  # modules: a library was loaded
 
 
 def _register():
@@ -16,6 +22,21 @@ def _register():
     sys.modules[package.__name__] = package
     for name in ("random_sd", "random_native"):
         importlib.import_module(f"{package.__name__}.{name}").register()
+
+
+class SetAside:
+    """As tests/conftest.py does it: the host and each training collect, and what modules hold takes half a second."""
+
+    def __init__(self):
+        self.modules = 0
+
+    def __call__(self, prompt):
+        if len(sys.modules) >= self.modules + MANY:
+            gc.unfreeze()
+            gc.collect()
+            gc.freeze()
+            self.modules = len(sys.modules)
+        return prompt
 
 
 class RandomText:
@@ -33,4 +54,5 @@ class RandomText:
 
 
 _register()
+PromptServer.instance.add_on_prompt_handler(SetAside())
 NODE_CLASS_MAPPINGS = {"TestsRandomText": RandomText}

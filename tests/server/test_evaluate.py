@@ -10,7 +10,7 @@ from PIL import Image
 from personalize.demo import show
 from personalize.demo.client import HostError
 from personalize.demo.workflow import override
-from personalize.tests.support import browser, evaluating, prompts
+from personalize.tests.support import browser, evaluating, host, prompts
 
 pytestmark = [pytest.mark.slow, pytest.mark.comfy]
 LINES = "a photo of a {} on the beach\na photo of a {} in the snow"
@@ -30,7 +30,8 @@ def build(server, object_info, metric_models):
         return {"class_type": kind, "inputs": prompts.defaults(object_info[kind]["input"]) | inputs}
 
     def go(recipe=None, **changes):
-        recipe = {"preset": "benchmark", "preset.steps": 2, "preset.batch_size": 2, "preset.views": 4} | (recipe or {})
+        small = {"preset.steps": 2, "preset.batch_size": 2, "preset.views": 4, **host.CAPTIONS}
+        recipe = {"preset": "benchmark"} | small | (recipe or {})
         shared = {
             "metric_models": ["metric models", 0],
             "vae": ["checkpoint", 2],

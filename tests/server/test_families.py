@@ -47,7 +47,7 @@ def workflow(object_info):
         )
         (recipe,) = (node for node in prompt.values() if node["class_type"] == "PersonalizeTextBoost")
         values = {f"preset.{name}": value for name, value in fields[preset].items()}
-        small = {"preset.steps": 2, "preset.batch_size": 2, "preset.views": 4}
+        small = {"preset.steps": 2, "preset.batch_size": 2, "preset.views": 4, **host.CAPTIONS}
         recipe["inputs"] = {"preset": preset, **values, **small}
         return prompt
 

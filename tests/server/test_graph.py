@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from personalize.demo import client as api
-from personalize.tests.support import waiting
+from personalize.tests.support import host, waiting
 from personalize.tests.support.prompts import defaults
 
 pytestmark = [pytest.mark.slow, pytest.mark.comfy]
@@ -49,7 +49,7 @@ def graph(server, object_info, reference):
         "recipe": (
             "PersonalizeTextBoost",
             {f"preset.{name}": value for name, value in defaults(benchmark).items()}
-            | {"preset": "benchmark", "preset.steps": STEPS, "preset.views": 8},
+            | {"preset": "benchmark", "preset.steps": STEPS, "preset.views": 8, **host.CAPTIONS},
         ),
         "train": (
             "PersonalizeTrain",

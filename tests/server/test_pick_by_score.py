@@ -5,7 +5,7 @@ import json
 import pytest
 
 from personalize.demo import show
-from personalize.tests.support import evaluating, prompts
+from personalize.tests.support import evaluating, host, prompts
 from personalize.trainers.runs.folder import RunFolder
 from personalize.trainers.runs.pick import candidates, preferred
 
@@ -22,7 +22,13 @@ def build(server, object_info):
         return {"class_type": kind, "inputs": prompts.defaults(object_info[kind]["input"]) | inputs}
 
     def go(text_weight, **changes):
-        recipe = {"preset": "benchmark", "preset.steps": STEPS, "preset.batch_size": 2, "preset.views": 4}
+        recipe = {
+            "preset": "benchmark",
+            "preset.steps": STEPS,
+            "preset.batch_size": 2,
+            "preset.views": 4,
+            **host.CAPTIONS,
+        }
         recipe |= {"preset.lora_learning_rate": 0.01, "preset.embedding_learning_rate": 0.05}
         picker = {
             "metric_models": ["metric models", 0],

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from personalize.demo import client as api
-from personalize.tests.support import waiting
+from personalize.tests.support import host, waiting
 
 pytestmark = [pytest.mark.slow, pytest.mark.comfy]
 
@@ -26,7 +26,7 @@ def prompt(checkpoint, **train):
     """Load, train, draw: the API form of a small workflow; every widget that is left out has its default."""
     references = {"images.image0": ["image", 0], "folder": "", "class_word": "dog", "placeholder_token": "<concept>"}
     references |= {"initializer_token": "", "resolution": 128, "crop": "center", "max_images": 0, "select_images": ""}
-    recipe = {"preset": "benchmark", "preset.steps": STEPS, "preset.batch_size": 4, "preset.views": 16}
+    recipe = {"preset": "benchmark", "preset.steps": STEPS, "preset.batch_size": 4, "preset.views": 8, **host.CAPTIONS}
     graph = {
         "checkpoint": ("CheckpointLoaderSimple", {"ckpt_name": checkpoint}),
         "image": ("LoadImage", {"image": "dog.png"}),
@@ -75,7 +75,6 @@ class Machine:
 
     def __init__(self, comfyui, base):
         from personalize.demo import world
-        from personalize.tests.support import host
 
         self.comfyui, self.base, self.server = comfyui, base, None
         host.prepare(base)
@@ -128,8 +127,6 @@ def newest_checkpoint(folder):
 
 def test_a_run_outlives_its_processes(machine):
     """The whole life of a run; each part needs what the one before it left."""
-    from personalize.tests.support import host
-
     graph = prompt(host.CHECKPOINT)
     first = machine.picture(graph)
     (folder,) = machine.folders()
@@ -161,7 +158,7 @@ def test_a_run_outlives_its_processes(machine):
     machine.restart(kill=True)
     assert not json.loads((folder / "run.json").read_text())["complete"]
     newest = newest_checkpoint(folder)
-    assert newest >= 15
+    assert newest >= 10  # that of step 15 may still be on its way
     assert machine.picture(graph) == first
     assert learned(folder) == whole and steps(folder) == list(range(1, STEPS + 1))
 
@@ -172,8 +169,6 @@ def see(node):
 
 def test_strengths(machine):
     """Apply at 1 is what Train returns; at 0 the text encoder is the base model's, with the placeholder token."""
-    from personalize.tests.support import host
-
     graph = prompt(host.CHECKPOINT)
     trained = machine.picture(graph)
 
@@ -188,8 +183,6 @@ def test_strengths(machine):
 
 def test_cancelled_and_queued_again(machine):
     """Cancel, and the partial run can be loaded; queue it again, and it goes on where it stopped."""
-    from personalize.tests.support import host
-
     graph = prompt(host.CHECKPOINT, seed=1)
     before = set(machine.folders())
     prompt_id = machine.client.queue(api_form(graph))
@@ -217,7 +210,7 @@ def test_a_transformer_outlives_its_process(machine):
 
     name, before = "random Z-Image.safetensors", set(machine.folders())
     random_native.write_checkpoint(machine.base / "models" / "checkpoints" / name)
-    small = {"preset": "short", "preset.steps": 2 * STEPS, "preset.views": 4, "preset.lora_rank": 2}
+    small = {"preset": "short", "preset.steps": STEPS, "preset.views": 4, "preset.lora_rank": 2}
     graph = {key: node for key, node in prompt(name).items() if key in ("checkpoint", "image", "references", "train")}
     graph |= {"recipe": ("PersonalizeLoRA", small)}
     graph |= {"save": ("PersonalizeSave", {"result": ["train", 2], "name": "native", "overwrite": True})}
@@ -228,12 +221,12 @@ def test_a_transformer_outlives_its_process(machine):
     machine.client.post("/free", {"free_memory": True})
 
     machine.client.queue(api_form(graph))
-    waiting.until(lambda: len(steps(folder)) >= STEPS, machine.client.alive)
+    waiting.until(lambda: len(steps(folder)) >= 12, machine.client.alive)
     machine.restart(kill=True)
     assert not json.loads((folder / "run.json").read_text())["complete"]
     newest = newest_checkpoint(folder)
-    assert newest >= STEPS - 10
+    assert newest >= 5
     timed = (folder / "steps.jsonl").read_text().splitlines()[:newest]
     machine.run(graph)
-    assert learned(folder, ["lora"]) == whole and steps(folder) == list(range(1, 2 * STEPS + 1))
+    assert learned(folder, ["lora"]) == whole and steps(folder) == list(range(1, STEPS + 1))
     assert (folder / "steps.jsonl").read_text().splitlines()[:newest] == timed  # with their seconds: not done again

@@ -201,7 +201,8 @@ def compared(server, object_info):
     return override(prompt, {
         **{kind: host.demo_overrides()[kind] for kind in ("CheckpointLoaderSimple", "LoadImage")},
         "PersonalizeLoadReferences": {"resolution": 128, "class_word": "dog"},
-        **{f"Personalize{name}": SHORT for name in ("TextBoost", "TextualInversion", "DreamBoothLoRA")},
+        **{f"Personalize{name}": SHORT for name in ("TextualInversion", "DreamBoothLoRA")},
+        "PersonalizeTextBoost": SHORT | host.CAPTIONS,
         "PersonalizeCustomDiffusion": SHORT | {"preset.class_images": 2, "preset.class_image_steps": 2},
         "PersonalizeAttnDreamBooth": {**stages, "preset.views": 4},
         "PersonalizeMetricModels": metric_models,

@@ -10,9 +10,12 @@ from . import waiting
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = "personalize-tiny.safetensors"
+CAPTIONS = {
+    "preset.captions": "captions.txt"
+}  # a few: all of the pack's take longer than a training of seconds
 # On top of the demo's overrides: a training of seconds, which learns nothing but goes through everything.
 QUICK = {
-    "PersonalizeTextBoost": {"preset.steps": 3, "preset.views": 16, "preset.captions": "captions.txt"},
+    "PersonalizeTextBoost": {"preset.steps": 3, "preset.views": 8, **CAPTIONS},
     "PersonalizeTrain": {"preview_every": 0, "preview_steps": 2},
     "EmptyLatentImage": {"batch_size": 1},
     "KSampler": {"steps": 3},

@@ -25,10 +25,9 @@ from ..training.stage import Diverged, Stage, StepReport
 from ..training.state import StageState
 from ..training.trainables import not_finite
 from .callbacks import Callbacks
-from .checkpoints import CheckpointWriter
+from .checkpoints import CheckpointWriter, Pace
 from .folder import CHECKPOINTS_KEPT, RunFolder, StepLog, total_steps
 from .info import RunInfo
-from .pace import Pace
 from .preview import Preview, draw_if_it_fits
 from .result import RunResult
 from .run import Run, advice
