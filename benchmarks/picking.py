@@ -1,10 +1,10 @@
-"""Does Pick by Score return what it promises? Its picks, judged on prompts and noise that it did not score, in the demo
+"""Does Pick by Score return what it promises? Its picks, scored on prompts and noise that it did not score, in the demo
 world.
 
     python -m benchmarks.picking --checkpoint tiny.safetensors --out DIR [--methods ...] [--instances 3]
 
 One training per method and individual, scored every 25 steps on three prompts. The state that each preference picks,
-and the last one, is drawn and judged on six other prompts. Every cell is stored when it is done.
+and the last one, is drawn and scored on six other prompts. Every cell is stored when it is done.
 """
 
 import argparse
@@ -47,20 +47,20 @@ def cell(bench: Bench, metric_models, extractors: ExtractorCache, method: str, n
     steps = {f"{weight:g}": preferred(result.history, weight).step for weight in PREFERENCES}
     steps["last"] = 0
     subject = captions.with_article(chosen.subject(concept))
-    judged = {
-        step: metric_model(bench, metric_models, folder / "run", step, number, subject) for step in {*steps.values()}
+    scored = {
+        step: scores_of(bench, metric_models, folder / "run", step, number, subject) for step in {*steps.values()}
     }
     looks = [entry["measures"][PickByScore.name]["seconds"] for entry in result.history if "measures" in entry]
     return {
-        "rows": {name: {"step": step or len(result.history), **judged[step]} for name, step in steps.items()},
+        "rows": {name: {"step": step or len(result.history), **scored[step]} for name, step in steps.items()},
         "candidates": [[each.step, each.identity, each.text] for each in candidates(result.history)],
         "seconds": result.seconds,
         "scoring_seconds": sum(looks),
     }
 
 
-def metric_model(bench: Bench, metric_models, folder: Path, step: int, number: int, subject: str) -> dict:
-    """A state as it lies in the run's folder, in fresh models, judged."""
+def scores_of(bench: Bench, metric_models, folder: Path, step: int, number: int, subject: str) -> dict:
+    """A state as it lies in the run's folder, in fresh models, scored."""
     models = read_models(bench).to("cpu", getattr(torch, bench.dtype))
     restore.put(RunFolder(folder).result(step=step), models)
     images = generate(bench, models, subject)

@@ -4,7 +4,7 @@
 
 One training of full length per method, individual and seed; DVAR and CLIP early stopping only record. What the model
 has learned where each of them fires, at the length of the authors' short runs and at the end is copied, drawn and
-judged afterwards, so that every row comes from one and the same training. Seconds of a row: the training's own and
+scored afterwards, so that every row comes from one and the same training. Seconds of a row: the training's own and
 those of the row's own monitor. With `--confirm` the first cells of each method are trained once more with each monitor
 acting, and must end at the recorded step with the same bits. Lengths and windows are the paper's, scaled to the
 world by each method's row below. Every cell is stored when it is done.

@@ -3,7 +3,7 @@
     python -m demo.report reference OUT.png --instance N     one plain image of an individual nobody has trained on
     python -m demo.report score JOB.json OUT_FOLDER          scores and image grid of a finished demo
 
-Needs the packages of the virtual environment; dev.py runs it there. JOB.json is what show.py writes. It judges only: no
+Needs the packages of the virtual environment; dev.py runs it there. JOB.json is what show.py writes. It scores only: no
 image is generated here except real drawings of the individual, which say how well anybody could do.
 """
 
