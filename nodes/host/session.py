@@ -58,7 +58,6 @@ def free_memory(device: torch.device) -> int:
 @torch.inference_mode()  # the graph's: a parameter that was made in it breaks when it is moved outside of it
 def unload_all() -> None:
     """Unload the graph's models from the device."""
-    gc.collect()  # copies of an earlier training, which were made outside of inference mode and break within it
     internals.unload_all_models()
     internals.soft_empty_cache()
 
@@ -77,10 +76,11 @@ def operations_with_gradients() -> Iterator[None]:
 
 @contextlib.contextmanager
 def memory_returned() -> Iterator[None]:
-    """Free what the block leaves behind, metric models among it.
+    """Free the garbage of before, and at the end what the block leaves behind, metric models among it.
 
-    What was there before is set aside: a collection that passes over all that the host holds takes half a second.
+    In between what is in use is set aside: a collection that passes over all that the host holds takes half a second.
     """
+    gc.collect()
     first = not gc.get_freeze_count()  # what an outer block, or others, set aside is theirs to bring back
     if first:
         gc.freeze()
@@ -102,14 +102,15 @@ def training_session() -> Iterator[torch.device]:
     """
     device = training_device()
     rng = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-    unload_all()
-    with torch.inference_mode(False), torch.enable_grad(), operations_with_gradients(), rng, memory_returned():
-        try:
-            yield device
-        except BaseException as error:
-            # The frames of a failed training hold its tensors; the host keeps the exception for a while.
-            traceback.clear_frames(error.__traceback__)
-            raise
+    with memory_returned():  # copies of an earlier training were made outside of inference mode and break within it
+        unload_all()
+        with torch.inference_mode(False), torch.enable_grad(), operations_with_gradients(), rng:
+            try:
+                yield device
+            except BaseException as error:
+                # The frames of a failed training hold its tensors; the host keeps the exception for a while.
+                traceback.clear_frames(error.__traceback__)
+                raise
 
 
 def training_dtype(name: str) -> torch.dtype:

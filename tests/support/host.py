@@ -10,9 +10,8 @@ from . import waiting
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = "personalize-tiny.safetensors"
-CAPTIONS = {
-    "preset.captions": "captions.txt"
-}  # a few: all of the pack's take longer than a training of seconds
+# A few: to encode all of the pack's takes longer than a training of seconds.
+CAPTIONS = {"preset.captions": "captions.txt"}
 # On top of the demo's overrides: a training of seconds, which learns nothing but goes through everything.
 QUICK = {
     "PersonalizeTextBoost": {"preset.steps": 3, "preset.views": 8, **CAPTIONS},
