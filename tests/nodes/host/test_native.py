@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from personalize.nodes.host import sampler, weights
-from personalize.nodes.host.session import operations_with_gradients, unload_all
+from personalize.nodes.host.session import operations_with_gradients, training_session
 from personalize.tests.support import random_native
 from personalize.trainers.digest import digest_of
 from personalize.trainers.formats import kohya
@@ -111,7 +111,8 @@ def test_what_is_left_of_a_training_does_not_stop_the_next(tmp_path):
         models.network.place(torch.float32)
         models.itself = models
         del models
-        unload_all()
+        with training_session():
+            pass
     finally:
         gc.enable()
 
