@@ -4,7 +4,6 @@ The repository root is loaded as a package by its path, as ComfyUI does it, and 
 `nodes/` would hide ComfyUI's own nodes.py. ComfyUI's folder does stand there, for tests marked `comfy`.
 """
 
-import gc
 import importlib.util
 import logging
 import os
@@ -15,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 COMFYUI = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".dev" / "ComfyUI").resolve()
-MODULES = pytest.StashKey[int]()  # how many there were when what they hold was set aside
+ASIDE = pytest.StashKey()
 LIBRARIES = ("diffusers", "transformers", "peft")
 # One thread in every process: tiny models are slower on more, many times so beside other work, and rounding depends on
 # their number. Read once, when torch is loaded.
@@ -65,6 +64,9 @@ def pytest_configure(config):
     # `python -m pytest` puts the working directory first.
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
     load_pack()
+    from personalize.tests.support.aside import ModulesAside
+
+    config.stash[ASIDE] = ModulesAside()
     if (COMFYUI / "main.py").exists():
         use_comfyui()
     import torch
@@ -98,12 +100,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Collections pass over what modules hold: each training asks for two, and 600,000 objects take half a second."""
-    if item.config.stash.get(MODULES, 0) < len(sys.modules):
-        gc.unfreeze()
-        gc.collect()
-        gc.freeze()
-        item.config.stash[MODULES] = len(sys.modules)
+    item.config.stash[ASIDE]()
 
 
 @pytest.hookimpl(trylast=True)

@@ -142,8 +142,7 @@ def install(versions, python, comfyui):
     wanted = [word for file in requirements(comfyui) for word in ("-r", file)]
     bounds += backend(python)
     text = f"installing the {versions} versions of what ComfyUI, the pack and the tests need"
-    # Compiled once: otherwise each of the first run's processes compiles what it imports, all at the same time.
-    uv(text, "pip", "install", "--exact", "--compile-bytecode", "--python", python, *wanted, *bounds)
+    uv(text, "pip", "install", "--exact", "--python", python, *wanted, *bounds)
     if ask(python, f"import {', '.join(TORCH)}; print('yes')") != "yes":
         stop(f"{', '.join(TORCH)} do not import together; the log is {LOG}. Delete {python.parents[1]} and try again.")
 

@@ -5,15 +5,12 @@ They are loaded by their path: the repository's root must stay out of sys.path, 
 ComfyUI's nodes.py.
 """
 
-import gc
 import importlib
 import sys
 import types
 from pathlib import Path
 
 from server import PromptServer
-
-MANY = 200  # modules: a library was loaded
 
 
 def _register():
@@ -24,19 +21,14 @@ def _register():
         importlib.import_module(f"{package.__name__}.{name}").register()
 
 
-class SetAside:
-    """As tests/conftest.py does it: the host and each training collect, and what modules hold takes half a second."""
+def _with_modules_aside():
+    aside = importlib.import_module("personalize_random_models.aside").ModulesAside(many=200)  # a library was loaded
 
-    def __init__(self):
-        self.modules = 0
-
-    def __call__(self, prompt):
-        if len(sys.modules) >= self.modules + MANY:
-            gc.unfreeze()
-            gc.collect()
-            gc.freeze()
-            self.modules = len(sys.modules)
+    def handle(prompt):
+        aside()
         return prompt
+
+    return handle
 
 
 class RandomText:
@@ -54,5 +46,5 @@ class RandomText:
 
 
 _register()
-PromptServer.instance.add_on_prompt_handler(SetAside())
+PromptServer.instance.add_on_prompt_handler(_with_modules_aside())
 NODE_CLASS_MAPPINGS = {"TestsRandomText": RandomText}

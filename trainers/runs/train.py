@@ -44,7 +44,7 @@ def train(
     Args:
         model: fingerprint of `models`; computed if empty.
         device: or several that share the work.
-        effort: the least to do to fit into memory; more is done where an estimate or an error asks for it.
+        memory_plan: the least to do to fit into memory; more is done where an estimate or an error asks for it.
         free_memory: bytes that the device has free; without it nothing is estimated.
         checkpoint_every: steps between checkpoints; 0 writes none but at the end.
         cache: a folder for what other runs, too, would have to compute again; none keeps nothing.

@@ -8,8 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from personalize.tests.support import small
-from personalize.tests.trainers.runs.test_resume import FAST, Killed, diverge_at, learned, train
+from personalize.tests.trainers.runs.test_resume import Killed, diverge_at, learned, train
 from personalize.trainers.runs import checkpoints, trainer
 from personalize.trainers.runs import train as training
 from personalize.trainers.runs.checkpoints import SHARE, SMALL, Pace
@@ -162,7 +161,7 @@ def test_who_goes_back_waits_for_what_is_being_written(tmp_path, disk, monkeypat
         diverge_at(6, monkeypatch)
     else:
         monkeypatch.setattr(Objective, "forward", limited)
-    result = train(tmp_path / "run", models=small.models(), callbacks=training.Callbacks(on_step=on_step))
+    result = train(tmp_path / "run", callbacks=training.Callbacks(on_step=on_step))
     if how == "no number":
         assert result.stop_reason.endswith("this is the state after step 4")
     else:
@@ -197,4 +196,4 @@ def test_the_last_one_on_its_way_cannot_fail_a_training_that_is_done(tmp_path, m
         save_state(self, stages)
 
     monkeypatch.setattr(RunFolder, "save_state", last_fails)
-    assert train(tmp_path / "run", FAST).complete
+    assert train(tmp_path / "run").complete
