@@ -259,7 +259,7 @@ PAPER = {
 }
 SHORT = replace(DVAR(), window=100, every=4, accumulation=8, rotate_timesteps=True)
 PRESETS = {
-    "TextBoost": replace(SHORT, threshold=0.02),  # identity still improves long after the loss has settled
+    "TextBoost": replace(SHORT, every=8, threshold=0.02),  # identity improves long after the loss has settled
     "AttnDreamBooth 1": replace(SHORT, window=24, every=2, stage="1"),
     "AttnDreamBooth 2": replace(SHORT, window=40, stage="2"),
     "AttnDreamBooth 3": replace(SHORT, window=80, stage="3"),
