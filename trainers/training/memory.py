@@ -71,17 +71,29 @@ def _trained_texts(models: Models) -> list[TextEncoder]:
     return [encoder for encoder in models.text_encoders if any(p.requires_grad for p in encoder.parameters())]
 
 
+_counted: dict[tuple, int] = {}  # by all that decides it: a host's process trains the same again and again
+
+
 def activation_bytes(models: Models, side: int, checkpointing: bool) -> int:
     """Count the bytes that autograd keeps for a sample `[4, side, side]` through the U-Net, with fused attention.
 
-    Counted without memory (the meta device), seconds at most whatever the size: with LoRA, trained weights
+    Counted without memory (the meta device), in seconds at most and once per process: with LoRA, trained weights
     and recorded attention. Attention runs unfused there; the scores, which a fused kernel never stores,
     are left out unless they are recorded.
     """
     if isinstance(models, FlowModels):
         return _flow_activation_bytes(models, side, checkpointing)
-    unet, before = models.unet, models.unet.training
-    dtype = unet_precision(models)
+    unet = models.unet
+    layers = tuple((name, type(layer)) for name, layer in unet.named_modules())
+    weights = tuple((name, weight.shape, weight.requires_grad) for name, weight in unet.named_parameters())
+    options = side, checkpointing, unet_precision(models), records_attention(unet), str(unet.config)
+    if (key := (layers, weights, options)) not in _counted:
+        _counted[key] = _unet_activation_bytes(models, side, checkpointing)
+    return _counted[key]
+
+
+def _unet_activation_bytes(models: Models, side: int, checkpointing: bool) -> int:
+    unet, before, dtype = models.unet, models.unet.training, unet_precision(models)
     tensors = {name: _empty(t, dtype) for name, t in (*unet.named_parameters(), *unet.named_buffers())}
     scores = _unstored(unet.config.attention_head_dim, recorded=records_attention(unet))
     models.save_memory(checkpointing)

@@ -107,14 +107,20 @@ def test_an_estimate_chooses_the_effort_before_the_first_step(tmp_path):
     assert any("micro-batch size" in sentence for sentence in said)
 
 
-def test_activations_are_counted_once_with_and_once_without_checkpointing(monkeypatch):
-    """Of a large model a count takes seconds; how the batch is split does not change it."""
-    counted, count = [], memory.activation_bytes
-    monkeypatch.setattr(memory, "activation_bytes", lambda *given: counted.append(given[2]) or count(*given))
-    with pytest.raises(MemoryError):
-        memory.fit(small.models(), MemoryPlan(), 0, trained=1000, batch_size=8, resolution=32)
-    # The count with checkpointing asks for the one without in its turn.
-    assert counted == [False, True, False]
+def test_activations_are_counted_once(monkeypatch):
+    """Of a large model a count takes seconds; neither splits nor another training with the same change it."""
+    counted, count = [], memory._unet_activation_bytes
+    monkeypatch.setattr(memory, "_counted", {})
+    monkeypatch.setattr(memory, "_unet_activation_bytes", lambda *given: counted.append(given[1:]) or count(*given))
+    for _ in range(2):
+        with pytest.raises(MemoryError):
+            memory.fit(small.models(), MemoryPlan(), 0, trained=1000, batch_size=8, resolution=64)
+    assert counted == [(8, False), (8, True)]
+    frozen, trained = small.models(), small.models()
+    trained.unet.requires_grad_(True)
+    assert memory.activation_bytes(trained, 8, False) > memory.activation_bytes(frozen, 8, False)
+    assert memory.activation_bytes(frozen, 16, False) > 2 * memory.activation_bytes(frozen, 8, False)
+    assert len(counted) == 4
 
 
 def test_class_images_are_drawn_fewer_at_once_where_memory_runs_out(monkeypatch):
