@@ -17,23 +17,39 @@ OPEN = """
 await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', %s);
 await app.loadGraphData(%s);
 """
-LOOK = """
-await new Promise(done => setTimeout(done, 1500));
+# What `seen()` returns as soon as it has been the same for half a second.
+STILL = """
+let before, still = 0;
+while (still < 5) {
+  const now = JSON.stringify(seen());
+  still = now === before ? still + 1 : 0;
+  before = now;
+  await new Promise(done => setTimeout(done, 100));
+}
+return JSON.parse(before);
+"""
+LOOK = (
+    """
 const view = app.canvas.canvas.getBoundingClientRect(), vue = window.LiteGraph.vueNodesMode;
-const {scale, offset} = app.canvas.ds;
+const ds = app.canvas.ds;
 const drawn = node => {
   if (vue) return document.querySelector(`[data-node-id="${node.id}"]`).getBoundingClientRect();
-  const [x, y, width, height] = node.boundingRect;
+  const [x, y, width, height] = node.boundingRect, {scale, offset} = ds;
   return new DOMRect(view.x + (x + offset[0]) * scale, view.y + (y + offset[1]) * scale, width * scale, height * scale);
 };
-const errors = document.body.innerText.match(/.*errors? found/gi) ?? [];
-return {vue, scale, errors, links: app.graph.links.size, nodes: app.graph.nodes.map(node => {
+const errors = () => document.body.innerText.match(/.*errors? found/gi) ?? [];
+while (%s && !errors().length) await new Promise(done => setTimeout(done, 100));
+const look = node => {
   const {left, right, top, bottom} = drawn(node), folded = node.flags.collapsed;
   const shown = (node.widgets ?? []).filter(w => !w.hidden && !(vue && w.options?.advanced && !node.showAdvanced));
   const values = folded ? [] : shown.filter(w => w.type !== 'button' && w.options?.serialize !== false);
   return {title: node.title, left, right, top, bottom, values: values.map(w => w.name)};
-})}
+};
+const seen = () => (
+  {vue, scale: ds.scale, errors: errors(), links: app.graph.links.size, nodes: app.graph.nodes.map(look)});
 """
+    + STILL
+)
 # What is filled in, and what may be: names of the widgets that are seen without opening anything.
 SEEN = {
     "1  Model": ["ckpt_name"],
@@ -47,23 +63,12 @@ SEEN = {
 }
 
 
-def opened(server, tmp_path, *bodies, size=SCREEN):
-    """What each body of a function returns, one after the other in one editor."""
-
-    async def go():
-        async with browser.open_editor(server.url, tmp_path / "profile") as page:
-            await page.resize(*size)
-            return [await page.run(body) for body in bodies]
-
-    return asyncio.run(go())
-
-
 def template(name):
     return show.read_json(ROOT / "workflows" / f"{name}.json")
 
 
-def opening(vue, workflow):
-    return OPEN % (json.dumps(vue), json.dumps(workflow)) + LOOK
+def opening(vue, workflow, complains=False):
+    return OPEN % (json.dumps(vue), json.dumps(workflow)) + LOOK % json.dumps(complains)
 
 
 def overlaps(nodes):
@@ -74,18 +79,6 @@ def overlaps(nodes):
         return beside or min(one["bottom"], other["bottom"]) <= max(one["top"], other["top"])
 
     return [(a["title"], b["title"]) for i, a in enumerate(nodes) for b in nodes[:i] if not apart(a, b)]
-
-
-@pytest.mark.parametrize("vue", [False, True], ids=["classic", "nodes 2.0"])
-def test_the_first_graph_is_small_and_readable(server, tmp_path, vue):
-    (seen,) = opened(server, tmp_path, opening(vue, template(FIRST)))
-    nodes = seen["nodes"]
-    assert seen["vue"] == vue
-    for node in nodes:
-        assert node["left"] >= 0 and node["right"] <= SCREEN[0], node["title"]
-        assert node["top"] >= 0 and node["bottom"] <= SCREEN[1], node["title"]
-    assert {node["title"]: node["values"] for node in nodes if node["values"] or node["title"] in SEEN} == SEEN
-    assert seen["errors"]  # without a checkpoint the editor says so: what the next test looks for
 
 
 # Template -> most nodes, wires and settings that are seen, and least zoom.
@@ -111,43 +104,65 @@ def parts(server):
     return {kind: {widget: "any.safetensors"} for kind, widget in widgets.items()}
 
 
-@pytest.mark.parametrize("vue", [False, True], ids=["classic", "nodes 2.0"])
-def test_every_template_opens_small_without_overlaps_and_errors(server, object_info, tmp_path, vue):
+@pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes 2.0"])
+def looks(server, object_info, tmp_path_factory, request):
+    """The first graph on a server that lacks its files (None), and each template, as it opens and enlarged."""
+    vue, found = request.param, {}
     files = {kind: host.demo_overrides()[kind] for kind in ("CheckpointLoaderSimple", "LoadImage")} | parts(server)
-    names = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
-    assert names == sorted(LIMITS)
 
     async def go():
-        found = []
-        async with browser.open_editor(server.url, tmp_path / "profile") as page:
-            for name in names:
+        async with browser.open_editor(server.url, tmp_path_factory.mktemp("profile") / "profile") as page:
+            await page.resize(*SCREEN)
+            found[None] = await page.run(opening(vue, template(FIRST), complains=True))
+            for name in sorted(LIMITS):
                 await page.resize(*SCREEN)
-                found.append(await page.run(opening(vue, override_workflow(template(name), object_info, files))))
+                plain = await page.run(opening(vue, override_workflow(template(name), object_info, files)))
                 await page.resize(*SCREEN, zoom=1.25)
-                found.append(await page.run(LOOK))
-        return found
+                found[name] = plain, await page.run(LOOK % "false")
 
-    seen = asyncio.run(go())
-    for name, plain, enlarged in zip(names, seen[::2], seen[1::2], strict=True):
-        nodes, wires, settings, zoom = LIMITS[name]
-        assert plain["vue"] == vue and plain["scale"] >= zoom, name
-        assert len(plain["nodes"]) <= nodes and plain["links"] <= wires, name
-        assert sum(len(node["values"]) for node in plain["nodes"]) <= settings, name
-        for each in (plain, enlarged):
-            assert (overlaps(each["nodes"]), each["errors"]) == ([], []), name
+    asyncio.run(go())
+    assert found[None]["vue"] == vue
+    return found
 
 
-APP = """
+def test_the_first_graph_is_small_and_readable(looks):
+    """Opened where its checkpoint is missing, of which the editor complains."""
+    seen = looks[None]
+    for node in seen["nodes"]:
+        assert node["left"] >= 0 and node["right"] <= SCREEN[0], node["title"]
+        assert node["top"] >= 0 and node["bottom"] <= SCREEN[1], node["title"]
+    assert {node["title"]: node["values"] for node in seen["nodes"] if node["values"] or node["title"] in SEEN} == SEEN
+    assert seen["errors"]
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_template_opens_small_without_overlaps_and_errors(looks, name):
+    nodes, wires, settings, zoom = LIMITS[name]
+    plain = looks[name][0]
+    assert plain["scale"] >= zoom and len(plain["nodes"]) <= nodes and plain["links"] <= wires
+    assert sum(len(node["values"]) for node in plain["nodes"]) <= settings
+    for each in looks[name]:
+        assert (overlaps(each["nodes"]), each["errors"]) == ([], [])
+
+
+def test_every_template_is_looked_at():
+    assert sorted(path.stem for path in (ROOT / "workflows").glob("*.json")) == sorted(LIMITS)
+
+
+APP = (
+    """
 const workflow = %s;
 workflow.extra.linearMode = true;
 await app.loadGraphData(workflow);
-await new Promise(done => setTimeout(done, 2000));
-return document.body.innerText
+const seen = () => document.body.innerText;
+while (!seen().includes('Run')) await new Promise(done => setTimeout(done, 100));
 """
+    + STILL
+)
 
 
-@pytest.mark.parametrize("size", [SCREEN, (390, 844)], ids=["screen", "phone"])
-def test_the_first_graph_is_an_app(server, tmp_path, size):
+def test_the_first_graph_is_an_app(server, tmp_path):
+    """On a screen with its fields, on a phone at least without the nodes' names for them."""
     workflow = template(FIRST)
     fields = workflow["extra"]["linearData"]["inputs"]
     titles = {str(node["id"]): node.get("title") for node in workflow["nodes"]}
@@ -156,11 +171,20 @@ def test_the_first_graph_is_an_app(server, tmp_path, size):
         ("5  What to generate", "text"),
     ]  # fmt: skip
     assert [titles[node] for node in workflow["extra"]["linearData"]["outputs"]] == ["New images"]
-    (seen,) = opened(server, tmp_path, APP % json.dumps(workflow), size=size)
-    assert "Run" in seen and "ckpt_name" not in seen and "class_word" not in seen
-    if size == SCREEN:
-        for label in ("Model", "One clear picture", "What is it?", "What to generate"):
-            assert label in seen
+
+    async def go():
+        async with browser.open_editor(server.url, tmp_path / "profile") as page:
+            for size in (SCREEN, (390, 844)):
+                await page.resize(*size)
+                seen.append(await page.run(APP % json.dumps(workflow)))
+
+    seen = []
+    asyncio.run(go())
+    screen, phone = seen
+    for text in (screen, phone):
+        assert "Run" in text and "ckpt_name" not in text and "class_word" not in text
+    for label in ("Model", "One clear picture", "What is it?", "What to generate"):
+        assert label in screen
 
 
 BLUEPRINT = """
@@ -182,7 +206,12 @@ def test_one_node_that_learns_a_picture_is_offered(server, object_info, tmp_path
     offered = server.client.get("/global_subgraphs")
     assert [each["source"] for each in offered.values() if each["name"] == name] == ["custom_node"]
     blueprint = show.read_json(ROOT / "subgraphs" / f"{name}.json")
-    (seen,) = opened(server, tmp_path, BLUEPRINT % json.dumps(blueprint))
+
+    async def go():
+        async with browser.open_editor(server.url, tmp_path / "profile") as page:
+            return await page.run(BLUEPRINT % json.dumps(blueprint))
+
+    seen = asyncio.run(go())
     assert seen["widgets"] == [["class_word", "dog"], ["placeholder_token", "<concept>"], ["preset.steps", 250]]
     inputs = {node["class_type"]: node["inputs"] for node in seen["prompt"].values()}
     assert inputs["PersonalizeLoadReferences"]["class_word"] == "mug"
