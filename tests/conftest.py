@@ -66,7 +66,7 @@ def pytest_configure(config):
     load_pack()
     from personalize.tests.support.aside import ModulesAside
 
-    config.stash[ASIDE] = ModulesAside()
+    config.stash[ASIDE] = ModulesAside(many=50)
     if (COMFYUI / "main.py").exists():
         use_comfyui()
     import torch

@@ -20,7 +20,6 @@ pytestmark = pytest.mark.comfy
 LARGE = {
     "textual inversion": 0.1,
     "dreambooth-lora": 1e-2,
-    "dreambooth-lora with prior": 1e-2,
     "custom diffusion": 1e-3,
 }
 

@@ -124,7 +124,9 @@ def test_a_difference_that_does_not_fit_is_refused(graph, name):
         apply(*graph[:2], result_of(lora))
 
 
-@pytest.mark.parametrize("full_precision", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "full_precision"), [*((kind, False) for kind in KINDS), (KINDS[0], True)], indirect=["kind"]
+)
 def test_a_checkpoint_is_the_whole_model_with_what_was_learned(kind, graph, model_folders, differences, full_precision):
     """In the host's own names, and read by the host and by this pack as the models that it was saved of."""
     from personalize.nodes.apply import apply

@@ -179,7 +179,12 @@ SPELLINGS = {  # how it is written, PEFT's options, what is done to the file aft
 }
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
+# Of the second family, whose layers and paths are others, one of each kind of name.
+CASES = [("SD 1.x", each) for each in SPELLINGS]
+CASES += [("SD 2.x v", each) for each in ("peft", "peft, alphas", "diffusers", "kohya", "kohya, original paths")]
+
+
+@pytest.mark.parametrize(("graph", "spelling"), CASES, indirect=["graph"])
 def test_a_lora_of_any_spelling_computes_what_its_maker_did(graph, model_folders, fresh, untouched, adapted, spelling):
     from personalize.nodes import apply as applying
     from personalize.nodes.host import full_precision

@@ -7,7 +7,7 @@ import sys
 class ModulesAside:
     """Has later collections, which the host and each training ask for, pass over new objects alone."""
 
-    def __init__(self, many: int = 1):
+    def __init__(self, many: int):
         self.many, self.known = many, 0
 
     def __call__(self):

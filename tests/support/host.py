@@ -14,6 +14,7 @@ CHECKPOINT = "personalize-tiny.safetensors"
 CAPTIONS = {"preset.captions": "captions.txt"}
 # On top of the demo's overrides: a training of seconds, which learns nothing but goes through everything.
 QUICK = {
+    "PersonalizeLoadReferences": {"resolution": 64},
     "PersonalizeTextBoost": {"preset.steps": 3, "preset.views": 8, **CAPTIONS},
     "PersonalizeTrain": {"preview_every": 0, "preview_steps": 2},
     "EmptyLatentImage": {"batch_size": 1},

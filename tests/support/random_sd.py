@@ -1,5 +1,7 @@
 """Random SD 1.x and 2.x in small widths and the real file layout, loaded by the host's own loader. No test in here."""
 
+import functools
+
 import comfy.ops
 import comfy.sd
 import comfy.sd1_clip
@@ -201,6 +203,13 @@ def write_checkpoint(path, kind="SD 1.x", seed=0):
     Args:
         kind: "SD 1.x", "SD 2.x epsilon", "SD 2.x v", "SDXL", "SDXL v"; "with zero terminal SNR" may follow a v.
     """
+    save_file(file_state(kind, seed), path)
+    return path
+
+
+@functools.cache
+def file_state(kind, seed):
+    """What such a file holds, {name: tensor}; to make it takes longer than to write it."""
     unet, scale, encoders = layout(kind)
     parts = {
         "model.diffusion_model.": UNetModel(**unet, operations=comfy.ops.disable_weight_init),
@@ -214,8 +223,7 @@ def write_checkpoint(path, kind="SD 1.x", seed=0):
         for name, value in random_state(module, generator).items()
     }
     state["first_stage_model.vae_scale"] = torch.tensor(scale)
-    save_file(_in_its_layout(state, kind), path)
-    return path
+    return _in_its_layout(state, kind)
 
 
 def _in_its_layout(state, kind):

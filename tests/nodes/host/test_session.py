@@ -25,6 +25,7 @@ def nothing_set_aside():
     gc.disable()  # no collection but those that are asked for
     yield
     gc.enable()
+    gc.freeze()
 
 
 def garbage():

@@ -373,18 +373,18 @@ def steps(out):
 
 
 @pytest.mark.slow
-def test_killed_within_and_between_subjects(files, whole, tmp_path):
+def test_a_killed_call_goes_on_where_it_was(files, whole, tmp_path):
+    """Killed within the second subject: the first is not repeated, the second goes on from its checkpoint."""
     out = tmp_path / "out"
-    until(start(files, out), lambda: max(steps(out), default=0) > 5)
-    assert not [*out.glob("*/report.json")]
-    until(start(files, out), lambda: (out / "cup_1" / "report.json").exists())
+    until(start(files, out), lambda: len(steps(out)) == 2 and steps(out)[0] > 5)
+    assert [file.parent.name for file in out.glob("*/report.json")] == ["cup_1"]
     written = (out / "cup_1" / "report.json").stat().st_mtime_ns
     assert start(files, out).wait() == 0
     assert (out / "cup_1" / "report.json").stat().st_mtime_ns == written
     lines = out.with_suffix(".log").read_text().splitlines()
-    (going_on,) = (line for line in lines if line.startswith("cup_1: going on after step "))
+    (going_on,) = (line for line in lines if line.startswith("dog_0: going on after step "))
     assert int(going_on.split()[-1]) >= 4
-    assert sum(line.startswith("cup_1: textboost: step 1 ") for line in lines) == 1 and steps(out) == [12, 12, 12]
+    assert sum(line.startswith("dog_0: textboost: step 1 ") for line in lines) == 1 and steps(out) == [12, 12, 12]
     assert "cup_1: complete with these settings, not repeated" in lines
     assert scores(out) == scores(whole)
 

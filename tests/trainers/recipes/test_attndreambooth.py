@@ -1,6 +1,7 @@
 """AttnDreamBooth: does each stage change exactly what it declares, go on after a kill, and come back on the host?"""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -113,25 +114,38 @@ def test_the_difference_is_what_changed(tmp_path):
         assert torch.equal(result.lora[key], (parameter - base[name]).detach().half())
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """`whole(weights)`: what a run learns that nothing disturbs."""
+
+    @functools.cache
+    def learned_whole(weights):
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        train(folder, fine_tuning=weights)
+        return learned(folder)
+
+    return learned_whole
+
+
 @pytest.mark.parametrize("weights", ["full", "lora"])
 @pytest.mark.parametrize("stop_after", [1, 2, 4, 5, 6])
-def test_a_kill_in_every_stage_changes_nothing(tmp_path, weights, stop_after):
+def test_a_kill_in_every_stage_changes_nothing(whole, tmp_path, weights, stop_after):
     """Within a stage, and between two: 2 + 3 + 2 steps."""
-    train(tmp_path / "whole" / "run", fine_tuning=weights)
     folder = tmp_path / "broken" / "run"
     with pytest.raises(Killed):
         train(folder, fine_tuning=weights, stop_after=stop_after)
     partial = RunFolder(folder).result(partial=True)
     assert not partial.complete and len(partial.history) == stop_after
     train(folder, fine_tuning=weights)
-    assert learned(folder) == learned(tmp_path / "whole" / "run")
+    assert learned(folder) == whole(weights)
 
 
 @pytest.mark.parametrize("weights", ["full", "lora"])
 @pytest.mark.parametrize("stop_after", [1, 3, 5, 6])
-def test_a_process_killed_in_any_stage_goes_on_from_what_lies_on_disk(tmp_path, monkeypatch, weights, stop_after):
+def test_a_process_killed_in_any_stage_goes_on_from_what_lies_on_disk(
+    whole, tmp_path, monkeypatch, weights, stop_after
+):
     """Nothing is written after the kill; checkpoints are of steps 2, 4 and 6, and of each stage's beginning."""
-    train(tmp_path / "whole" / "run", fine_tuning=weights)
     monkeypatch.setattr(training.Trainer, "_break_off", lambda self, stages: None)
     folder = tmp_path / "killed" / "run"
     with pytest.raises(Killed):
@@ -139,7 +153,7 @@ def test_a_process_killed_in_any_stage_goes_on_from_what_lies_on_disk(tmp_path, 
     on_disk = sum(stage.step for stage in RunFolder(folder).last_state())
     assert on_disk == {1: 0, 3: 2, 5: 4, 6: 6}[stop_after]
     train(folder, fine_tuning=weights, checkpoint_every=2)
-    assert learned(folder) == learned(tmp_path / "whole" / "run")
+    assert learned(folder) == whole(weights)
 
 
 def test_stages_one_after_the_other_need_the_word(tmp_path):
@@ -197,7 +211,10 @@ def test_presets_are_the_papers():
 # -- on the host
 
 
-@pytest.fixture(scope="module", params=("SD 1.x", "SD 2.x epsilon", "SDXL"))
+FAMILIES = ("SD 1.x", "SD 2.x epsilon", "SDXL")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
 def graph(tmp_path_factory, request):
     """MODEL, CLIP, VAE of a random checkpoint."""
     from personalize.tests.support import random_sd
@@ -252,7 +269,9 @@ def test_every_weight_comes_back_on_the_host(graph, trained, inputs):
 
 
 @pytest.mark.comfy
-@pytest.mark.parametrize("weights", ["full", "lora"])
+@pytest.mark.parametrize(
+    ("graph", "weights"), [*((family, "full") for family in FAMILIES), ("SDXL", "lora")], indirect=["graph"]
+)
 def test_three_trainings_chained_through_model_and_clip(graph, tmp_path, weights):
     """Each begins where the one before ended, but for the half precision of what goes through the graph."""
     from personalize.nodes.apply import apply
@@ -302,8 +321,7 @@ def sampled(model, clip):
 
 
 @pytest.mark.comfy
-@pytest.mark.parametrize("saver", ["CheckpointSave", "ModelSave"])
-def test_stock_sampler_and_savers_honour_it(graph, trained, tmp_path, request, monkeypatch, saver):
+def test_stock_sampler_and_savers_honour_it(graph, trained, tmp_path, request, monkeypatch):
     """KSampler draws otherwise with the returned MODEL, the same with what is saved of it, as ever with the base."""
     import comfy.sd
     import folder_paths
@@ -318,15 +336,13 @@ def test_stock_sampler_and_savers_honour_it(graph, trained, tmp_path, request, m
     assert effect > 0.01 and torch.equal(sampled(graph[0], clip), base)
 
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
-    node = getattr(nodes_model_merging, saver)()
     with torch.inference_mode():
-        if saver == "ModelSave":
-            node.save(model, "mine")
-            again = comfy.sd.load_diffusion_model(str(tmp_path / "mine_00001_.safetensors"))
-        else:
-            node.save(model, clip, graph[2], "mine")
-            again = random_sd.load(tmp_path / "mine_00001_.safetensors", request.node.callspec.params["graph"])[0]
-    difference = (sampled(again, clip) - expected).abs().max()
-    print(f"difference {difference:.1e}, effect {effect:.1e}")
-    assert difference < 0.01 * effect
+        nodes_model_merging.ModelSave().save(model, "unet")
+        nodes_model_merging.CheckpointSave().save(model, clip, graph[2], "all")
+        unet = comfy.sd.load_diffusion_model(str(tmp_path / "unet_00001_.safetensors"))
+    checkpoint = random_sd.load(tmp_path / "all_00001_.safetensors", request.node.callspec.params["graph"])[0]
+    for name, again in (("unet", unet), ("checkpoint", checkpoint)):
+        difference = (sampled(again, clip) - expected).abs().max()
+        print(f"{name}: difference {difference:.1e}, effect {effect:.1e}")
+        assert difference < 0.01 * effect
     assert torch.equal(sampled(graph[0], clip), base)

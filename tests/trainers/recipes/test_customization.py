@@ -4,6 +4,7 @@ Small random models on the CPU. What came back on the host: test_customization_f
 """
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -82,32 +83,42 @@ def _ids(words):
     return small.models().text_encoders[0].tokenizer.encode_words(words)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """`whole(name)`: the folder of a run that nothing disturbed."""
+
+    @functools.cache
+    def folder(name):
+        made = tmp_path_factory.mktemp("whole") / "run"
+        train(name, made)
+        return made
+
+    return folder
+
+
 @EACH
-def test_twice_in_one_process_is_the_same(tmp_path, name):
-    torch.manual_seed(1)
-    train(name, tmp_path / "first")
+def test_twice_in_one_process_is_the_same(whole, tmp_path, name):
     torch.manual_seed(2)
     train(name, tmp_path / "second")
-    assert learned(tmp_path / "first") == learned(tmp_path / "second")
+    assert learned(tmp_path / "second") == learned(whole(name))
     other = train(name, tmp_path / "other", seed=1)[1]
-    assert other.history[0]["loss"] != RunFolder(tmp_path / "first").result().history[0]["loss"]
+    assert other.history[0]["loss"] != RunFolder(whole(name)).result().history[0]["loss"]
 
 
 @EACH
 @pytest.mark.parametrize("stop_after", [1, 2])
-def test_a_kill_changes_nothing(tmp_path, name, stop_after):
-    train(name, tmp_path / "whole" / "run")
+def test_a_kill_changes_nothing(whole, tmp_path, name, stop_after):
     folder = tmp_path / "broken" / "run"
     with pytest.raises(Killed):
         train(name, folder, stop_after=stop_after)
     train(name, folder)
-    assert learned(folder) == learned(tmp_path / "whole" / "run")
+    assert learned(folder) == learned(whole(name))
 
 
 @EACH
-def test_first_losses_equal_the_golden_ones(tmp_path, name):
+def test_first_losses_equal_the_golden_ones(whole, name):
     golden = json.loads((Path(__file__).parents[2] / "golden" / "losses.json").read_text())
-    history = train(name, tmp_path)[1].history
+    history = RunFolder(whole(name)).result().history
     assert [step["loss"] for step in history] == pytest.approx(golden[name], rel=1e-3)
 
 

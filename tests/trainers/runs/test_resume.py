@@ -1,6 +1,7 @@
 """Does a run survive whatever ends it: bit for bit the same as one that nothing disturbed? Small models on the CPU."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
@@ -61,14 +62,26 @@ def learned(folder):
     return tensors, [{k: v for k, v in step.items() if k not in ("seconds", "steps")} for step in steps]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """`whole(recipe)`: what a run learns that nothing disturbs, and what its steps say."""
+
+    @functools.cache
+    def learned_whole(recipe=FAST):
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        train(folder, recipe)
+        return learned(folder)
+
+    return learned_whole
+
+
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 5, 7])
 @pytest.mark.parametrize(
     "recipe",
     [FAST, dataclasses.replace(FAST, views=0), TwoStages(**vars(FAST))],
     ids=["pool", "fresh views", "two stages"],
 )
-def test_a_interrupted_run_ends_as_an_undisturbed_one(tmp_path, recipe, stop_after):
-    train(tmp_path / "whole" / "run", recipe)
+def test_an_interrupted_run_ends_as_an_undisturbed_one(whole, tmp_path, recipe, stop_after):
     folder = tmp_path / "broken" / "run"
     with pytest.raises(Killed):
         train(folder, recipe, stop_after=stop_after)
@@ -76,7 +89,7 @@ def test_a_interrupted_run_ends_as_an_undisturbed_one(tmp_path, recipe, stop_aft
     assert not partial.complete and len(partial.history) == stop_after and str(stop_after) in partial.stop_reason
     assert RunFolder(folder).result() is None
     result = train(folder, recipe)
-    assert learned(folder) == learned(tmp_path / "whole" / "run")
+    assert learned(folder) == whole(recipe)
     assert [step["step"] for step in result.history] == list(range(1, 8))
     assert not (folder / "checkpoints").exists()
 
@@ -128,8 +141,7 @@ def test_a_process_that_is_killed_goes_on_from_its_last_checkpoint(tmp_path, mon
 
 @pytest.mark.parametrize("damage", ["cut", "bit", "empty", "text"])
 @pytest.mark.parametrize("damaged", [1, 2])
-def test_a_damaged_checkpoint_is_not_used(tmp_path, damage, damaged):
-    train(tmp_path / "whole" / "run")
+def test_a_damaged_checkpoint_is_not_used(whole, tmp_path, damage, damaged):
     folder = tmp_path / "damaged" / "run"
     with pytest.raises(Killed):
         train(folder, stop_after=6)
@@ -142,7 +154,7 @@ def test_a_damaged_checkpoint_is_not_used(tmp_path, damage, damaged):
     trainer = RunFolder(folder).last_state()
     assert [s.step for s in trainer] == ([4] if damaged == 1 else [])
     train(folder)
-    assert learned(folder) == learned(tmp_path / "whole" / "run")
+    assert learned(folder) == whole()
 
 
 def test_a_run_keeps_its_name_when_it_goes_on(tmp_path):

@@ -5,6 +5,7 @@ written out, what is learned with a run that nobody watched.
 """
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -130,7 +131,8 @@ def test_the_fixed_batch_has_one_shape_and_an_images_caption():
 
 def test_on_custom_diffusion_the_loss_is_the_plain_mean_squared_error():
     """Masks of where a view shows the subject count in its training alone, as in the authors' code."""
-    seen = monitored.stage_context(CustomDiffusion(views=4, prior_weight=0.0), Concept(images=(torch.rand(3, 32, 32),)))
+    concept = Concept(images=(torch.rand(3, 32, 32),), resolution=32)
+    seen = monitored.stage_context(CustomDiffusion(views=4, prior_weight=0.0), concept)
     look = FixedBatch(DVAR(batch_size=8), seen)
     (inputs,) = look._inputs(0, 0, 1000)
     assert seen.stage.first(8).masks.min() == 0
@@ -323,23 +325,37 @@ def test_every_line_of_the_log_is_told(tmp_path):
 # -- kill and resume
 
 
+ACTING = (
+    dataclasses.replace(WATCHING, threshold=1.1, min_steps=2, keep="best"),
+    FixedSteps(steps=6, stage="all"),
+)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """`undisturbed(recipe)`: the result of a run with those, and its weights."""
+
+    @functools.cache
+    def of(recipe):
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        return train(folder, ACTING, recipe), weights(folder)
+
+    return of
+
+
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 5])
 @pytest.mark.parametrize("recipe", [FAST, TwoStages(**vars(FAST))], ids=["one", "two"])
-def test_state_survives_a_kill(tmp_path, monkeypatch, recipe, stop_after):
+def test_state_survives_a_kill(undisturbed, tmp_path, monkeypatch, recipe, stop_after):
     """With two monitors, one of which acts, and the best state kept: the same log, stops and bits."""
-    stopper = [
-        dataclasses.replace(WATCHING, threshold=1.1, min_steps=2, keep="best"),
-        FixedSteps(steps=6, stage="all"),
-    ]
-    whole = train(tmp_path / "whole", stopper, recipe)
+    whole, weights_of_whole = undisturbed(recipe)
     for how in ("cancelled", "killed"):
         if how == "killed":
             monkeypatch.setattr(training.Trainer, "_break_off", lambda self, stages: None)
         folder = tmp_path / how
         with pytest.raises(Killed):
-            train(folder, stopper, recipe, stop_after=stop_after)
-        result = train(folder, stopper, recipe)
-        assert weights(folder) == weights(tmp_path / "whole")
+            train(folder, ACTING, recipe, stop_after=stop_after)
+        result = train(folder, ACTING, recipe)
+        assert weights(folder) == weights_of_whole
         assert timeless(result.history) == timeless(whole.history)
         assert result.stops == whole.stops and result.stop_reason == whole.stop_reason
 
