@@ -28,7 +28,8 @@ NEEDED = {
     "matplotlib": "matplotlib",
     "timm": "timm",
 }
-NEEDED_FOR_TESTS = {"pytest": "pytest", "xdist": "pytest-xdist", "ruff": "ruff", "mypy": "mypy"}
+TESTS = {"pytest": "pytest", "xdist": "pytest-xdist"}
+NEEDED_FOR = {"test": TESTS, "check": {**TESTS, "ruff": "ruff", "mypy": "mypy"}}
 WORKERS = 3  # processes that share all tests: many wait for others; more need more memory
 FAST = "not slow and not gpu and not browser"
 
@@ -112,19 +113,19 @@ def host(options):
         stop(f"--{versions} sets up an environment of its own: leave out --comfyui.")
     given = given or os.environ.get("COMFYUI_PATH")
     if given and not versions and options.command != "release-check":
-        return existing(Path(given).expanduser().resolve(), tests=options.command != "demo")
+        return existing(Path(given).expanduser().resolve(), NEEDED_FOR.get(options.command, {}))
     return environments.made(versions or "locked")
 
 
-def existing(comfyui, tests):
-    """A ComfyUI that is somebody's: checked, never changed."""
+def existing(comfyui, more):
+    """A ComfyUI that is somebody's: checked for what all commands need and for `more`, never changed."""
     if not (comfyui / "main.py").is_file():
         stop(f"There is no ComfyUI (no main.py) in {comfyui}.")
     places = [comfyui / "venv", comfyui / ".venv", comfyui.parent / "venv", comfyui.parent / ".venv"]
     pythons = [environments.python_of(place) for place in places]
     pythons.append(comfyui.parent / "python_embeded" / "python.exe")
     python = next((p for p in pythons if p.exists()), Path(sys.executable))
-    needed = {**NEEDED, **(NEEDED_FOR_TESTS if tests else {})}
+    needed = {**NEEDED, **more}
     missing = missing_modules(python, list(needed))
     if missing:
         packages = " ".join(needed[name] for name in missing)

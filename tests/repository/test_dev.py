@@ -210,6 +210,18 @@ def test_a_comfyui_of_somebody_is_used_with_its_own_python_and_left_alone(dev, t
     assert dev.calls == []
 
 
+@pytest.mark.parametrize(
+    ("command", "tools"),
+    [("demo", set()), ("test", {"pytest", "xdist"}), ("check", {"pytest", "xdist", "ruff", "mypy"})],
+)
+def test_each_command_asks_for_the_tools_that_it_uses(dev, tmp_path, monkeypatch, command, tools):
+    touch(tmp_path / "theirs" / "main.py")
+    looked_for = []
+    monkeypatch.setattr(dev, "missing_modules", lambda python, modules: looked_for.extend(modules) or [])
+    dev.host(asked(dev, command, "--comfyui", str(tmp_path / "theirs")))
+    assert set(looked_for) == {*dev.NEEDED, *tools}
+
+
 def test_what_somebodys_comfyui_lacks_is_said_in_one_sentence(dev, tmp_path, monkeypatch):
     touch(tmp_path / "theirs" / "main.py")
     monkeypatch.setattr(dev, "missing_modules", lambda *a: ["open_clip", "peft"])
