@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from personalize.trainers.device import SingleDevice, training_dtype, works_in_half
+from personalize.trainers.device import SingleDevice, has_bfloat16, training_dtype, works_in_half
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -25,6 +25,13 @@ def test_the_best_that_works(name, bfloat16, float16, expected):
 
 def test_the_processor_computes_in_float32():
     assert training_dtype("auto", CPU) == torch.float32
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_emulated_bfloat16_is_none(monkeypatch, native):
+    """torch emulates it on a GTX 1080, far slower than float32."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    assert has_bfloat16(CUDA) == native
 
 
 @pytest.mark.parametrize(
