@@ -18,7 +18,7 @@ from trainers.runs.run import Run
 from trainers.runs.train import train
 from trainers.stopping.dvar import PRESETS
 
-from .fidelity import value
+from .fidelity import settings_of
 from .fidelity_rows import concept_of, read_models, recipe
 from .stopping import study
 
@@ -33,7 +33,7 @@ def main():
     parser.add_argument("--set", nargs="+", default=SETTINGS, metavar="NAME=VALUE", help="settings of the recipe")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    bench = study(given.checkpoint, {k: value(v) for k, v in (pair.split("=", 1) for pair in given.set)}, seed=0)
+    bench = study(given.checkpoint, settings_of(given.set), seed=0)
     preset = PRESETS["TextBoost"]
     monitors = tuple(replace(preset, every=every, stop_training=False) for every in given.intervals)
     for number in given.instances:

@@ -78,6 +78,11 @@ def value(text: str):
         return text
 
 
+def settings_of(pairs: list[str]) -> dict:
+    """The settings that `NAME=VALUE ...` on the command line stands for."""
+    return {name: value(text) for name, text in (pair.split("=", 1) for pair in pairs)}
+
+
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -120,7 +125,7 @@ def main():
         prompts=tuple(PROMPTS)[: args.prompts],
         seeds=tuple(args.seeds),
         preset=args.preset,
-        overrides={name: value(text) for name, text in (item.split("=", 1) for item in args.set)},
+        overrides=settings_of(args.set),
         initializer=args.initializer,
         training_seed=args.training_seed,
         sampler_steps=args.sampler_steps,

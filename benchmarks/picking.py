@@ -23,7 +23,7 @@ from trainers.runs.run import Run
 from trainers.runs.train import train
 from trainers.stopping.pick_by_score import PickByScore
 
-from .fidelity import score, value
+from .fidelity import score, settings_of
 from .fidelity_rows import Bench, concept_of, generate, read_models, recipe
 from .stopping import CLIP_FILE, read, study
 
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    overrides = {name: value(text) for name, text in (item.split("=", 1) for item in args.set)}
+    overrides = settings_of(args.set)
     bench, metric_models = study(args.checkpoint, overrides, seed=0), evaluators.load("cpu")
     args.out.mkdir(parents=True, exist_ok=True)
     evaluators.expand_clip(evaluators.WEIGHTS / "evaluator_clip.safetensors", args.out / CLIP_FILE)

@@ -33,7 +33,7 @@ from trainers.stopping.dvar import DVAR
 from trainers.stopping.dvar import PRESETS as DVARS
 from trainers.stopping.monitor import of_stage, reason_to_stop
 
-from .fidelity import score, value
+from .fidelity import score, settings_of
 from .fidelity_rows import PROMPTS, Bench, concept_of, generate, read_models, recipe
 
 ALL = ("full", "short", "CLIP Early Stopping", "DVAR", "DVAR 2", "DVAR 3")
@@ -292,7 +292,7 @@ def main() -> None:
     parser.add_argument("--confirm", type=int, default=0, help="cells of each method to train again with real stops")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    overrides = {name: value(text) for name, text in (item.split("=", 1) for item in args.set)}
+    overrides = settings_of(args.set)
     metric_models = evaluators.load("cpu")
     cells: dict[str, list[dict]] = {}
     args.out.mkdir(parents=True, exist_ok=True)

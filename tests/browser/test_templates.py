@@ -63,6 +63,20 @@ SEEN = {
 }
 
 
+def opened(server, folder, *steps):
+    """What functions return one after the other in one editor; each step is the screen's size and a body."""
+
+    async def go():
+        async with browser.open_editor(server.url, folder / "profile") as page:
+            found = []
+            for size, body in steps:
+                await page.resize(*size)
+                found.append(await page.run(body))
+            return found
+
+    return asyncio.run(go())
+
+
 def template(name):
     return show.read_json(ROOT / "workflows" / f"{name}.json")
 
@@ -107,22 +121,15 @@ def parts(server):
 @pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes 2.0"])
 def looks(server, object_info, tmp_path_factory, request):
     """The first graph on a server that lacks its files (None), and each template, as it opens and enlarged."""
-    vue, found = request.param, {}
+    vue, enlarged = request.param, (*SCREEN, 1.25)
     files = {kind: host.demo_overrides()[kind] for kind in ("CheckpointLoaderSimple", "LoadImage")} | parts(server)
-
-    async def go():
-        async with browser.open_editor(server.url, tmp_path_factory.mktemp("profile") / "profile") as page:
-            await page.resize(*SCREEN)
-            found[None] = await page.run(opening(vue, template(FIRST), complains=True))
-            for name in sorted(LIMITS):
-                await page.resize(*SCREEN)
-                plain = await page.run(opening(vue, override_workflow(template(name), object_info, files)))
-                await page.resize(*SCREEN, zoom=1.25)
-                found[name] = plain, await page.run(LOOK % "false")
-
-    asyncio.run(go())
-    assert found[None]["vue"] == vue
-    return found
+    steps = [(SCREEN, opening(vue, template(FIRST), complains=True))]
+    for name in LIMITS:
+        workflow = override_workflow(template(name), object_info, files)
+        steps += [(SCREEN, opening(vue, workflow)), (enlarged, LOOK % "false")]
+    first, *others = opened(server, tmp_path_factory.mktemp("looks"), *steps)
+    assert {each["vue"] for each in (first, *others)} == {vue}
+    return {None: first} | dict(zip(LIMITS, zip(others[::2], others[1::2], strict=True), strict=True))
 
 
 def test_the_first_graph_is_small_and_readable(looks):
@@ -171,16 +178,8 @@ def test_the_first_graph_is_an_app(server, tmp_path):
         ("5  What to generate", "text"),
     ]  # fmt: skip
     assert [titles[node] for node in workflow["extra"]["linearData"]["outputs"]] == ["New images"]
-
-    async def go():
-        async with browser.open_editor(server.url, tmp_path / "profile") as page:
-            for size in (SCREEN, (390, 844)):
-                await page.resize(*size)
-                seen.append(await page.run(APP % json.dumps(workflow)))
-
-    seen = []
-    asyncio.run(go())
-    screen, phone = seen
+    body = APP % json.dumps(workflow)
+    screen, phone = opened(server, tmp_path, (SCREEN, body), ((390, 844), body))
     for text in (screen, phone):
         assert "Run" in text and "ckpt_name" not in text and "class_word" not in text
     for label in ("Model", "One clear picture", "What is it?", "What to generate"):
@@ -206,12 +205,7 @@ def test_one_node_that_learns_a_picture_is_offered(server, object_info, tmp_path
     offered = server.client.get("/global_subgraphs")
     assert [each["source"] for each in offered.values() if each["name"] == name] == ["custom_node"]
     blueprint = show.read_json(ROOT / "subgraphs" / f"{name}.json")
-
-    async def go():
-        async with browser.open_editor(server.url, tmp_path / "profile") as page:
-            return await page.run(BLUEPRINT % json.dumps(blueprint))
-
-    seen = asyncio.run(go())
+    (seen,) = opened(server, tmp_path, (SCREEN, BLUEPRINT % json.dumps(blueprint)))
     assert seen["widgets"] == [["class_word", "dog"], ["placeholder_token", "<concept>"], ["preset.steps", 250]]
     inputs = {node["class_type"]: node["inputs"] for node in seen["prompt"].values()}
     assert inputs["PersonalizeLoadReferences"]["class_word"] == "mug"

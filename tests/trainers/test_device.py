@@ -29,7 +29,7 @@ def test_the_processor_computes_in_float32():
 
 @pytest.mark.parametrize("native", [True, False])
 def test_emulated_bfloat16_is_none(monkeypatch, native):
-    """torch emulates it on a GTX 1080, far slower than float32."""
+    """On a GTX 1080 torch emulates it, and calls it supported unless asked so."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
     assert has_bfloat16(CUDA) == native
 

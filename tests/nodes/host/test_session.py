@@ -25,7 +25,7 @@ def nothing_set_aside():
     gc.disable()  # no collection but those that are asked for
     yield
     gc.enable()
-    gc.freeze()
+    gc.freeze()  # as before, for the tests that follow
 
 
 def garbage():

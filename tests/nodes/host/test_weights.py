@@ -415,7 +415,7 @@ def live_bytes():
     gc.unfreeze()  # what tests/conftest.py has set aside
     gc.collect()
     tensors = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
-    gc.freeze()
+    gc.freeze()  # as before
     storages = {
         t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.device.type != "meta"
     }

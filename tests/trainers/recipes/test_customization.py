@@ -89,6 +89,7 @@ def whole(tmp_path_factory):
 
     @functools.cache
     def folder(name):
+        torch.manual_seed(1)  # a training draws nothing from there
         made = tmp_path_factory.mktemp("whole") / "run"
         train(name, made)
         return made
